@@ -1,0 +1,1 @@
+"""First-party methods of mtlbench, found through the same entry points as anyone's."""

@@ -1,0 +1,51 @@
+"""mtlbench compares multi-task parameter-efficient fine-tuning methods. These names are what a plugin author imports.
+
+They load on first use, so that ``mtlbench --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlbench.api.executor import Executor, Launch, Workers
+    from mtlbench.api.hooks import hookimpl
+    from mtlbench.api.method import Method, Setup, SetupTask, Trainer
+    from mtlbench.api.report import Report
+    from mtlbench.api.task import Task, TaskSuite
+
+__version__ = "0.1.0"
+__all__ = [
+    "Executor",
+    "Launch",
+    "Method",
+    "Report",
+    "Setup",
+    "SetupTask",
+    "Task",
+    "TaskSuite",
+    "Trainer",
+    "Workers",
+    "hookimpl",
+]
+
+_HOMES = {
+    "Executor": "executor",
+    "Launch": "executor",
+    "Workers": "executor",
+    "hookimpl": "hooks",
+    "Method": "method",
+    "Setup": "method",
+    "SetupTask": "method",
+    "Trainer": "method",
+    "Report": "report",
+    "Task": "task",
+    "TaskSuite": "task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtlbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mtlbench.api.{_HOMES[name]}"), name)

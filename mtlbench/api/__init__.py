@@ -1,0 +1,1 @@
+"""Contracts and plain values; nothing here loads torch."""

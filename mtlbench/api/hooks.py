@@ -1,0 +1,78 @@
+"""The pluggy hooks of mtlbench: four nouns a plugin may provide, four events an observer may watch.
+
+A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
+(``mtlbench.methods``, ``.tasks``, ``.reports``, ``.executors``, ``.observers``) names the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtlbench.api.cell import Cell
+    from mtlbench.api.executor import Executor
+    from mtlbench.api.method import Method
+    from mtlbench.api.record import Record
+    from mtlbench.api.report import Report
+    from mtlbench.api.task import TaskSuite
+
+PROJECT = "mtlbench"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class NounHooks:
+    """What a plugin module gives. Called only after one of its names was asked for."""
+
+    @hookspec
+    def mtlbench_methods(self) -> Iterable[type[Method]]:  # type: ignore[empty-body]
+        """The module's methods."""
+
+    @hookspec
+    def mtlbench_tasks(self) -> Iterable[TaskSuite]:  # type: ignore[empty-body]
+        """The module's suites. No data is read here."""
+
+    @hookspec
+    def mtlbench_reports(self) -> Iterable[Report]:  # type: ignore[empty-body]
+        """The module's reports: pure renderers that never import torch."""
+
+    @hookspec
+    def mtlbench_executors(self) -> Iterable[Executor]:  # type: ignore[empty-body]
+        """The module's ways to start workers."""
+
+
+class EventHooks:
+    """What an observer may watch. An observer that raises is reported once by name and dropped."""
+
+    @hookspec
+    def mtlbench_run_started(self, cells: Sequence[Cell]) -> None:
+        """Called in the parent before the first worker starts, with every cell of the request."""
+
+    @hookspec
+    def mtlbench_cell_started(self, cell: Cell) -> None:
+        """Called in the worker that claimed the cell, and in the parent when it sees the claim."""
+
+    @hookspec
+    def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
+        """Called in the worker after each optimizer step.
+
+        ``row_losses`` and ``tasks`` are ``[rows]``, detached and still on the device: reading them costs a sync.
+        """
+
+    @hookspec
+    def mtlbench_cell_finished(self, record: Record) -> None:
+        """Called in the worker after the record was published, and in the parent when it sees the record."""
+
+
+NOUN_HOOKS: dict[str, str] = {
+    "methods": "mtlbench_methods",
+    "tasks": "mtlbench_tasks",
+    "reports": "mtlbench_reports",
+    "executors": "mtlbench_executors",
+}
+GROUPS: tuple[str, ...] = (*NOUN_HOOKS, "observers")

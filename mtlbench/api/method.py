@@ -1,0 +1,130 @@
+"""The contract of a method: a recipe that makes a frozen backbone trainable for several tasks at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.engine.routing import Routing
+
+Value = bool | int | float | str | None
+"""A setting's value: what fits in JSON as a scalar."""
+
+
+@dataclass(frozen=True)
+class SetupTask:
+    """One task as a method sees it."""
+
+    index: int
+    """The id that arrives in batches."""
+    name: str
+    """Full name, such as ``glue/rte``."""
+    train_rows: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may know about the cell when it attaches."""
+
+    tasks: tuple[SetupTask, ...]
+    routing: Routing
+    """Gives layers the task id of every row of the batch in flight."""
+    architecture: str
+    """``causal`` or ``seq2seq``."""
+    target_modules: tuple[str, ...]
+    """Qualified names of every linear projection of the attention and feed-forward blocks, in model order."""
+    total_steps: int
+    """Optimizer steps of the whole training budget."""
+    max_length: int
+    """Longest row in tokens, prompt and answer together."""
+    seed: int
+
+
+class Trainer(Protocol):
+    """What :meth:`Method.fit` drives."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+
+    def run(self, *, before_step: Callable[[int], None] | None = None, patience_from: int = 0) -> None:
+        """Train for the whole budget; ``before_step(step)`` runs before each step, early stopping counts from ``patience_from``."""
+
+    def search_loss(self) -> Tensor:
+        """The method's loss on the next batch of the search split, dropout off, with gradients enabled.
+
+        The search split is carved from the training data for choices made by gradient (architecture logits); no
+        method trains weights on it, and it is disjoint from the split that stops training early.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method; its dataclass fields are its hyperparameters, settable as ``name[field=value]``.
+
+    State lives in attached modules, never in the method object. Import torch inside the functions that use it, so
+    that planning stays fast.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    """Paper, and reference code with commit."""
+    task_routed: ClassVar[bool] = False
+    """Whether the output of a row depends on its task id."""
+    identity_at_start: ClassVar[bool] = True
+    """Whether the function equals the backbone's before the first step."""
+
+    learning_rate: float | None = None
+    """Peak learning rate; ``None`` takes the protocol's."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        """Add trainable parts in place. Every parameter that requires gradients afterwards is trained and saved."""
+
+    def refuse(self, setup: Setup) -> str | None:
+        """The reason why this cell cannot be run, or ``None``. Called before :meth:`attach`."""
+        return None
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimizer groups with ``params`` and optionally ``lr`` and ``weight_decay``."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return [{"params": trainable, "lr": learning_rate}]
+
+    def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
+        """The scalar to minimise from per-row mean token losses ``[rows]`` and task ids ``[rows]``."""
+        return row_losses.mean()
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after each optimizer step and before gradients are cleared (rank budgets, schedules, pruning)."""
+
+    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+        """Train. The default is one run over the budget; override for stages and bilevel search."""
+        trainer.run()
+
+    def finish(self, model: nn.Module) -> None:
+        """Merge, discretise or collapse before evaluation."""
+
+    def search_space(self, trial: Any) -> Mapping[str, Value]:
+        """Settings suggested by an Optuna trial; empty when there is nothing to tune."""
+        return {}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write a standard peft checkpoint to ``folder``.
+
+        Raises:
+            PluginError: when the method has no standard form.
+        """
+        from mtlbench.errors import PluginError
+
+        raise PluginError(f"Method {self.name!r} cannot be expressed as a standard peft checkpoint.")
+
+    def settings(self) -> dict[str, Value]:
+        """All hyperparameters by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -1,0 +1,49 @@
+"""Tasks and suites as plain data; lm-eval holds the one definition of every prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Examples and their scoring.
+
+    ``yaml`` is ``package:path`` of an lm-eval task file: ``lm_eval:glue/rte/default.yaml`` is relative to lm-eval's own
+    ``tasks`` folder, any other package is relative to that package.
+    """
+
+    name: str
+    """Short name inside the suite, such as ``rte``."""
+    yaml: str
+    metrics: tuple[str, ...]
+    """Metrics of the YAML that make the task's score: their mean, in percent, is what tables show."""
+    dataset: str
+    """Hub id of the data set, such as ``nyu-mll/glue``; a data folder mirrors it."""
+    config: str | None
+    """Configuration of the data set, such as ``rte``."""
+    train_split: str = "train"
+    eval_split: str = "validation"
+    columns: tuple[str, ...] = ()
+    """Columns the prompt and the target read; checked before any compute."""
+    licence: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSuite:
+    """A named tuple of tasks."""
+
+    name: str
+    title: str
+    tasks: tuple[Task, ...]
+    demo: Callable[[str, str | None, str], Rows] | None = None
+    """``demo(dataset, config, split)`` gives generated rows in the hub's schema; ``None`` when the suite has none."""
+    demo_fingerprint: Callable[[], str] | None = None
+    """A digest that changes when the generated rows can change."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named requests, such as ``glue/quick``: words of the command line by option name."""

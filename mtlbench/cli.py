@@ -1,0 +1,210 @@
+"""The command line: words in, one call, exit code out. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mtlbench.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_REQUEST: tuple[Callable[[Any], Any], ...] = (
+    click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
+    click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
+    click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
+    click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id."),
+    click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
+    click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
+    click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
+)
+_PROTOCOL: tuple[Callable[[Any], Any], ...] = (
+    click.option("--epochs", type=float, help="Passes over the joint training rows.  [default: 3]"),
+    click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
+    click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
+    click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
+    click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
+    click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
+    click.option("--schedule", help="cosine, linear or constant.  [default: cosine]"),
+    click.option("--mixing", help="proportional, uniform, temperature:T or capped:ROWS.  [default: proportional]"),
+    click.option("--train-rows", type=int, help="At most this many training rows per task."),
+    click.option("--eval-rows", type=int, help="At most this many evaluation rows per task."),
+    click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
+    click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
+    click.option("--attention", help="sdpa or eager.  [default: sdpa]"),
+    click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
+)
+
+
+def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="mtlbench")
+def cli() -> None:
+    """Compare multi-task parameter-efficient fine-tuning methods: same data, prompts, budget and seeds."""
+
+
+@cli.command()
+@_with(_REQUEST)
+@click.option("--executor", default="local", show_default=True, help="How workers are started.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per device]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@_with(_PROTOCOL)
+def run(out: Path | None, executor: str, workers: int, device: str, **words: Any) -> None:
+    """Train and evaluate every method; the same command again does only what is missing."""
+    from mtlbench.models import check_reachable
+    from mtlbench.plugins import load_executor, load_observer, offers
+    from mtlbench.runner import run as run_cells
+    from mtlbench.store import RunFolder
+
+    plan = _plan(words)
+    starter = load_executor(executor)
+    observers = {name: load_observer(name) for name in offers("observers")}
+    check_reachable(plan.request.model)
+    folder = RunFolder(out or plan.default_folder)
+    folder.preflight()
+    request = folder.put_request(plan.request.to_json(), plan.cells)
+    code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers)
+    click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
+    sys.exit(code)
+
+
+@cli.command()
+@_with(_REQUEST)
+@_with(_PROTOCOL)
+def plan(out: Path | None, **words: Any) -> None:
+    """Show what would run and what is there already; creates nothing."""
+    from mtlbench.status import plan_lines
+    from mtlbench.store import RunFolder
+
+    made = _plan(words)
+    path = out or made.default_folder
+    records = RunFolder(path).records() if path.is_dir() else {}
+    for line in plan_lines(made.cells, records, folder=path):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--as", "formats", default="markdown,csv", show_default=True, metavar="NAMES", help="Reports to render.")
+@click.option("--to", type=click.Path(path_type=Path), help="Where documents go.  [default: FOLDER/report]")
+def report(folder: Path | None, formats: str, to: Path | None) -> None:
+    """Print the tables of a run folder (the newest one by default) and write the documents."""
+    from mtlbench.plugins import load_report
+    from mtlbench.study import study_of
+
+    reports = [load_report(name) for name in _names(formats, "--as")]
+    store = _folder(folder)
+    study = study_of(store.records().values(), expected=store.expected())
+    target = to or store.path / "report"
+    for renderer in reports:
+        documents = renderer.render(study)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in documents.items():
+            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        if renderer.on_terminal:
+            content = next(iter(documents.values()))
+            click.echo(content.decode() if isinstance(content, bytes) else content)
+        click.echo(f"wrote {', '.join(str(target / name) for name in documents)}", err=True)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def status(folder: Path | None) -> None:
+    """Show what is done, running, failed and missing in a run folder."""
+    from mtlbench.status import status_lines
+
+    store = _folder(folder)
+    for line in status_lines(store.expected(), store.records(), store.running()):
+        click.echo(line)
+
+
+@cli.command("list")
+@click.argument("group", required=False)
+def list_(group: str | None) -> None:
+    """List installed methods, tasks, reports, executors and observers, from package metadata alone."""
+    from mtlbench.api.hooks import GROUPS
+    from mtlbench.models import embedded
+    from mtlbench.plugins import offers
+
+    for name in (group,) if group else GROUPS:
+        found = offers(name)
+        click.echo(f"{name}:")
+        width = max((len(n) for n in found), default=0)
+        for offered in found.values():
+            origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
+            clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
+            click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
+    if group is None:
+        click.echo(f"models embedded: {', '.join(embedded())}")
+
+
+def _plan(words: dict[str, Any]) -> Plan:
+    from mtlbench.errors import RequestError
+    from mtlbench.plan import Request, make_plan, preset
+
+    name = words.pop("preset")
+    given = {k: v for k, v in words.items() if v is not None}
+    merged = {**(preset(name) if name else {}), **given}
+    for needed in ("methods", "tasks"):
+        if needed not in merged:
+            raise RequestError(f"--{needed} is missing. Example: mtlbench run --methods peml,mtl_lora --tasks glue")
+    request = {k: merged.pop(k) for k in ("methods", "tasks", "model", "data") if k in merged}
+    seeds = _seeds(str(merged.pop("seeds", "0")))
+    return make_plan(Request(**request, seeds=seeds, protocol=merged))
+
+
+def _seeds(words: str) -> tuple[int, ...]:
+    from mtlbench.errors import RequestError
+
+    try:
+        seeds = tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise RequestError(f"--seeds {words!r} cannot be read. Write whole numbers with commas, such as 0,1,2.") from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RequestError(f"--seeds {words!r}: seeds must be different and not negative.")
+    return seeds
+
+
+def _names(words: str, option: str) -> list[str]:
+    from mtlbench.errors import RequestError
+
+    names = [w.strip() for w in words.split(",") if w.strip()]
+    if not names:
+        raise RequestError(f"{option} is empty.")
+    return names
+
+
+def _folder(path: Path | None) -> Any:
+    from mtlbench.errors import RequestError
+    from mtlbench.store import RunFolder, newest
+
+    found = path or newest(Path("runs"))
+    if found is None:
+        raise RequestError("There is no run folder under runs/. Name one, or start with: mtlbench run --methods peml,mtl_lora --tasks glue")
+    if not (found / "requests").is_dir():
+        raise RequestError(f"{str(found)!r} is no run folder: it has no requests/. Name the folder that `mtlbench run` printed.")
+    return RunFolder(found)
+
+
+def main() -> None:
+    """Entry point: a wrong request prints one line and exits with 2."""
+    from mtlbench.errors import MtlbenchError
+
+    try:
+        cli()
+    except MtlbenchError as error:
+        click.echo(f"mtlbench: {error}", err=True)
+        sys.exit(2)

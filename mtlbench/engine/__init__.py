@@ -1,0 +1,1 @@
+"""Everything that needs torch: backbone, routing, injection, batches, training, evaluation, cost, cell."""

@@ -1,0 +1,65 @@
+"""An exception to one failure class and one sentence that says what to do next."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from importlib import metadata
+
+import torch
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.record import Failure, FailureClass
+from mtlbench.errors import PluginError, RequestError
+from mtlbench.plugins import offer_of
+
+_NEXT: dict[FailureClass, str] = {
+    "oom": "Give the cell less at once: a smaller --micro-batch, --max-length, or --checkpointing.",
+    "user": "Correct the request as the message says and run the same command again.",
+    "disk": "Free space or raise the quota of the run folder, then run the same command again.",
+    "plugin": "The failure is in the method's own code: report it to its authors with the frames of this record.",
+    "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
+}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class GuardError(Exception):
+    """A check made on every cell did not hold, so its scores cannot be trusted."""
+
+
+def failure_of(error: BaseException, cell: Cell) -> Failure:
+    """The class, message and next step of an exception raised while running ``cell``."""
+    kind = _class_of(error, cell)
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return Failure(
+        kind=kind,
+        message=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+        next_step=_NEXT[kind],
+        frames=tuple(f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames),
+    )
+
+
+def _class_of(error: BaseException, cell: Cell) -> FailureClass:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return "oom"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return "disk"
+    if isinstance(error, RequestError):
+        return "user"
+    if isinstance(error, (PluginError, GuardError)):
+        return "plugin"
+    return "plugin" if _in_method_code(error, cell) else "infra"
+
+
+def _in_method_code(error: BaseException, cell: Cell) -> bool:
+    """Whether the traceback passes through the package that owns the cell's method."""
+    try:
+        package = offer_of("methods", cell.method).module.partition(".")[0]
+    except (PluginError, RequestError, metadata.PackageNotFoundError):
+        return True
+    step = error.__traceback__
+    while step is not None:
+        if str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+            return True
+        step = step.tb_next
+    return False

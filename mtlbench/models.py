@@ -1,0 +1,79 @@
+"""What a model's name means, decided without loading anything: embedded, local folder or hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from mtlbench.errors import RequestError, did_you_mean
+
+BACKBONES = Path(__file__).parent / "demo" / "backbones"
+"""Folder of the embedded backbones; each has a folder of its own."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+
+
+def embedded() -> tuple[str, ...]:
+    """Names of the embedded backbones."""
+    return tuple(sorted(p.parent.name for p in BACKBONES.glob("*/config.json")))
+
+
+def is_embedded(model: str) -> bool:
+    """Whether ``model`` names an embedded backbone."""
+    return model in embedded()
+
+
+def check_model(model: str) -> None:
+    """Fail early when ``model`` can be neither an embedded backbone, a model folder nor a hub id.
+
+    Raises:
+        RequestError: with what is wrong and what to name instead.
+    """
+    if is_embedded(model):
+        return
+    path = Path(model)
+    if path.is_dir():
+        _check_folder(path)
+        return
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local or not _HUB_ID.fullmatch(model):
+        raise RequestError(f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}.")
+
+
+def check_reachable(model: str) -> None:
+    """Prove that a hub model can be had: cached here, or its config can be fetched. Opens a socket only for hub ids.
+
+    Raises:
+        RequestError: saying how to go on without the hub.
+    """
+    if is_embedded(model) or Path(model).is_dir():
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    hint = f"Use a local folder, or {_names()}. {did_you_mean(model, embedded())}"
+    try:
+        HfApi().model_info(model, timeout=10)
+    except GatedRepoError as error:
+        raise RequestError(f"The hub gates model {model!r}: accept its terms and set HF_TOKEN, or use {_names()}.") from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(f"The hub knows no model {model!r}. {hint}") from error
+    except Exception as error:
+        raise RequestError(f"Model {model!r} is not on this machine and the hub cannot be reached. {hint}") from error
+
+
+def _check_folder(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        raise RequestError(f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote.")
+    try:
+        json.loads(config.read_text())
+    except ValueError as error:
+        raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
+
+
+def _names() -> str:
+    return "an embedded backbone (" + ", ".join(embedded()) + ")"

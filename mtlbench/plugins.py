@@ -1,0 +1,175 @@
+"""Plugins by name: listed from package metadata, loaded only when asked for, checked before use."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+from typing import Any, cast
+
+import pluggy
+
+from mtlbench.api.executor import Executor
+from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
+from mtlbench.api.method import Method
+from mtlbench.api.report import Report
+from mtlbench.api.task import TaskSuite
+from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_mean
+
+_SINGULAR = {
+    "methods": "method",
+    "tasks": "suite",
+    "reports": "report",
+    "executors": "executor",
+    "observers": "observer",
+}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One name that one installed distribution offers."""
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        """``distribution version``, as messages name it."""
+        return f"{self.distribution} {self.version}"
+
+
+def offers(group: str) -> dict[str, tuple[Offer, ...]]:
+    """Every offered name of a group (``methods``, ``tasks``, ...) in order, from metadata alone: nothing is imported."""
+    if group not in GROUPS:
+        raise PluginError(f"There is no plugin group {group!r}. {did_you_mean(group, GROUPS)}")
+    found: dict[str, dict[tuple[str, str], Offer]] = {}
+    for entry in metadata.entry_points(group=f"{PROJECT}.{group}"):
+        dist = entry.dist
+        offer = Offer(entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else "unknown")
+        found.setdefault(entry.name, {})[(offer.distribution, offer.module)] = offer
+    return {name: tuple(found[name].values()) for name in sorted(found)}
+
+
+def offer_of(group: str, name: str) -> Offer:
+    """The one offer of ``name``.
+
+    Raises:
+        RequestError: nobody offers the name.
+        PluginError: two distributions offer it.
+    """
+    known = offers(group)
+    if name not in known:
+        raise RequestError(f"Unknown {_SINGULAR[group]} {name!r}. {did_you_mean(name, known)}")
+    found = known[name]
+    if len(found) > 1:
+        owners = " and ".join(f"{o.origin} ({o.module})" for o in found)
+        raise PluginError(f"The {_SINGULAR[group]} name {name!r} is offered by {owners}. Uninstall one of them.")
+    return found[0]
+
+
+def load_method(name: str) -> type[Method]:
+    """The method class behind ``name``."""
+    offer = offer_of("methods", name)
+    method = _noun("methods", offer)
+    if not (inspect.isclass(method) and issubclass(method, Method)):
+        raise _wrong_type(offer, "a subclass of mtlbench.Method", method)
+    if inspect.isabstract(method):
+        missing = ", ".join(sorted(method.__abstractmethods__))
+        raise PluginError(f"Method {name!r} of {offer.origin} does not implement {missing}.")
+    params = getattr(method, "__dataclass_params__", None)
+    if params is None or "__dataclass_params__" not in vars(method) or not params.frozen:
+        raise PluginError(f"Method {name!r} of {offer.origin} must be decorated with @dataclass(frozen=True, kw_only=True).")
+    if not isinstance(getattr(method, "source", None), str):
+        raise PluginError(f"Method {name!r} of {offer.origin} must state its `source` (paper, reference code).")
+    return method
+
+
+def load_suite(name: str) -> TaskSuite:
+    """The suite behind ``name``."""
+    return cast(TaskSuite, _instance("tasks", name, TaskSuite))
+
+
+def load_report(name: str) -> Report:
+    """The report behind ``name``."""
+    return cast(Report, _instance("reports", name, Report))
+
+
+def load_executor(name: str) -> Executor:
+    """The executor behind ``name``."""
+    return cast(Executor, _instance("executors", name, Executor))
+
+
+def load_observer(name: str) -> ModuleType:
+    """The module of an observer; its event hooks are checked against the specification."""
+    offer = offer_of("observers", name)
+    module = _module("observers", offer)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(EventHooks)
+    _register(manager, module, "observers", offer)
+    return module
+
+
+def _instance(group: str, name: str, kind: type[Any]) -> Any:
+    offer = offer_of(group, name)
+    noun = _noun(group, offer)
+    if not isinstance(noun, kind):
+        raise _wrong_type(offer, f"an instance of mtlbench.{kind.__name__}", noun)
+    return noun
+
+
+def _module(group: str, offer: Offer) -> ModuleType:
+    try:
+        return importlib.import_module(offer.module)
+    except MtlbenchError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise PluginError(
+            f"The {_SINGULAR[group]} {offer.name!r} of {offer.origin} cannot be imported ({offer.module}): "
+            f"{type(error).__name__}: {error}. Update or uninstall {offer.distribution}; other plugins are not affected."
+        ) from error
+
+
+def _register(manager: pluggy.PluginManager, module: ModuleType, group: str, offer: Offer) -> None:
+    try:
+        manager.register(module)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"The {_SINGULAR[group]} {offer.name!r} of {offer.origin} does not fit a hook: {error}") from error
+
+
+def _noun(group: str, offer: Offer) -> Any:
+    module = _module(group, offer)
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(NounHooks)
+    _register(manager, module, group, offer)
+    hook = NOUN_HOOKS[group]
+    try:
+        nouns = [noun for given in getattr(manager.hook, hook)() for noun in given]
+    except Exception as error:
+        raise PluginError(
+            f"{hook}() of {offer.origin} ({offer.module}) failed: {type(error).__name__}: {error}."
+        ) from error
+    named = [noun for noun in nouns if getattr(noun, "name", None) == offer.name]
+    if len(named) != 1:
+        given = ", ".join(sorted(repr(getattr(n, "name", n)) for n in nouns)) or "nothing"
+        raise PluginError(
+            f"{offer.origin} offers the {_SINGULAR[group]} {offer.name!r} in {offer.module}, "
+            f"but {hook}() there gives {given}."
+        )
+    return named[0]
+
+
+def _wrong_type(offer: Offer, wanted: str, got: object) -> PluginError:
+    return PluginError(f"{offer.name!r} of {offer.origin} must be {wanted}, got {got!r}.")
+
+
+def setting_names(method: type[Method]) -> tuple[str, ...]:
+    """Names of a method's settings, in the order of its fields."""
+    return tuple(f.name for f in dataclasses.fields(method))

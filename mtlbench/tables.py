@@ -1,0 +1,161 @@
+"""The values a report renders: numbers over seeds, marks, notes. Names and messages are single printable lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.record import Record
+
+AT_MAJORITY = "at or below the majority class"
+"""What the mark of :attr:`Entry.at_majority` means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Numbers over seeds."""
+
+    values: tuple[float, ...]
+    """One per seed, at least one."""
+    mean: float
+    sd: float | None
+    """Sample standard deviation; ``None`` with fewer than two values."""
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row's scores in one column, in percent."""
+
+    scores: Spread
+    best: bool
+    """Whether no other row of the column has a higher mean; nothing is best where one row alone has scores."""
+    at_majority: bool
+    """Whether answering always the same would have done as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCosts:
+    """What a row's cells cost, over the seeds that gave scores. Times in seconds, memory in bytes."""
+
+    trainable_parameters: Spread
+    trainable_percent: float
+    """Trainable parameters in percent of the backbone's."""
+    inference_parameters: Spread
+    peak_memory: Spread | None
+    peak_memory_kind: str
+    """``device``, ``process``, both, or empty."""
+    tokens_per_second: Spread
+    train_seconds: Spread
+    total_seconds: Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Seeds of a row that gave no scores, all for one reason."""
+
+    status: Literal["failed", "skipped", "missing"]
+    seeds: tuple[int, ...]
+    kind: str
+    """Class of the failure, ``refused``, or empty for a missing cell."""
+    message: str
+    next_step: str
+
+    def __str__(self) -> str:
+        return f"{seed_words(self.seeds)} {self.status}: " + ": ".join(filter(None, (self.kind, self.message)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method variant of one package version, over its seeds."""
+
+    label: str
+    """The variant, with package versions where a table holds the variant more than once."""
+    variant: str
+    plugins: Mapping[str, str]
+    records: tuple[Record, ...]
+    """By seed."""
+    missing: tuple[Cell, ...]
+    """Expected cells without a record, by seed."""
+    seeds: tuple[int, ...]
+    """Seeds that gave scores."""
+    entries: Mapping[str, Entry]
+    """Full task name to scores; tasks without any are left out."""
+    average: Entry | None
+    """Mean over all tasks, formed per seed; seeds that lack a task are left out."""
+    costs: RowCosts | None
+    problems: tuple[Problem, ...]
+
+    @property
+    def planned(self) -> int:
+        """Number of seeds, those without scores included."""
+        return len(self.records) + len(self.missing)
+
+    @property
+    def outcome(self) -> str:
+        """``3 of 3 seeds``, or fewer with the reasons."""
+        return "; ".join([f"{len(self.seeds)} of {self.planned} seeds", *map(str, self.problems)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows that may be compared: one protocol, one backbone, one tuple of tasks."""
+
+    title: str
+    protocol: Protocol
+    model: str
+    tasks: tuple[str, ...]
+    """Full task names, in training order."""
+    differs: Mapping[str, Any]
+    """Protocol fields, with this table's values, in which the study's tables differ."""
+    rows: tuple[Row, ...]
+    """By average, highest first; rows without one last."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The tables of a run folder and how many cells are behind them."""
+
+    title: str
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+    counts: Mapping[str, int]
+    """Cells by ``ok``, ``failed``, ``skipped`` and ``missing``."""
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Mean and sample standard deviation of at least one number; NaN where a number is NaN."""
+    numbers = tuple(values)
+    mean = sum(numbers) / len(numbers)
+    if len(numbers) < 2:
+        return Spread(values=numbers, mean=mean, sd=None)
+    return Spread(values=numbers, mean=mean, sd=math.sqrt(sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)))
+
+
+def one_line(text: str, *, limit: int = 300) -> str:
+    """Text from anywhere as one printable line (no terminal controls), cut with an ellipsis after ``limit`` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def seed_words(seeds: Iterable[int]) -> str:
+    """``seed 1`` or ``seeds 0, 2``."""
+    words = [str(seed) for seed in seeds]
+    return f"seed{'s' if len(words) != 1 else ''} {', '.join(words)}"
+
+
+def tasks_words(tasks: tuple[str, ...]) -> str:
+    """Up to three full names, or ``glue (9 tasks)`` by suite."""
+    if len(tasks) <= 3:
+        return one_line(", ".join(tasks))
+    suites = [task.partition("/")[0] for task in tasks]
+    return one_line(
+        ", ".join(f"{s} ({suites.count(s)} task{'s' if suites.count(s) > 1 else ''})" for s in dict.fromkeys(suites))
+    )
