@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from mtlbench.errors import RequestError, did_you_mean
+import math
+from collections.abc import Callable
+
+from mtlbench.errors import RequestError
+
+Weigh = Callable[[int], float]
+"""From the rows of a task to its weight in the mixture."""
 
 
-def parse_mixing(words: str) -> tuple[str, float | None]:
-    """``"temperature:2"`` to ``("temperature", 2.0)``.
+def parse_mixing(words: str) -> Weigh:
+    """The weight of a task from its rows: ``proportional``, ``uniform``, ``temperature:T`` (n^(1/T)), ``capped:ROWS``.
 
     Raises:
-        RequestError: unknown mixing, or a missing or impossible number.
+        RequestError: for anything else.
     """
-    name, colon, number = words.partition(":")
-    plain, numbered = ("proportional", "uniform"), ("temperature", "capped")
-    if name in plain and not colon:
-        return name, None
-    if name not in (*plain, *numbered):
-        raise RequestError(f"Unknown mixing {words!r}. {did_you_mean(name, (*plain, *numbered))}")
+    kind, _, argument = words.partition(":")
+    if words == "proportional":
+        return float
+    if words == "uniform":
+        return lambda rows: float(rows > 0)
     try:
-        value = float(number)
+        value = float(argument)
     except ValueError:
-        value = -1.0
-    if name in plain or not 0 < value < float("inf"):
-        raise RequestError(
-            f"Mixing {words!r} cannot be read. Write proportional, uniform, temperature:T or capped:ROWS, T and ROWS above 0."
-        )
-    return name, value
+        value = 0.0
+    if math.isfinite(value):
+        if kind == "temperature" and value > 0:
+            return lambda rows: float(rows) ** (1 / value)
+        if kind == "capped" and value >= 1 and value.is_integer():
+            return lambda rows: min(float(rows), value)
+    raise RequestError(
+        f"mixing={words!r} is not known. Known: proportional, uniform, temperature:T with T > 0, such as "
+        "temperature:2, capped:ROWS with ROWS >= 1, such as capped:10000."
+    )

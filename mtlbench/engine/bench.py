@@ -1,0 +1,128 @@
+"""What one worker keeps warm between cells: the measured device, loaded backbones, tokenised tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.task import Task
+from mtlbench.data.examples import training_pairs
+from mtlbench.data.lm_task import choose_rows, load_lm_task
+from mtlbench.data.source import Source, find_task, open_source
+from mtlbench.engine.backbone import Backbone, load_backbone
+from mtlbench.engine.encode import encode_rows
+from mtlbench.engine.machine import Machine, choose_dtype, probe
+from mtlbench.engine.tokens import TokenRow
+from mtlbench.errors import DataError
+from mtlbench.plugins import load_suite
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tasks of a cell, ready for training and evaluation."""
+
+    tasks: Mapping[str, Task]
+    """Full task name to task; the order gives the task ids."""
+    lm_tasks: Mapping[str, ConfigurableTask]
+    rows: Sequence[TokenRow]
+    """Training rows of all tasks."""
+
+
+class Bench:
+    """What stays warm between the cells of one worker.
+
+    Args:
+        device: ``auto`` (an accelerator where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads; ``None`` leaves torch's choice.
+        data: ``demo``, ``hub`` or a folder.
+    """
+
+    def __init__(self, *, device: str, threads: int | None, data: str) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        word = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(word)
+        self.machine: Machine = probe(self.device)
+        self._data = data
+        self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
+        self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self._lm_tasks: dict[tuple[tuple[str, ...], str], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
+
+    def dtypes(self, cell: Cell) -> tuple[torch.dtype, torch.dtype | None]:
+        """Dtype of the frozen weights, and of autocast where it is on."""
+        chosen = choose_dtype(cell.protocol.dtype, self.machine)
+        return chosen, None if chosen is torch.float32 else chosen
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is kept at a time."""
+        dtype, _ = self.dtypes(cell)
+        key = (cell.model, cell.protocol.attention, dtype)
+        if key not in self._backbones:
+            self._backbones.clear()
+            self._backbones[key] = load_backbone(
+                cell.model, dtype=dtype, attention=cell.protocol.attention, device=self.device
+            )
+        return self._backbones[key]
+
+    def prepared(self, cell: Cell, backbone: Backbone) -> Prepared:
+        """The tasks of a cell, read and tokenised once.
+
+        Raises:
+            DataError: rows are missing, changed since the cell was planned, or not shaped as the task needs.
+        """
+        protocol = cell.protocol
+        key = (cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows)
+        if key not in self._prepared:
+            tasks, lm_tasks = self._tasks(cell)
+            rows: list[TokenRow] = []
+            for index, (name, lm_task) in enumerate(lm_tasks.items()):
+                wanted = choose_rows(len(lm_task.training_docs()), protocol.train_rows)
+                rows += encode_rows(
+                    backbone.tokenizer,
+                    training_pairs(lm_task, wanted),
+                    task=index,
+                    architecture=backbone.architecture,
+                    max_length=protocol.max_length,
+                    append_eos=lm_task.OUTPUT_TYPE == "generate_until",
+                )
+                logger.info("%s: %d training rows", name, len(wanted))
+            self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
+        return self._prepared[key]
+
+    def _tasks(self, cell: Cell) -> tuple[dict[str, Task], dict[str, ConfigurableTask]]:
+        key = (cell.tasks, cell.protocol.data)
+        if key not in self._lm_tasks:
+            suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in cell.tasks)}
+            tasks = {name: find_task(suites, name) for name in cell.tasks}
+            source = open_source(self._data, suites=suites)
+            _same_data(source, list(tasks.values()), cell)
+            lm_tasks = {name: load_lm_task(task, source.splits(task), name=name) for name, task in tasks.items()}
+            self._lm_tasks[key] = (tasks, lm_tasks)
+        return self._lm_tasks[key]
+
+
+def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:
+    """Rows that changed between planning and running would be counted under the wrong identity."""
+    found = source.identity(tasks)
+    if found != cell.protocol.data:
+        raise DataError(
+            f"The data changed since this cell was planned: it was {cell.protocol.data}, now it is {found}. "
+            "Start the same command again to plan with the data that is there."
+        )
+
+
+def token_budget(device: torch.device) -> int:
+    """Rows x length of an evaluation batch: small enough for a CPU's caches, large enough to fill an accelerator."""
+    return 4096 if device.type == "cpu" else 32768
+
+

@@ -1,0 +1,262 @@
+"""One cell from names to record: attach, fit, save, finish, evaluate, guard. Never raises but to end the worker."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.method import Method, Setup, SetupTask
+from mtlbench.api.record import Costs, Failure, Record
+from mtlbench.engine import guards
+from mtlbench.engine.backbone import Backbone
+from mtlbench.engine.batches import Batch, collate
+from mtlbench.engine.bench import Bench, Prepared, token_budget
+from mtlbench.engine.cost import Peak, folder_bytes, read_peak, reset_peak, stored_count, trainable_count
+from mtlbench.engine.evaluate import Evaluation, evaluate
+from mtlbench.engine.failure import GuardError, failure_of
+from mtlbench.engine.linears import projection_names
+from mtlbench.engine.routing import Routing
+from mtlbench.engine.seeds import axis_seed
+from mtlbench.engine.splits import Splits, carve
+from mtlbench.engine.state import load_adapter, save_adapter, saved_names, trainable_names, trainable_state
+from mtlbench.engine.train import Loop
+from mtlbench.events import Events
+from mtlbench.settings import build
+from mtlbench.store import RunFolder
+
+__all__ = ["Bench", "run_cell"]
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest difference of logits that counts as equal, relative to the largest logit."""
+_PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+
+
+def run_cell(cell: Cell, *, bench: Bench, folder: RunFolder, events: Events) -> Record:
+    """The record of a cell: ``ok``, ``skipped`` with the method's reason, or ``failed`` with a class and a next step."""
+    started = time.time()
+    try:
+        record = _Run(cell, bench=bench, folder=folder, events=events).record()
+    except Exception as error:
+        logger.exception("cell %s (%s) failed", cell.key, cell.variant)
+        record = Record(cell=cell, status="failed", failure=failure_of(error, cell))
+    finally:
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+    provenance = {**_provenance(bench), **record.provenance, "started": started, "finished": time.time()}
+    return Record(**{**vars(record), "provenance": provenance})
+
+
+@dataclass
+class _Run:
+    """The stages of one cell, in the order of :meth:`record`."""
+
+    cell: Cell
+    bench: Bench
+    folder: RunFolder
+    events: Events
+    checks: dict[str, bool] = field(default_factory=dict)
+
+    def record(self) -> Record:
+        begun = time.perf_counter()
+        cell, bench = self.cell, self.bench
+        method = build(cell.method, cell.settings)
+        backbone = bench.backbone(cell)
+        prepared = bench.prepared(cell, backbone)
+        splits = carve(prepared.rows, held_out=cell.protocol.held_out, seed=axis_seed(cell.seed, "split"))
+        routing = Routing()
+        model = backbone.fresh()
+        loop = self._loop(model, method, backbone, splits, routing)
+        setup = self._setup(model, backbone, prepared, splits, routing, loop.total_steps)
+        reason = method.refuse(setup)
+        if reason is not None:
+            return Record(cell=cell, status="skipped", failure=_refusal(reason))
+        was_reset = reset_peak(bench.device)
+        method.attach(model, setup)
+        attached = trainable_count(model)
+        sample = self._sample(splits, backbone)
+        before = trainable_state(model)
+        if method.identity_at_start:
+            stock = guards.label_logits(backbone.fresh(), sample, routing)
+            self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
+        self.events.training_planned(cell, loop.total_steps if before else 0)
+        method.fit(model, loop)
+        peak = read_peak(bench.device, was_reset=was_reset)
+        model.eval()
+        trainable = trainable_count(model)
+        if before:
+            self._check("trained", guards.trained(before, trainable_state(model)))
+            self._reload(model, method, backbone, setup, sample, routing)
+        method.finish(model)
+        evaluated = time.perf_counter()
+        evaluation = self._evaluate(model, backbone, prepared, routing)
+        eval_seconds = time.perf_counter() - evaluated
+        self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
+        self.folder.put_samples(cell.key, evaluation.samples)
+        done = loop.progress
+        return Record(
+            cell=cell,
+            status="ok",
+            scores=evaluation.scores,
+            costs=Costs(
+                trainable_parameters=trainable,
+                backbone_parameters=backbone.parameters,
+                inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
+                train_seconds=done.seconds,
+                eval_seconds=eval_seconds,
+                total_seconds=time.perf_counter() - begun,
+                steps=done.steps,
+                train_rows=done.rows,
+                train_tokens=done.real_tokens,
+                padded_tokens=done.padded_tokens,
+                tokens_per_second=done.real_tokens / done.seconds if done.seconds else 0.0,
+                adapter_bytes=folder_bytes(self.folder.adapter(cell.key)),
+                **_peak_fields(peak),
+            ),
+            guards=self.checks,
+            notes=self._notes(model, loop, attached),
+            provenance={"backbone_fingerprint": backbone.fingerprint, "dtype": str(bench.dtypes(cell)[0])},
+        )
+
+    def _loop(
+        self, model: nn.Module, method: Method, backbone: Backbone, splits: Splits, routing: Routing
+    ) -> Loop:
+        return Loop(
+            model=model,
+            method=method,
+            splits=splits,
+            protocol=self.cell.protocol,
+            tasks=len(self.cell.tasks),
+            routing=routing,
+            architecture=backbone.architecture,
+            pad_id=backbone.pad_id,
+            decoder_start_id=backbone.decoder_start_id,
+            seed=self.cell.seed,
+            device=self.bench.device,
+            autocast=self.bench.dtypes(self.cell)[1],
+            on_step=lambda step, losses, tasks: self.events.step_finished(self.cell, step + 1, losses, tasks),
+        )
+
+    def _setup(
+        self, model: nn.Module, backbone: Backbone, prepared: Prepared, splits: Splits, routing: Routing, steps: int
+    ) -> Setup:
+        counts = [0] * len(prepared.tasks)
+        for row in splits.train:
+            counts[row.task] += 1
+        return Setup(
+            tasks=tuple(SetupTask(i, name, counts[i]) for i, name in enumerate(prepared.tasks)),
+            routing=routing,
+            architecture=backbone.architecture,
+            target_modules=projection_names(model),
+            total_steps=steps,
+            max_length=self.cell.protocol.max_length,
+            seed=axis_seed(self.cell.seed, "init"),
+        )
+
+    def _sample(self, splits: Splits, backbone: Backbone) -> Batch:
+        """One short row of each task, at most eight, for the checks."""
+        shortest = {row.task: row for row in sorted(splits.train, key=lambda row: row.length, reverse=True)}
+        return collate(
+            list(shortest.values())[:8],
+            architecture=backbone.architecture,
+            pad_id=backbone.pad_id,
+            decoder_start_id=backbone.decoder_start_id,
+            device=self.bench.device,
+        )
+
+    def _reload(
+        self, model: nn.Module, method: Method, backbone: Backbone, setup: Setup, sample: Batch, routing: Routing
+    ) -> None:
+        """Save the adapter, read it into a fresh copy, and compare."""
+        path = self.folder.adapter(self.cell.key)
+        save_adapter(model, path, {"cell": self.cell.to_json()})
+        again = backbone.fresh()
+        method.attach(again, setup)
+        self._check("keys_equal", guards.same_names(trainable_names(again), trainable_names(model), saved_names(path)))
+        load_adapter(again, path)
+        logits = guards.label_logits(again, sample, routing)
+        self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
+
+    def _evaluate(self, model: nn.Module, backbone: Backbone, prepared: Prepared, routing: Routing) -> Evaluation:
+        return evaluate(
+            model,
+            backbone.tokenizer,
+            architecture=backbone.architecture,
+            lm_tasks=prepared.lm_tasks,
+            task_ids={name: i for i, name in enumerate(prepared.tasks)},
+            metrics={name: task.metrics for name, task in prepared.tasks.items()},
+            routing=routing,
+            max_length=self.cell.protocol.max_length,
+            token_budget=token_budget(self.bench.device),
+            eval_rows=self.cell.protocol.eval_rows,
+        )
+
+    def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        return guards.same_logits(one, other, tolerance=_TOLERANCE[self.bench.dtypes(self.cell)[0]])
+
+    def _check(self, name: str, held: bool) -> None:
+        self.checks[name] = held
+        if not held:
+            raise GuardError(f"the check {name!r} did not hold for {self.cell.variant}: {_MEANING[name]}")
+
+    def _notes(self, model: nn.Module, loop: Loop, attached: int) -> dict[str, Any]:
+        names = self.cell.tasks
+        done = loop.progress
+        notes: dict[str, Any] = {
+            "parameters_attached": attached,
+            "best_step": done.best_step,
+            "stopped_early": done.stopped_early,
+            "stop_losses": done.stop_losses,
+            "rows_per_task": {names[i]: n for i, n in sorted(done.rows_per_task.items())},
+            "tokens_per_task": {names[i]: n for i, n in sorted(done.tokens_per_task.items())},
+        }
+        for module in model.modules():
+            told = getattr(module, "notes", None)
+            if callable(told):
+                notes.update(told())
+        return notes
+
+
+_MEANING: Mapping[str, str] = {
+    "equal_to_backbone_at_start": "its logits differ from the backbone's before the first step; set identity_at_start "
+    "= False if that is meant.",
+    "trained": "no trainable parameter moved.",
+    "keys_equal": "attached, trained and saved parameter names are not the same set.",
+    "reloaded_equal": "the saved adapter gives other logits when it is read back.",
+    "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
+}
+
+
+def _refusal(reason: str) -> Failure:
+    return Failure(kind="refused", message=reason, next_step="Change the setting or leave the method out.")
+
+
+def _peak_fields(peak: Peak) -> dict[str, Any]:
+    return {"peak_memory": peak.amount, "peak_memory_kind": peak.kind}
+
+
+def _provenance(bench: Bench) -> dict[str, Any]:
+    return {
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "device": bench.machine.name,
+        "threads": bench.machine.threads,
+        "float32_gflops": round(bench.machine.float32_gflops, 1),
+        "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
+    }

@@ -1,0 +1,119 @@
+"""Words to cells: every wrong word is refused before compute, and cells are the same whenever the words are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtlbench.api.cell import Cell, Protocol
+from mtlbench.errors import DataError, RequestError
+from mtlbench.mixing import parse_mixing
+from mtlbench.plan import Request, make_plan, make_protocol, preset, resolve_tasks
+
+
+def test_suites_and_single_tasks_become_full_names_in_order():
+    tasks, suites = resolve_tasks("glue/rte,glue/sst2,glue/rte")
+    assert list(tasks) == ["glue/rte", "glue/sst2"] and list(suites) == ["glue"]
+    assert len(resolve_tasks("glue")[0]) == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--tasks is empty"),
+        ("gleu", r"Unknown suite 'gleu'\. Did you mean 'glue'"),
+        ("glue/rtee", r"no task 'rtee'\. Did you mean 'rte'"),
+    ],
+)
+def test_unknown_tasks_name_the_nearest(words: str, message: str):
+    with pytest.raises(RequestError, match=message):
+        resolve_tasks(words)
+
+
+def test_cells_are_methods_times_seeds_with_one_protocol():
+    plan = make_plan(Request(methods="lora,mtl_lora[rank=4]", tasks="glue/rte", seeds=(0, 1)))
+    assert [(c.variant, c.seed) for c in plan.cells] == [
+        ("lora", 0),
+        ("mtl_lora[rank=4]", 0),
+        ("lora", 1),
+        ("mtl_lora[rank=4]", 1),
+    ]
+    assert len({c.protocol.hash() for c in plan.cells}) == 1
+    assert plan.cells[0].protocol.data.startswith("demo:")
+    assert plan.cells[0].plugins == {"mtlbench": "0.1.0"}
+    assert plan.default_folder == Path("runs/glue-demo")
+
+
+def test_a_key_depends_on_everything_that_changes_the_result():
+    cell = Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol())
+    others = [
+        Cell(method="base", tasks=("glue/rte",), model="demo", protocol=Protocol()),
+        Cell(method="lora", settings={"rank": 4}, tasks=("glue/rte",), model="demo", protocol=Protocol()),
+        Cell(method="lora", tasks=("glue/rte", "glue/sst2"), model="demo", protocol=Protocol()),
+        Cell(method="lora", tasks=("glue/rte",), model="demo-t5", protocol=Protocol()),
+        Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(max_length=128)),
+        Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(), seed=1),
+        Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(), plugins={"mtlbench": "9"}),
+    ]
+    assert len({cell.key, *(o.key for o in others)}) == len(others) + 1
+    assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+
+
+def test_the_same_cell_twice_is_refused():
+    with pytest.raises(RequestError, match="lora with seed 0 is asked for twice"):
+        make_plan(Request(methods="lora,lora", tasks="glue/rte"))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no/such/folder", "no model folder 'no/such/folder'"),
+        ("./demo", "no model folder './demo'"),
+        ("", "no model folder ''"),
+    ],
+)
+def test_a_model_that_cannot_exist_is_refused(model: str, message: str):
+    with pytest.raises(RequestError, match=message):
+        make_plan(Request(methods="lora", tasks="glue/rte", model=model, data="demo"))
+
+
+def test_a_model_folder_without_config_is_refused(tmp_path: Path):
+    with pytest.raises(RequestError, match=r"has no config\.json"):
+        make_plan(Request(methods="lora", tasks="glue/rte", model=str(tmp_path), data="demo"))
+
+
+def test_a_missing_data_folder_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="nowhere"):
+        make_plan(Request(methods="lora", tasks="glue/rte", data=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0), ("batch_size", -1), ("steps", 0), ("max_length", 1), ("train_rows", 0), ("eval_rows", -3),
+        ("epochs", 0.0), ("epochs", float("nan")), ("learning_rate", -1e-3), ("learning_rate", float("nan")),
+        ("schedule", "cosin"), ("dtype", "fp16"), ("attention", "flash"), ("mixing", "temperature"),
+        ("mixing", "capped:-1"), ("mixing", "proportonal"), ("patience", 0), ("micro_batch", 5), ("no_such", 1),
+    ],
+)  # fmt: skip
+def test_impossible_protocols_are_refused(field: str, value: object):
+    with pytest.raises(RequestError, match=r"batch_size|micro_batch" if field == "micro_batch" else field.split("_")[0]):
+        make_protocol({field: value}, data="demo:x")
+
+
+def test_mixing_words_give_the_weight_of_a_task():
+    assert parse_mixing("proportional")(400) == 400
+    assert parse_mixing("uniform")(400) == parse_mixing("uniform")(4) == 1
+    assert parse_mixing("temperature:2")(400) == 20
+    assert parse_mixing("capped:100")(400) == 100
+    for words in ("proportonal", "temperature", "temperature:0", "temperature:nan", "capped:-1", "capped:1.5", "uniform:2"):
+        with pytest.raises(RequestError, match="Known: proportional"):
+            parse_mixing(words)
+
+
+def test_presets():
+    assert preset("glue/quick")["tasks"] == "glue"
+    with pytest.raises(RequestError, match=r"Unknown preset 'glue/quik'\. Did you mean 'glue/quick'"):
+        preset("glue/quik")
