@@ -140,9 +140,14 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def one_line(text: str, *, limit: int = 300) -> str:
-    """Text from anywhere as one printable line (no terminal controls), cut with an ellipsis after ``limit`` characters."""
+    """Text from anywhere as one line without terminal controls, cut with an ellipsis after ``limit`` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def sentences(*texts: str) -> str:
+    """The texts that are not empty in one line, each ended by a full stop unless it ends a sentence already."""
+    return " ".join(t if t.endswith((".", "!", "?", "…")) else f"{t}." for t in texts if t)
 
 
 def seed_words(seeds: Iterable[int]) -> str:

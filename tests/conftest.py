@@ -1,0 +1,51 @@
+"""What tests of several areas need."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+SHARED_DATA = TESTS.parents[1] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data samples beside the repository; tests that need it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("there is no ../shared/data beside the repository")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def installed() -> Callable[[Path, Path], str]:
+    """``installed(package_dir, site_dir)`` puts a package on a path as an installer would; see :func:`install`."""
+    return install
+
+
+def install(package: Path, site: Path) -> str:
+    """Copy the modules of the project folder ``package`` into ``site`` and write the dist-info of its pyproject there.
+
+    A relative ``package`` is a folder of ``tests/thirdparty``. No network is used.
+
+    Returns:
+        What to put on ``PYTHONPATH`` (or ``sys.path``).
+    """
+    package = TESTS / "thirdparty" / package
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    metadata = ["Metadata-Version: 2.1", f"Name: {project['name']}", f"Version: {project['version']}"]
+    metadata += [f"Requires-Dist: {needed}" for needed in project.get("dependencies", [])]
+    (info / "METADATA").write_text("\n".join(metadata) + "\n")
+    points = []
+    for group, offered in project.get("entry-points", {}).items():
+        points += [f"[{group}]", *(f"{name} = {module}" for name, module in offered.items())]
+    (info / "entry_points.txt").write_text("\n".join(points) + "\n")
+    for module in package.glob("*.py"):
+        shutil.copy(module, site)
+    return str(site)
