@@ -11,7 +11,7 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
-from mtlbench.data.examples import training_pairs
+from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task, open_source
 from mtlbench.engine.backbone import Backbone, load_backbone
@@ -86,6 +86,7 @@ class Bench:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
             for index, (name, lm_task) in enumerate(lm_tasks.items()):
+                evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
                 wanted = choose_rows(len(lm_task.training_docs()), protocol.train_rows)
                 rows += encode_rows(
                     backbone.tokenizer,
@@ -123,6 +124,6 @@ def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:
 
 def token_budget(device: torch.device) -> int:
     """Rows x length of an evaluation batch: small enough for a CPU's caches, large enough to fill an accelerator."""
-    return 4096 if device.type == "cpu" else 32768
+    return 1024 if device.type == "cpu" else 32768
 
 

@@ -1,0 +1,60 @@
+"""Rows from the generator that a suite brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mtlbench.api.cell import digest
+from mtlbench.api.task import Task, TaskSuite
+from mtlbench.data.source import Source, check_rows, dataset_of, wanted_splits
+from mtlbench.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class DemoSource(Source):
+    """Generated rows: deterministic, offline, and no benchmark."""
+
+    name = "demo"
+    title_note = "demo data"
+
+    def __init__(self, suites: Mapping[str, TaskSuite]) -> None:
+        self.suites = suites
+
+    def identity(self, tasks: Sequence[Task]) -> str:
+        return f"demo:{digest(self._fingerprints(tasks))}"
+
+    def check(self, task: Task) -> None:
+        suite = self._suite(task)
+        if suite.demo is None or suite.demo_fingerprint is None:
+            raise DataError(
+                f"Suite {suite.name!r} has no demo data. "
+                "Use --data DIR with a folder that mirrors hub ids, or --data hub."
+            )
+
+    def splits(self, task: Task) -> dict[str, datasets.Dataset]:
+        import pyarrow
+
+        self.check(task)
+        suite = self._suite(task)
+        assert suite.demo is not None
+        found = {}
+        for split in wanted_splits(task):
+            rows = suite.demo(task.dataset, task.config, split)
+            columns = rows[0].keys() if rows else ()
+            check_rows(task, where=f"The demo of suite {suite.name!r}", split=split, columns=columns, rows=len(rows))
+            words = [self._fingerprints([task]), task.dataset, task.config, split]
+            found[split] = dataset_of(pyarrow.Table.from_pylist(rows), fingerprint=digest(words))
+        return found
+
+    def _suite(self, task: Task) -> TaskSuite:
+        suite = next((suite for suite in self.suites.values() if task in suite.tasks), None)
+        if suite is None:
+            raise DataError(f"Task {task.name!r} belongs to none of the suites {', '.join(sorted(self.suites))}.")
+        return suite
+
+    def _fingerprints(self, tasks: Sequence[Task]) -> dict[str, str]:
+        suites = {suite.name: suite for suite in map(self._suite, tasks)}
+        return {name: suite.demo_fingerprint() if suite.demo_fingerprint else "" for name, suite in suites.items()}

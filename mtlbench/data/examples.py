@@ -1,0 +1,116 @@
+"""Training pairs from the same lm-eval task object that makes the evaluation prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mtlbench.data.lm_task import quiet_lm_eval
+from mtlbench.errors import DataError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What a backbone reads and what it must answer, as text."""
+
+    context: str
+    target: str
+
+
+def training_pairs(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[Pair]:
+    """Context and gold answer of the training rows numbered ``rows``, or of all, as lm-eval scores them.
+
+    Multiple choice gives the request of the gold choice, delimiter included; free generation gives the target text.
+
+    Raises:
+        DataError: naming the row whose label or text cannot be used.
+    """
+    with quiet_lm_eval():
+        docs = lm_task.training_docs()
+    return _each(lm_task, lm_task.config.training_split, docs, rows, gold_pair)
+
+
+def evaluation_golds(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[int] | None:
+    """Gold choice of the evaluation rows numbered ``rows``, or of all; ``None`` where the task has no choices.
+
+    Raises:
+        DataError: naming the row whose label cannot be used.
+    """
+    if lm_task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    with quiet_lm_eval():
+        docs = lm_task.validation_docs()
+    return _each(lm_task, lm_task.config.validation_split, docs, rows, gold_index)
+
+
+def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any]) -> Pair:
+    """The pair of one row.
+
+    Raises:
+        ValueError: the label is no choice, or the kind of task has no answer to learn.
+    """
+    context = lm_task.fewshot_context(doc, 0, gen_prefix=lm_task.doc_to_prefix(doc))
+    if lm_task.OUTPUT_TYPE == "generate_until":
+        return Pair(context, gold_text(lm_task, doc))
+    requests = lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None))
+    if lm_task.OUTPUT_TYPE == "loglikelihood":
+        return Pair(*requests.args)
+    if lm_task.OUTPUT_TYPE == "multiple_choice":
+        return Pair(*requests[gold_index(lm_task, doc)].args)
+    raise ValueError(f"output type {lm_task.OUTPUT_TYPE!r} has no answer to learn")
+
+
+def gold_index(lm_task: ConfigurableTask, doc: dict[str, Any]) -> int:
+    """Number of the gold choice of one row; of several, the first, as lm-eval's few-shot examples do.
+
+    Raises:
+        ValueError: the label is no choice.
+    """
+    choices = lm_task.doc_to_choice(doc)
+    gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else lm_task.doc_to_target(doc)
+    label = gold[0] if isinstance(gold, list) and gold else gold
+    if isinstance(label, str) and label in choices:
+        return int(choices.index(label))
+    if not isinstance(label, int):
+        raise ValueError(f"the label {label!r} is neither the number nor the text of one of {choices}")
+    if not 0 <= label < len(choices):
+        raise ValueError(f"the label {label} is not the number of one of {len(choices)} choices {choices}")
+    return int(label)
+
+
+def gold_text(lm_task: ConfigurableTask, doc: dict[str, Any]) -> str:
+    """The text that a generated answer of one row is compared with; of several, the first.
+
+    Raises:
+        ValueError: the label is no choice.
+    """
+    if lm_task.config.doc_to_choice is not None:
+        return str(lm_task.doc_to_choice(doc)[gold_index(lm_task, doc)])
+    gold = lm_task.doc_to_target(doc)
+    return str(gold[0] if isinstance(gold, list) else gold)
+
+
+def _each(
+    lm_task: ConfigurableTask,
+    split: str,
+    docs: Any,
+    rows: Sequence[int] | None,
+    make: Callable[[ConfigurableTask, dict[str, Any]], T],
+) -> list[T]:
+    numbers = range(len(docs)) if rows is None else rows
+    made: list[T] = []
+    for number, doc in zip(numbers, docs if rows is None else docs.select(rows), strict=True):
+        try:
+            made.append(make(lm_task, doc))
+        except Exception as error:
+            raise DataError(
+                f"Row {number} of split {split!r} of task {lm_task.config.task!r} cannot be used: {error}. "
+                "Repair or remove the row."
+            ) from error
+    return made

@@ -1,0 +1,78 @@
+"""Rows from a folder that mirrors hub ids: ``DIR/nyu-mll/glue/rte/train.parquet``.
+
+Parquet files are read directly. ``datasets.load_dataset`` keys its cache of a local folder by the header of the
+folder's README only, so a changed file or a second folder would silently give old rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtlbench.api.task import Task
+from mtlbench.data.source import Source, check_rows, dataset_of, wanted_splits
+from mtlbench.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class FolderSource(Source):
+    """Parquet files at ``DIR/<data set>/<configuration or default>/<split>.parquet``."""
+
+    name = "folder"
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            parent = next((p for p in folder.resolve().parents if p.is_dir()), Path("/"))
+            raise DataError(
+                f"There is no data folder {str(folder)!r}; the nearest folder there is, is {str(parent)!r}. "
+                "Name a folder that mirrors hub ids, or say demo or hub."
+            )
+        self.folder = folder
+
+    def identity(self, tasks: Sequence[Task]) -> str:
+        found = hashlib.sha256()
+        for name in sorted({self._relative(task, split) for task in tasks for split in wanted_splits(task)}):
+            with (self.folder / name).open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            found.update(f"{name} {content}\n".encode())
+        return f"folder:{found.hexdigest()[:16]}"
+
+    def check(self, task: Task) -> None:
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        for split in wanted_splits(task):
+            path = self._path(task, split)
+            try:
+                file = parquet.ParquetFile(path)
+                columns, rows = file.schema_arrow.names, file.metadata.num_rows
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(f"{str(path)!r} cannot be read as parquet: {error}. Write the file again.") from error
+            check_rows(task, where=repr(str(path)), split=split, columns=columns, rows=rows)
+
+    def splits(self, task: Task) -> dict[str, datasets.Dataset]:
+        import pyarrow.parquet as parquet
+
+        self.check(task)
+        return {
+            split: dataset_of(
+                parquet.ParquetFile(self._path(task, split)).read(),
+                fingerprint=hashlib.sha256(self._path(task, split).read_bytes()).hexdigest()[:16],
+            )
+            for split in wanted_splits(task)
+        }
+
+    def _relative(self, task: Task, split: str) -> str:
+        return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"
+
+    def _path(self, task: Task, split: str) -> Path:
+        path = self.folder / self._relative(task, split)
+        if path.is_file():
+            return path
+        splits = [p.stem for p in path.parent.glob("*.parquet")]
+        hint = did_you_mean(split, splits) if splits else "Put it there, or leave the task out."
+        raise DataError(f"Task {task.name!r} needs {str(path)!r}, which is not there. {hint}")
