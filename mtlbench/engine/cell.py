@@ -29,7 +29,7 @@ from mtlbench.engine.linears import projection_names
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.state import load_adapter, save_adapter, saved_names, trainable_names, trainable_state
+from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.events import Events
 from mtlbench.settings import build
@@ -185,6 +185,7 @@ class _Run:
         save_adapter(model, path, {"cell": self.cell.to_json()})
         again = backbone.fresh()
         method.attach(again, setup)
+        shrink(again, saved_names(path))
         self._check("keys_equal", guards.same_names(trainable_names(again), trainable_names(model), saved_names(path)))
         load_adapter(again, path)
         logits = guards.label_logits(again, sample, routing)

@@ -1,0 +1,30 @@
+"""The frozen backbone without training: what every other method is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mtlbench import Method, Setup, Trainer, hookimpl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Method):
+    """No adaptation at all."""
+
+    name: ClassVar[str] = "base"
+    source: ClassVar[str] = "the frozen backbone"
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        """Add nothing."""
+
+    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+        """Train nothing."""
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [Base]

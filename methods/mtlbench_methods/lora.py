@@ -1,0 +1,80 @@
+"""LoRA: one low-rank update shared by all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from mtlbench import Method, Setup, hookimpl
+from mtlbench_methods.settings import check_low_rank
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.engine.lowrank import Factors, LowRankLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Method):
+    """``y = W x + b + s B A dropout(x)`` with ``s = alpha / rank``.
+
+    The defaults are the LoRA baseline of the PEML paper: rank 16, alpha 32, dropout 0.1 on every projection. ``A`` is
+    drawn as in peft (Kaiming-uniform, where the LoRA paper says Gaussian), ``B`` starts at zero.
+    """
+
+    name: ClassVar[str] = "lora"
+    source: ClassVar[str] = "Hu et al. 2022, arXiv:2106.09685, eq. 3; huggingface/peft 0.21.2: peft.tuners.lora"
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+    rslora: bool = False
+    """Divide ``alpha`` by the root of the rank (Kalajdzievski 2023)."""
+    target: str = "all"
+    """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self)
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        import torch
+
+        from mtlbench.engine.linears import select
+        from mtlbench.engine.lowrank import LowRankLinear, adapt, generator, kaiming
+
+        scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+        def make(name: str, base: nn.Linear) -> LowRankLinear:
+            parameters = {
+                "down": kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name)),
+                "up": torch.zeros(base.out_features, self.rank),
+            }
+            return LowRankLinear(base, parameters, partial(factors, scale=scale), dropout=self.dropout)
+
+        adapt(model, select(setup.target_modules, self.target), make)
+
+    def finish(self, model: nn.Module) -> None:
+        """Merge: nothing is left to compute at inference."""
+        from mtlbench.engine.lowrank import merge
+
+        merge(model)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        from mtlbench.engine.export import export_lora
+
+        export_lora(model, folder, dropout=self.dropout)
+
+
+def factors(parameters: Mapping[str, Tensor], *, scale: float) -> Factors:
+    """``down [rank, in]`` and ``up [out, rank]`` as they are."""
+    from mtlbench.engine.lowrank import Factors
+
+    return Factors(down=parameters["down"], up=parameters["up"], scale=scale)
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [Lora]

@@ -1,0 +1,102 @@
+"""MTL-LoRA: one shared down-projection, a transform and a mixture of up-projections per task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mtlbench import Method, Setup, hookimpl
+from mtlbench_methods.settings import check, check_low_rank
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.engine.lowrank import Factors, LowRankLinear
+
+TABLES = ("transform", "logits")
+"""Parameters with a row per task. Decay would pull transforms from the identity and mixtures to the uniform one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtlLora(Method):
+    """``y = W x + b + alpha/rank [sum_i softmax_i(w_t / temperature) B_i] Lambda_t A dropout(x)`` for a row of task t.
+
+    Defaults follow the official commonsense script: rank 8, alpha 16, dropout 0.05, three up-projections, temperature
+    0.1, full transforms, attention projections only. The paper's equation has no alpha/rank; the official code has it
+    and is followed, but for the untrained random bias it gives to layers that have none.
+    """
+
+    name: ClassVar[str] = "mtl_lora"
+    source: ClassVar[str] = "Yang et al. 2025, arXiv:2410.09437; pUmpKin-Co/MTL-LoRA@7848a70:src/adapter/mlora.py"
+    task_routed: ClassVar[bool] = True
+
+    rank: int = 8
+    alpha: float = 16.0
+    ups: int = 3
+    """Up-projections that the tasks mix."""
+    temperature: float = 0.1
+    lambda_format: str = "full"
+    """``full`` or ``diagonal`` transforms per task."""
+    dropout: float = 0.05
+    target: str = "attention"
+    """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self)
+        check(self, "ups", holds=self.ups >= 1, allowed="a whole number of at least 1")
+        check(self, "temperature", holds=0 < self.temperature < float("inf"), allowed="a number above 0")
+        check(self, "lambda_format", holds=self.lambda_format in ("full", "diagonal"), allowed="full or diagonal")
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        import torch
+
+        from mtlbench.engine.linears import select
+        from mtlbench.engine.lowrank import LowRankLinear, adapt, generator, kaiming
+
+        tasks, rank = len(setup.tasks), self.rank
+        identity = torch.eye(rank) if self.lambda_format == "full" else torch.ones(rank)
+        of = partial(factors, scale=self.alpha / rank, temperature=self.temperature)
+
+        def make(name: str, base: nn.Linear) -> LowRankLinear:
+            draw = generator(setup.seed, name)
+            parameters = {
+                "down": kaiming((rank, base.in_features), base.in_features, draw),
+                "transform": identity.expand(tasks, *identity.shape).clone(),
+                "up": torch.zeros(base.out_features, self.ups, rank),
+                "logits": kaiming((tasks, self.ups), self.ups, draw),
+            }
+            return LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
+
+        adapt(model, select(setup.target_modules, self.target), make)
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        tables = [p for name, p in named if name.rpartition(".")[2] in TABLES]
+        others = [p for name, p in named if name.rpartition(".")[2] not in TABLES]
+        return [{"params": others, "lr": learning_rate}, {"params": tables, "lr": learning_rate, "weight_decay": 0.0}]
+
+
+def factors(parameters: Mapping[str, Tensor], *, scale: float, temperature: float) -> Factors:
+    """All up-projections side by side, with mixture and transform in one matrix per task ``[tasks, ups * rank, rank]``.
+
+    Args:
+        parameters: ``down [rank, in]``, ``transform [tasks, rank, rank]`` or ``[tasks, rank]``,
+            ``up [out, ups, rank]``, ``logits [tasks, ups]``.
+    """
+    import torch
+
+    from mtlbench.engine.lowrank import Factors
+
+    transform, up = parameters["transform"], parameters["up"]
+    if transform.dim() == 2:
+        transform = torch.diag_embed(transform)
+    shares = torch.softmax(parameters["logits"] / temperature, dim=-1)
+    mix = (shares[:, :, None, None] * transform[:, None]).flatten(1, 2)
+    return Factors(down=parameters["down"], up=up.flatten(1), mix=mix, scale=scale)
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [MtlLora]

@@ -1,0 +1,161 @@
+"""Loading a frozen backbone, and copies of it that share its weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.errors import RequestError, did_you_mean
+
+EMBEDDED = ("demo", "demo-t5")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen pretrained model. Nothing may be attached to ``model``: take :meth:`fresh` for that."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    architecture: str
+    """``causal`` or ``seq2seq``."""
+    parameters: int
+    fingerprint: str
+    """SHA-256 of names and bytes of all weights and buffers."""
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows; the end token where the backbone has no padding token."""
+        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+            if value is not None:
+                return int(value)
+        raise AssertionError("unreachable")
+
+    @property
+    def decoder_start_id(self) -> int | None:
+        """First token of the decoder's input; ``None`` for a causal backbone."""
+        config: Any = self.model.config
+        return config.decoder_start_token_id if self.architecture == "seq2seq" else None
+
+    def fresh(self) -> nn.Module:
+        """A copy of the structure over the same storage: no weight is copied, and tied weights stay tied."""
+        memo: dict[int, Any] = {}
+        for module in self.model.modules():
+            for p in module.parameters(recurse=False):
+                if id(p) not in memo:
+                    memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+            for b in module.buffers(recurse=False):
+                memo.setdefault(id(b), b.detach())
+        return copy.deepcopy(self.model, memo)
+
+
+def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> Backbone:
+    """The backbone ``name``, frozen and in evaluation mode.
+
+    Args:
+        name: ``demo``, ``demo-t5``, a folder, or a hub id.
+        attention: ``sdpa`` or ``eager``.
+
+    Raises:
+        RequestError: when it is not there, the hub cannot be reached, or it is neither causal nor seq2seq.
+    """
+    where = _locate(name)
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(where)
+        auto, architecture = _auto_class(name, config)
+        model = auto.from_pretrained(where, config=config, dtype=dtype, attn_implementation=attention)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
+    model = model.to(device).eval().requires_grad_(False)
+    return Backbone(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        parameters=sum(p.numel() for p in model.parameters()),
+        fingerprint=fingerprint(model),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _locate(name: str) -> str:
+    """What transformers can load: a folder, or a hub id."""
+    if name in EMBEDDED:
+        folder = Path(str(resources.files("mtlbench.demo").joinpath("backbones", name)))
+        if not (folder / "config.json").is_file():
+            raise RequestError(
+                f"The embedded backbone {name!r} is not in this installation. Install mtlbench again, or make it with "
+                "`python -m mtlbench.demo.pretrain`."
+            )
+        return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RequestError(f"The folder {name!r} holds no backbone: it has no config.json.")
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise RequestError(f"There is no backbone folder {name!r}. Give one with a config.json, a hub id or `demo`.")
+    if "/" not in name and not _hub_like(name):
+        raise RequestError(f"There is no backbone {name!r}. {did_you_mean(name, EMBEDDED)}")
+    return name
+
+
+def _hub_like(name: str) -> bool:
+    """Hub ids without an owner exist (`gpt2`), but a word near an embedded name is a slip."""
+    import difflib
+
+    return not difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.7)
+
+
+def _auto_class(name: str, config: Any) -> tuple[Any, str]:
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+    )
+
+    classes = config.architectures or []
+    if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return AutoModelForSeq2SeqLM, "seq2seq"
+    masked = any("MaskedLM" in word or "PreTraining" in word for word in classes)
+    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked:
+        return AutoModelForCausalLM, "causal"
+    raise RequestError(
+        f"The backbone {name!r} ({config.model_type}{', ' + classes[0] if classes else ''}) is neither a causal "
+        "language model nor an encoder-decoder. Take one that generates text, such as a Llama or a T5, or `demo`."
+    )
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(name).expanduser().is_dir():
+        return f"The backbone in {name!r} cannot be loaded: {first}"
+    return (
+        f"The backbone {name!r} cannot be loaded from the hub: {first} "
+        "Check the id and the network, or give a local folder, or use the embedded `demo`."
+    )

@@ -1,0 +1,199 @@
+"""Which rows make each training step, and rows as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtlbench.engine.tokens import TokenRow
+from mtlbench.errors import RequestError
+
+WINDOW = 32
+"""Batches within which rows of like length are brought together."""
+
+Weigh = Callable[[int], float]
+"""From the rows of a task to its weight in the mixture."""
+
+
+def parse_mixing(words: str) -> Weigh:
+    """The weight of a task from its rows: ``proportional``, ``uniform``, ``temperature:T`` (n^(1/T)), ``capped:ROWS``.
+
+    Raises:
+        RequestError: for anything else.
+    """
+    kind, _, argument = words.partition(":")
+    if words == "proportional":
+        return float
+    if words == "uniform":
+        return lambda rows: float(rows > 0)
+    try:
+        value = float(argument)
+    except ValueError:
+        value = 0.0
+    if math.isfinite(value):
+        if kind == "temperature" and value > 0:
+            return lambda rows: float(rows) ** (1 / value)
+        if kind == "capped" and value >= 1 and value.is_integer():
+            return lambda rows: min(float(rows), value)
+    raise RequestError(
+        f"mixing={words!r} is not known. Known: proportional, uniform, temperature:T with T > 0, such as "
+        "temperature:2, capped:ROWS with ROWS >= 1, such as capped:10000."
+    )
+
+
+def planned_steps(
+    rows_per_task: Sequence[int], *, epochs: float, steps: int | None, batch_size: int, mixing: str
+) -> int:
+    """Optimizer steps of the budget: ``steps``, or ``epochs`` passes over the joint rows, capped where they are."""
+    if steps is not None:
+        return steps
+    rows = sum(min(n, parse_mixing(mixing)(n)) if mixing.startswith("capped") else n for n in rows_per_task)
+    return max(1, math.ceil(epochs * rows / batch_size))
+
+
+def plan_batches(
+    rows_of_task: Sequence[Sequence[int]],
+    *,
+    steps: int,
+    batch_size: int,
+    mixing: str,
+    seed: int,
+    lengths: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """The rows of every step, the same for every method.
+
+    Each window of :data:`WINDOW` batches holds the tasks in the shares of the mixture, to the row; each task's rows are
+    visited in shuffled passes without replacement. Inside a window rows of like length share a batch, and the batches
+    are shuffled.
+
+    Args:
+        rows_of_task: For each task the indices of its rows.
+        lengths: Length in tokens by row index; ``None`` does not group.
+
+    Returns:
+        ``steps`` lists of ``batch_size`` row indices, shortest row first where ``lengths`` are given.
+    """
+    weigh = parse_mixing(mixing)
+    shares = np.array([weigh(len(rows)) for rows in rows_of_task])
+    if not shares.sum():
+        raise RequestError("There are no training rows.")
+    shares /= shares.sum()
+    random = np.random.default_rng(seed)
+    streams = [_passes(rows, np.random.default_rng([seed, i])) for i, rows in enumerate(rows_of_task)]
+    used = np.zeros(len(shares), dtype=np.int64)
+    plan: list[list[int]] = []
+    while len(plan) < steps:
+        batches = min(WINDOW, steps - len(plan))
+        counts = _quota(shares * (used.sum() + batches * batch_size) - used, batches * batch_size)
+        used += counts
+        window = np.array([next(streams[i]) for i, count in enumerate(counts) for _ in range(count)])
+        random.shuffle(window)
+        if lengths is not None:
+            window = window[np.argsort([lengths[i] for i in window], kind="stable")]
+        grouped = window.reshape(batches, batch_size)
+        random.shuffle(grouped)
+        plan.extend(grouped.tolist())
+    return plan
+
+
+def _passes(rows: Sequence[int], random: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (rows[i] for i in random.permutation(len(rows)))
+
+
+def _quota(due: NDArray[Any], total: int) -> NDArray[np.int64]:
+    """Whole numbers near ``due`` that sum to ``total``, none negative."""
+    counts: NDArray[np.int64] = np.floor(np.maximum(due, 0)).astype(np.int64)
+    while (missing := total - int(counts.sum())) != 0:
+        gap = due - counts
+        order = np.argsort(-gap if missing > 0 else gap, kind="stable")
+        if missing < 0:
+            order = order[counts[order] > 0]
+        counts[order[: abs(missing)]] += 1 if missing > 0 else -1
+    return counts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors, padded on the right to the longest row."""
+
+    tasks: Tensor
+    """Task ids ``[rows]``."""
+    inputs: Mapping[str, Tensor]
+    """What the model is called with: ``input_ids`` and ``attention_mask [rows, length]``, and ``position_ids`` (causal)
+    or ``decoder_input_ids`` (seq2seq)."""
+    label_index: Tensor
+    """Where labels are, as flat positions in ``[rows * length]`` of the (decoder's) hidden states: ``[labels]``."""
+    label_ids: Tensor
+    label_rows: Tensor
+    """The row of each label."""
+    label_weights: Tensor
+    """One over the number of labels of the row, float32."""
+    real_tokens: int
+    padded_tokens: int
+    """Token slots computed, padding included."""
+
+    @property
+    def rows(self) -> int:
+        return self.tasks.shape[0]
+
+
+def collate(
+    rows: Sequence[TokenRow], *, architecture: str, pad_id: int, decoder_start_id: int | None, device: torch.device
+) -> Batch:
+    """``rows`` as one batch. A causal row loses its last token as input: nothing is predicted from it.
+
+    Raises:
+        ValueError: for a row without context or target, or a seq2seq batch without ``decoder_start_id``.
+    """
+    if any(not row.context or not row.target for row in rows):
+        raise ValueError("a row needs at least one token of context and one of target")
+    targets = [np.asarray(row.target, dtype=np.int64) for row in rows]
+    sizes = np.array([len(target) for target in targets])
+    if architecture == "causal":
+        texts = [np.asarray(row.context + row.target[:-1], dtype=np.int64) for row in rows]
+        ids, mask = _pad(texts, pad_id)
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
+        real, padded = int(mask.sum()), ids.size
+    else:
+        if decoder_start_id is None:
+            raise ValueError("a seq2seq batch needs decoder_start_id")
+        ids, mask = _pad([np.asarray(row.context, dtype=np.int64) for row in rows], pad_id)
+        shifted, _ = _pad([np.concatenate(([decoder_start_id], target[:-1])) for target in targets], pad_id)
+        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shifted}
+        starts, width = np.zeros(len(rows), dtype=np.int64), shifted.shape[1]
+        real, padded = int(mask.sum() + sizes.sum()), ids.size + shifted.size
+    label_rows = np.repeat(np.arange(len(rows)), sizes)
+    within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+    def put(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    return Batch(
+        tasks=put(np.array([row.task for row in rows], dtype=np.int64)),
+        inputs={name: put(array) for name, array in inputs.items()},
+        label_index=put(label_rows * width + starts[label_rows] + within),
+        label_ids=put(np.concatenate(targets)),
+        label_rows=put(label_rows),
+        label_weights=put((1 / sizes)[label_rows].astype(np.float32)),
+        real_tokens=real,
+        padded_tokens=padded,
+    )
+
+
+def _pad(texts: Sequence[NDArray[Any]], pad_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids and mask ``[rows, longest]``."""
+    lengths = np.array([len(text) for text in texts])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids[mask.astype(bool)] = np.concatenate(texts)
+    return ids, mask

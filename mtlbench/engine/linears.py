@@ -1,0 +1,69 @@
+"""The linear projections of a backbone, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mtlbench.errors import RequestError
+
+_HEADS = frozenset({"lm_head", "classifier", "score", "qa_outputs", "embed_out"})
+
+
+def projection_names(model: nn.Module) -> tuple[str, ...]:
+    """Qualified names of every linear of the attention and feed-forward blocks, in model order.
+
+    Blocks are what a numbered list of modules holds; the output embeddings and other heads are left out.
+
+    Raises:
+        RequestError: when there is none.
+    """
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
+    names = tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and name.rpartition(".")[2] not in _HEADS
+        and any(part.isdigit() for part in name.split("."))
+    )
+    if not names:
+        raise RequestError(
+            f"The backbone {type(model).__name__} has no linear projections that a method could adapt. "
+            "Take a Llama-, Qwen-, Mistral- or T5-like backbone."
+        )
+    return names
+
+
+def select(names: Sequence[str], target: str) -> tuple[str, ...]:
+    """The names that ``target`` asks for.
+
+    ``target`` is ``all``, ``attention`` (every projection of an attention block), or last parts of names joined by
+    ``+``, such as ``q_proj+v_proj``.
+
+    Raises:
+        RequestError: when nothing has such a name.
+    """
+    if target == "all":
+        return tuple(names)
+    if target == "attention":
+        return tuple(n for n in names if "attn" in n.lower() or "attention" in n.lower())
+    wanted = target.split("+")
+    known = sorted({name.rpartition(".")[2] for name in names})
+    unknown = [word for word in wanted if word not in known]
+    if unknown:
+        raise RequestError(
+            f"target={target!r}: this backbone has no projection named {', '.join(map(repr, unknown))}. "
+            f"Known: all, attention, or any of {', '.join(known)} joined by '+'."
+        )
+    return tuple(name for name in names if name.rpartition(".")[2] in wanted)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` points to, in training or evaluation mode as what was there."""
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    module.train(getattr(owner, child).training)
+    setattr(owner, child, module)

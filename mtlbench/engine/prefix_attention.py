@@ -1,0 +1,102 @@
+"""What runs in the place of a model's attention: the stock kernel, with a prefix before its keys and values.
+
+One function and one mask maker are known to transformers under the name :data:`NAME`. Queries, keys and values have
+then passed their projections and rotary embedding, caches hold real tokens only, and layer checkpointing never sees the
+prefix, so nothing else of the model changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "mtlbench"
+"""Name of the attention function and the mask maker inside transformers."""
+
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass(eq=False)
+class Slot:
+    """What one attention module finds when it runs. It sits on the module, so copies of a model share nothing."""
+
+    kernel: Kernel
+    additive: bool
+    """Whether the kernel adds its mask to the scores; masks arrive as booleans."""
+    prefix: tuple[Tensor, ...] | None = None
+    """Keys and values ``[1 or rows, kv_heads, length, head_dim]``."""
+    bias: Tensor | None = None
+    """Position bias of the prefix ``[1, heads, queries, length]``; ``None`` is zero."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        return Slot(self.kernel, self.additive)  # a prefix in flight belongs to one autograd graph
+
+
+def register() -> None:
+    """Make :data:`NAME` known to transformers; again is harmless."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def stock_kernel(module: nn.Module, config: Any) -> Any:
+    """The kernel that ``config`` names for an attention module, or ``None``; eager ones stand beside its class."""
+    if config._attn_implementation == "sdpa":
+        return AttentionInterface()["sdpa"]
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Boolean masks, written out: a causal mask left to the kernel would be wrong once keys outnumber queries."""
+    mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    return mask
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The stock kernel on the prefix followed by the layer's own keys and values."""
+    slot: Any = module.mtlbench_slot
+    mask = attention_mask
+    if slot.prefix is not None:
+        if mask is None:
+            raise RuntimeError(f"{type(module).__name__} got no attention mask: a prefix would break causality")
+        tokens = key.shape[2]
+        key, value = (
+            torch.cat([_rows(prefix, own), own], dim=2) for prefix, own in zip(slot.prefix, (key, value), strict=True)
+        )
+        length = key.shape[2] - tokens
+        mask = F.pad(mask[..., :tokens], (length, 0), value=mask.dtype == torch.bool)
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = _pad_bias(kwargs["position_bias"], slot.bias, length)
+    if slot.additive and mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+    output: tuple[Tensor, Tensor | None] = slot.kernel(module, query, key, value, mask, **kwargs)
+    return output
+
+
+def _rows(prefix: Tensor, own: Tensor) -> Tensor:
+    """``prefix`` for every row of ``own [rows, ...]`` and in its type; a multiple of its rows repeats each in place."""
+    rows, given = own.shape[0], prefix.shape[0]
+    prefix = prefix.to(own.dtype)
+    if given == rows:
+        return prefix
+    if given == 1:
+        return prefix.expand(rows, -1, -1, -1)
+    if rows % given:
+        raise RuntimeError(f"{given} prefixes cannot serve {rows} rows")
+    return prefix.repeat_interleave(rows // given, dim=0)
+
+
+def _pad_bias(position_bias: Tensor, prefix_bias: Tensor | None, length: int) -> Tensor:
+    if prefix_bias is None:
+        return F.pad(position_bias, (length, 0))
+    columns = prefix_bias.to(position_bias.dtype).expand(position_bias.shape[0], -1, -1, -1)
+    return torch.cat([columns, position_bias], dim=3)

@@ -1,0 +1,238 @@
+"""PrefixNAS: an encoder that makes one key/value prefix and searches its own layers while it trains (PEML, eq. 6-8).
+
+Each searched layer is a mixture of candidate operations, weighted by a softmax over its architecture logits. All
+operations of a layer are one matrix product. Shrinking keeps the operations with the largest logits; the others leave
+the computation and receive no gradient, and their logits become minus infinity. :meth:`PrefixNAS.derive` drops their
+parameters too and leaves the small network, :meth:`PrefixNAS.collapse` gives its output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlbench.engine.inject import PrefixShape
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+}
+DROPOUTS = (0.1, 0.3, 0.5)
+LOGIT_STD = 1e-3
+OUTPUT_STD = 0.02
+
+
+class Operation(NamedTuple):
+    """A candidate: linear, activation, dropout, layer norm without affine parameters."""
+
+    activation: str
+    dropout: float
+
+    @property
+    def name(self) -> str:
+        """Such as ``gelu-drop0.3``."""
+        return f"{self.activation}-drop{self.dropout}"
+
+
+OPERATIONS = tuple(Operation(activation, dropout) for activation in ACTIVATIONS for dropout in DROPOUTS)
+
+
+class SearchedLayer(nn.Module):
+    """``gamma * sum_j w_j LN(dropout_j(act_j(x W_j^T + b_j))) + beta`` over the surviving operations."""
+
+    rates: Tensor
+    index: Tensor
+
+    def __init__(self, width: int, operations: Sequence[Operation], draw: torch.Generator) -> None:
+        super().__init__()
+        self.operations = tuple(operations)
+        std = math.sqrt(2 / width)
+        numbers = range(len(operations))
+        self.weights = nn.ParameterDict([(str(j), torch.randn(width, width, generator=draw) * std) for j in numbers])
+        self.biases = nn.ParameterDict([(str(j), torch.zeros(width)) for j in numbers])
+        self.gamma, self.beta = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("rates", None, persistent=False)
+        self.register_buffer("index", None, persistent=False)
+        self.keep(range(len(operations)))
+
+    def keep(self, survivors: Sequence[int]) -> None:
+        """Compute only these operations from now on."""
+        self.survivors = tuple(survivors)
+        rates = [self.operations[j].dropout for j in self.survivors]
+        self.rates = self.gamma.new_tensor(rates).unsqueeze(-1)
+        self.index = torch.tensor(self.survivors, device=self.gamma.device)
+
+    def drop(self) -> None:
+        """Delete the parameters of the operations that are not computed any more."""
+        for name in set(self.weights) - set(map(str, self.survivors)):
+            del self.weights[name], self.biases[name]
+
+    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
+        """``[length, width]`` to the same, mixed by ``logits [operations]``; a single survivor reads no logits."""
+        count, width = len(self.survivors), x.shape[-1]
+        weight = torch.cat([self.weights[str(j)] for j in self.survivors])
+        bias = torch.cat([self.biases[str(j)] for j in self.survivors])
+        z = self._activate(F.linear(x, weight, bias).view(-1, count, width))
+        if self.training:
+            z = z * (torch.rand_like(z) >= self.rates) / (1 - self.rates)
+        z = F.layer_norm(z, (width,))
+        mixed = z[:, 0] if count == 1 else self.mixture(logits) @ z
+        return self.gamma * mixed + self.beta
+
+    def mixture(self, logits: Tensor) -> Tensor:
+        """Weights of the survivors ``[survivors]``."""
+        return torch.softmax(logits.index_select(0, self.index), dim=0)
+
+    def _activate(self, z: Tensor) -> Tensor:
+        runs = [(name, len(list(run))) for name, run in groupby(self.operations[j].activation for j in self.survivors)]
+        parts = torch.split(z, [size for _, size in runs], dim=1)
+        return torch.cat([ACTIVATIONS[name](part) for (name, _), part in zip(runs, parts, strict=True)], dim=1)
+
+
+class PrefixNAS(nn.Module):
+    """The prefix encoder: an embedding, searched layers, an output layer; float32 also under autocast.
+
+    Args:
+        shape: What one prefix token holds.
+        length: Prefix tokens.
+        width: Width of the embedding and of every searched layer.
+        layers: Searched layers; 0 is an embedding and an output layer (PreEmbedd).
+        draw: Makes the initial values: embedding N(0, 1), linears Kaiming normal for ReLU, output N(0, 0.02^2), logits
+            N(0, 0.001^2), biases 0.
+        operations: Candidates of every layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: PrefixShape,
+        length: int,
+        width: int,
+        layers: int,
+        draw: torch.Generator,
+        operations: Sequence[Operation] = OPERATIONS,
+    ) -> None:
+        super().__init__()
+        self.shape, self.length, self.width, self.operations = shape, length, width, tuple(operations)
+        numbers = shape.layers * 2 * shape.kv_heads * shape.head_dim
+        self.embedding = nn.Parameter(torch.randn(length, width, generator=draw))
+        self.layers = nn.ModuleList(SearchedLayer(width, operations, draw) for _ in range(layers))
+        self.output = nn.Parameter(torch.randn(numbers, width, generator=draw) * OUTPUT_STD)
+        self.output_bias = nn.Parameter(torch.zeros(numbers))
+        self.alpha = nn.Parameter(torch.randn(layers, len(operations), generator=draw) * LOGIT_STD)
+        """Architecture logits ``[layers, operations]``; minus infinity for an operation that was dropped."""
+        self.alpha_open = False
+        """Whether the logits are in the autograd graph; elsewhere they are constants and receive no gradient."""
+        self.entropy_weight = 0.0
+        self.trajectory: list[dict[str, Any]] = []
+        self._searched_parameters = sum(p.numel() for p in self.parameters())
+
+    @property
+    def size(self) -> int:
+        """Operations left per layer."""
+        return max((len(layer.survivors) for layer in self._searched()), default=1)
+
+    def forward(self) -> Tensor:
+        """The prefix ``[layers, 2, kv_heads, length, head_dim]`` of the backbone's layers."""
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            x, alpha = self.embedding, self._logits()
+            for layer, logits in zip(self._searched(), alpha, strict=True):
+                x = layer(x, logits)
+            flat = F.linear(x, self.output, self.output_bias)
+        layers, heads, size = self.shape
+        return flat.view(self.length, layers, 2, heads, size).permute(1, 2, 3, 0, 4)
+
+    def entropy(self) -> Tensor:
+        """Mean over layers of the mixture's entropy by that of the uniform one: in [0, 1], 0 for a single operation."""
+        alpha = self._logits()
+        terms = [
+            torch.special.entr(layer.mixture(logits)).sum() / math.log(len(layer.survivors))
+            for layer, logits in zip(self._searched(), alpha, strict=True)
+            if len(layer.survivors) > 1
+        ]
+        return torch.stack(terms).sum() / len(self.layers) if terms else self.alpha.new_zeros(())
+
+    def penalty(self) -> Tensor | None:
+        """``entropy_weight * entropy()`` where it has a gradient, otherwise ``None``."""
+        return self.entropy_weight * self.entropy() if self.alpha_open else None
+
+    @torch.no_grad()
+    def cut(self, keep: int, *, step: int | None = None) -> None:
+        """Keep the ``keep`` operations with the largest logits in every layer; equal logits keep the lower index.
+
+        The mixture before the cut is added to the trajectory. Reads the logits on the host.
+        """
+        self._remember(step=step, keep=keep)
+        for layer, logits in zip(self._searched(), self.alpha, strict=True):
+            values = logits.tolist()
+            ranked = sorted(layer.survivors, key=lambda j: (-values[j], j))
+            layer.keep(sorted(ranked[:keep]))
+            dropped = torch.ones_like(logits, dtype=torch.bool).index_fill_(0, layer.index, False)
+            logits.masked_fill_(dropped, -torch.inf)
+            for j in ranked[keep:]:
+                layer.weights[str(j)].grad = layer.biases[str(j)].grad = None
+
+    def derive(self, *, step: int | None = None) -> None:
+        """Keep one operation per layer (eq. 7), unless that is done, and drop the parameters of the others."""
+        if self.size > 1:
+            self.cut(1, step=step)
+        for layer in self._searched():
+            layer.drop()
+
+    def shrink_to(self, names: Collection[str]) -> None:
+        """Drop the operations whose parameters are not among ``names``: an encoder ready to load a derived one."""
+        for at, layer in enumerate(self._searched()):
+            layer.keep([j for j in layer.survivors if f"layers.{at}.weights.{j}" in names])
+            layer.drop()
+
+    @torch.no_grad()
+    def collapse(self) -> Tensor:
+        """The prefix as a constant: what :meth:`forward` gives in evaluation mode."""
+        training = self.training
+        kv: Tensor = self.eval()().contiguous()
+        self.train(training)
+        return kv
+
+    def architecture(self) -> list[list[str]]:
+        """Names of the operations left in every layer."""
+        return [[self.operations[j].name for j in layer.survivors] for layer in self._searched()]
+
+    def notes(self) -> dict[str, Any]:
+        """The architecture found, the mixtures at every cut, and the number of parameters before and after."""
+        fixed = self.embedding.numel() + self.output.numel() + self.output_bias.numel()
+        derived = fixed + len(self.layers) * (self.width**2 + 3 * self.width)
+        return {
+            "prefix_nas": {
+                "architecture": self.architecture(),
+                "trajectory": list(self.trajectory),
+                "searched_parameters": self._searched_parameters,
+                "derived_parameters": derived,
+                "static_numbers": self.length * self.output.shape[0],
+            }
+        }
+
+    def _searched(self) -> list[SearchedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, SearchedLayer)]
+
+    def _logits(self) -> Tensor:
+        return self.alpha if self.alpha_open else self.alpha.detach()
+
+    def _remember(self, *, step: int | None, keep: int) -> None:
+        mixtures = [
+            {self.operations[j].name: round(w, 6) for j, w in zip(layer.survivors, weights, strict=True)}
+            for layer, weights in zip(
+                self._searched(),
+                (layer.mixture(row).tolist() for layer, row in zip(self._searched(), self.alpha, strict=True)),
+                strict=True,
+            )
+        ]
+        entropy = round(self.entropy().item(), 6)
+        self.trajectory.append({"step": step, "keep": keep, "entropy": entropy, "mixtures": mixtures})
