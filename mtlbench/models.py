@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -33,9 +34,11 @@ def check_model(model: str) -> None:
     if is_embedded(model):
         return
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         _check_folder(path)
         return
+    if "/" not in model and difflib.get_close_matches(model.lower(), embedded(), n=1, cutoff=0.7):
+        raise RequestError(f"There is no model {model!r}. {did_you_mean(model, embedded())}")
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local or not _HUB_ID.fullmatch(model):
         raise RequestError(f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}.")

@@ -1,4 +1,4 @@
-"""The pluggy hooks of mtlbench: four nouns a plugin may provide, four events an observer may watch.
+"""The pluggy hooks of mtlbench: the nouns a plugin may provide, the events an observer may watch.
 
 A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
 (``mtlbench.methods``, ``.tasks``, ``.reports``, ``.executors``, ``.observers``) names the module.
@@ -6,8 +6,8 @@ A plugin module marks its functions with :data:`hookimpl`. An entry point of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -58,15 +58,30 @@ class EventHooks:
         """Called in the worker that claimed the cell, and in the parent when it sees the claim."""
 
     @hookspec
+    def mtlbench_training_planned(self, cell: Cell, total_steps: int) -> None:
+        """Called in the worker before the first step, with the optimizer steps of the whole budget."""
+
+    @hookspec
     def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
-        """Called in the worker after each optimizer step.
+        """Called in the worker after each optimizer step; the first is step 1.
 
         ``row_losses`` and ``tasks`` are ``[rows]``, detached and still on the device: reading them costs a sync.
         """
 
     @hookspec
     def mtlbench_cell_finished(self, record: Record) -> None:
-        """Called in the worker after the record was published, and in the parent when it sees the record."""
+        """Called in the worker after the record was published, and in the parent when it sees the record.
+
+        In the parent also for cells that had a record before the run, without a start.
+        """
+
+    @hookspec
+    def mtlbench_step_logged(self, cell: Cell, line: Mapping[str, Any]) -> None:
+        """Called in the parent with each new line of the cell's step log (:class:`mtlbench.events.StepLog`)."""
+
+    @hookspec
+    def mtlbench_run_finished(self) -> None:
+        """Called in the parent when no worker runs any more, also after an interruption."""
 
 
 NOUN_HOOKS: dict[str, str] = {

@@ -44,7 +44,7 @@ def saved_names(folder: Path) -> tuple[str, ...]:
 
 
 def shrink(model: nn.Module, names: Iterable[str]) -> None:
-    """Let modules that lose parameters in training (a searched architecture) take the form that ``names`` were saved in.
+    """Let modules that lose parameters in training (a searched architecture) take the form ``names`` were saved in.
 
     Such a module has a method ``shrink_to(names)``; it gets the names below it, relative to itself.
     """

@@ -1,0 +1,168 @@
+"""How a run is shown on stderr: bars on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mtlbench.api.cell import Cell
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+
+@dataclass
+class Running:
+    """A cell in flight, as far as its step log tells."""
+
+    cell: Cell
+    label: str
+    total: int | None
+    step: int = 0
+    loss: float | None = None
+    seconds: float = 0.0
+    first: tuple[int, float] | None = None
+    """Step and seconds of the first line: the start-up before it says nothing about the speed."""
+
+    def see(self, line: Mapping[str, Any]) -> None:
+        """Take in one line of the step log."""
+        if "started" in line:
+            self.step, self.loss, self.first = 0, None, None
+        if "total" in line:
+            self.total = int(line["total"])
+        if "step" in line:
+            self.step, self.loss, self.seconds = int(line["step"]), float(line["loss"]), float(line["seconds"])
+            self.first = self.first or (self.step, self.seconds)
+
+    @property
+    def share(self) -> float:
+        """Share of the training that is done, 0 where the budget is unknown."""
+        return min(1.0, self.step / self.total) if self.total else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds of training left, or ``None`` where that is unknown."""
+        if self.total is None or self.first is None or self.step <= self.first[0]:
+            return None
+        return (self.total - self.step) * (self.seconds - self.first[1]) / (self.step - self.first[0])
+
+    def words(self) -> str:
+        """``step 40/400, loss 1.234, 12 s left``; what is unknown is left out."""
+        if self.step == 0:
+            return "starting"
+        if self.step == self.total:
+            return "scoring"
+        parts = [f"step {self.step}/{self.total}" if self.total else f"step {self.step}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.left_s is not None:
+            parts.append(f"{duration(self.left_s)} left")
+        return ", ".join(parts)
+
+
+class Display(ABC):
+    """A way to show a run."""
+
+    @abstractmethod
+    def started(self, running: Running) -> None:
+        """A cell began, or began again."""
+
+    @abstractmethod
+    def moved(self, running: Running) -> None:
+        """The step log of a cell grew."""
+
+    @abstractmethod
+    def finished(self, key: str, label: str, words: str) -> None:
+        """A cell is done."""
+
+    @abstractmethod
+    def overall(self, done: float, words: str) -> None:
+        """How far the whole run is: ``done`` cells, parts of those in flight included."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Lines(Display):
+    """Plain lines: start, about every tenth of the training, end."""
+
+    def __init__(self) -> None:
+        self._tenths: dict[str, int] = {}
+
+    def started(self, running: Running) -> None:
+        self._tenths[running.cell.key] = 0
+        _say(f"{running.label}: started")
+
+    def moved(self, running: Running) -> None:
+        tenth = int(running.share * 10)
+        if tenth > self._tenths.get(running.cell.key, 0):
+            self._tenths[running.cell.key] = tenth
+            _say(f"{running.label}: {running.words()}")
+
+    def finished(self, key: str, label: str, words: str) -> None:
+        _say(f"{label}: {words}")
+
+    def overall(self, done: float, words: str) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class Bars(Display):
+    """One bar for the run and one for each cell in flight."""
+
+    def __init__(self, cells: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._rich: RichProgress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[words]}", markup=False),
+            console=Console(stderr=True),
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._all = self._rich.add_task("cells", total=cells, words="")
+        self._rich.start()
+
+    def started(self, running: Running) -> None:
+        if running.cell.key in self._bars:
+            self._rich.remove_task(self._bars.pop(running.cell.key))
+        self._bars[running.cell.key] = self._rich.add_task(f"  {running.label}", total=running.total, words="starting")
+
+    def moved(self, running: Running) -> None:
+        bar = self._bars[running.cell.key]
+        self._rich.update(bar, completed=running.step, total=running.total, words=running.words())
+
+    def finished(self, key: str, label: str, words: str) -> None:
+        if key in self._bars:
+            self._rich.remove_task(self._bars.pop(key))
+        self._rich.console.print(f"{label}: {words}", markup=False, highlight=False)
+
+    def overall(self, done: float, words: str) -> None:
+        self._rich.update(self._all, completed=done, words=words)
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            self._rich.remove_task(bar)
+        self._rich.stop()
+
+
+def duration(seconds: float) -> str:
+    """``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,8 @@
+"""Run folders on disk: records, claims, requests and what cells leave beside them."""
+
+from __future__ import annotations
+
+from mtlbench.store.claims import Claim
+from mtlbench.store.folder import RunFolder, newest
+
+__all__ = ["Claim", "RunFolder", "newest"]

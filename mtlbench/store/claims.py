@@ -1,0 +1,163 @@
+"""Claims: who runs which cell. Attempts are numbered files that only ever get added, so no race can undo one.
+
+Attempt ``n`` of a cell is ``claims/<key>.<n>.json``, created by the one process that wins the name. A claim is broken
+by creating attempt ``n + 1``, which is allowed only when attempt ``n`` is certainly over. Attempts below the highest
+one are those whose process died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtlbench.store.files import write_new
+from mtlbench.store.owner import Owner
+
+LEASE_S = 600.0
+"""A claim of a process that cannot be checked from here is over when it has not beaten for this many seconds."""
+BEAT_S = 15.0
+"""How often the owner shows that it lives."""
+
+_NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.json")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The right to run one cell and publish its record."""
+
+    key: str
+    attempt: int
+    token: str
+    owner: Owner
+    time: str
+    deaths: int = 0
+    """Earlier attempts whose process died."""
+
+
+class Claims:
+    """The claims folder. ``lease_s`` and ``beat_s`` are seconds."""
+
+    def __init__(self, path: Path, *, lease_s: float = LEASE_S, beat_s: float = BEAT_S) -> None:
+        self.path = path
+        self._lease_s = lease_s
+        self._beat_s = beat_s
+        self._hearts: dict[str, threading.Event] = {}
+
+    def take(self, key: str) -> Claim | None:
+        """Claim a cell; ``None`` when another process has it."""
+        attempts = self._attempts().get(key, [])
+        if attempts and not self._over(key, attempts[-1]):
+            return None
+        attempt = attempts[-1] + 1 if attempts else 1
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        claim = Claim(
+            key=key, attempt=attempt, token=uuid.uuid4().hex, owner=Owner.current(), time=now, deaths=len(attempts)
+        )
+        if not write_new(self._file(key, attempt), json.dumps(asdict(claim)).encode(), durable=False):
+            return None
+        if self._attempts().get(key, [attempt])[-1] > attempt:
+            self._file(key, attempt).unlink(missing_ok=True)
+            return None
+        self._beat(claim)
+        return claim
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the claim is still on disk and nobody broke it."""
+        on_disk = self._read(claim.key, claim.attempt)
+        if on_disk is None or on_disk.token != claim.token:
+            return False
+        return not self._file(claim.key, claim.attempt + 1).exists()
+
+    def release(self, claim: Claim) -> None:
+        """Give the cell back; this attempt does not count as a death."""
+        heart = self._hearts.pop(claim.token, None)
+        if heart is not None:
+            heart.set()
+        if self.holds(claim):
+            self._file(claim.key, claim.attempt).unlink(missing_ok=True)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Remove attempts that are over, so that earlier deaths no longer count."""
+        attempts = self._attempts()
+        for key in keys:
+            numbers = attempts.get(key, [])
+            over = numbers if numbers and self._over(key, numbers[-1]) else numbers[:-1]
+            # Lowest first: the highest one tells others who has the cell.
+            for number in over:
+                self._file(key, number).unlink(missing_ok=True)
+
+    def live(self) -> dict[str, Claim]:
+        """Cell key to the claim of the process that runs it now."""
+        found: dict[str, Claim] = {}
+        for key, numbers in self._attempts().items():
+            claim = self._read(key, numbers[-1])
+            if claim is not None and not self._over(key, numbers[-1]):
+                found[key] = claim
+        return found
+
+    def _over(self, key: str, attempt: int) -> bool:
+        claim = self._read(key, attempt)
+        dead = claim.owner.dead() if claim is not None else None
+        if dead is not None:
+            return dead
+        try:
+            return self._now() - self._file(key, attempt).stat().st_mtime > self._lease_s
+        except FileNotFoundError:
+            return False
+
+    def _now(self) -> float:
+        """The file system's own clock: clocks of machines that share it may differ."""
+        probe = self.path / f".clock-{uuid.uuid4().hex}"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _attempts(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        try:
+            paths = list(self.path.iterdir())
+        except FileNotFoundError:
+            return {}
+        for path in paths:
+            match = _NAME.fullmatch(path.name)
+            if match:
+                found.setdefault(match[1], []).append(int(match[2]))
+        return {key: sorted(numbers) for key, numbers in found.items()}
+
+    def _read(self, key: str, attempt: int) -> Claim | None:
+        """The claim, or ``None`` when it is gone or unreadable."""
+        try:
+            value: dict[str, Any] = json.loads(self._file(key, attempt).read_bytes())
+            return Claim(**{**value, "owner": Owner(**value["owner"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _file(self, key: str, attempt: int) -> Path:
+        return self.path / f"{key}.{attempt}.json"
+
+    def _beat(self, claim: Claim) -> None:
+        heart = self._hearts[claim.token] = threading.Event()
+        path = self._file(claim.key, claim.attempt)
+
+        def beat() -> None:
+            while not heart.wait(self._beat_s):
+                try:
+                    os.utime(path)
+                except FileNotFoundError:
+                    return
+                except OSError as error:
+                    _log.warning("cannot touch the claim %s: %s", path, error)
+
+        threading.Thread(target=beat, name=f"claim-{claim.key}", daemon=True).start()

@@ -1,0 +1,272 @@
+"""A worker: claim a cell, run it, publish its record, again. Executors start ``python -m mtlbench.worker``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.record import Failure, Record
+from mtlbench.events import Events, StepLog
+from mtlbench.store import Claim, RunFolder
+
+MAX_DEATHS = 2
+"""A cell whose worker died this often is recorded as failed instead of being run again."""
+ORPHAN_GRACE_S = 10.0
+"""How long a worker without a parent may take to unwind, in seconds."""
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(SystemExit):
+    """The worker was asked to end: unwind, leave the cell unrecorded."""
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into :class:`Stopped`.
+
+    Python swallows an exception that a signal raises inside a finalizer or a fork handler, so whoever stops a worker
+    signals again until it ends; :meth:`held` and :meth:`ignore` keep that from breaking what must not be broken.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._held = False
+
+    def install(self) -> None:
+        """Listen from now on; only the main thread may do this."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def ignore(self) -> None:
+        """The process ends anyway: more signals change nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Raise :class:`Stopped` if a signal came."""
+        if self._signal is not None:
+            raise Stopped(128 + self._signal)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Do not raise inside; a signal that comes waits for the next :meth:`check`."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        if not self._held:
+            self.check()
+
+
+def work(
+    folder: RunFolder,
+    request: str,
+    *,
+    run: Callable[[Cell], Record],
+    events: Events | None = None,
+    index: int = 0,
+    stop: Stop | None = None,
+    poll_s: float = 0.5,
+) -> None:
+    """Run cells of ``request`` until every one has a record.
+
+    ``run`` gives the record of a cell and raises only to end the worker. Cells that other workers hold are waited for
+    and taken over when their worker died. Worker ``index`` starts at another cell than its siblings.
+
+    Raises:
+        StoreError: the request or a record cannot be read.
+        Stopped: the worker was asked to end; the cell in hand is given back unrecorded.
+    """
+    cells = folder.cells(request)
+    shift = index % len(cells) if cells else 0
+    pending = cells[shift:] + cells[:shift]
+    relay = events if events is not None else Events({})
+    stop = stop if stop is not None else Stop()
+    told: set[str] = set()
+    while pending:
+        with stop.held():
+            pending = folder.missing(pending)
+            claim = next((c for cell in pending if (c := folder.claim(cell.key)) is not None), None)
+        if claim is None:
+            stop.check()
+            _tell(folder, pending, told)
+            time.sleep(poll_s if pending else 0)
+            continue
+        try:
+            stop.check()
+            cell = next(cell for cell in pending if cell.key == claim.key)
+            relay.cell_started(cell)
+            record = run(cell) if claim.deaths < MAX_DEATHS else _killed(cell, claim)
+            if record.status == "failed":
+                # The signal may be the cause: it goes to the children of the worker too.
+                stop.check()
+            with stop.held():
+                record, published = _publish(folder, record, claim)
+            if published:
+                _log.info("%s %s seed %d: %s", cell.key, cell.variant, cell.seed, record.status)
+                relay.cell_finished(record)
+        finally:
+            with stop.held():
+                folder.release(claim)
+        stop.check()
+
+
+def _publish(folder: RunFolder, record: Record, claim: Claim) -> tuple[Record, bool]:
+    """The record as written, and whether it was; one that is no JSON is written as a failure."""
+    try:
+        return record, folder.publish(record, claim)
+    except (TypeError, ValueError) as error:
+        record = _unwritable(record.cell, error)
+        return record, folder.publish(record, claim)
+
+
+def _killed(cell: Cell, claim: Claim) -> Record:
+    return Record(
+        cell=cell,
+        status="failed",
+        failure=Failure(
+            kind="killed",
+            message=f"{claim.deaths} workers died while they ran this cell.",
+            next_step="The usual cause is too little memory: lower --micro-batch, --max-length or --workers, "
+            "look into logs/, then run the same command again.",
+        ),
+    )
+
+
+def _unwritable(cell: Cell, error: Exception) -> Record:
+    return Record(
+        cell=cell,
+        status="failed",
+        failure=Failure(
+            kind="plugin",
+            message=f"The record cannot be written as JSON: {type(error).__name__}: {error}.",
+            next_step="The method or the task gave a number that is not finite or an object that is not plain data: "
+            "report it to its authors.",
+        ),
+    )
+
+
+def _tell(folder: RunFolder, pending: Sequence[Cell], told: set[str]) -> None:
+    """Say once for each claim whom this worker waits for."""
+    if not pending:
+        return
+    running = folder.claims()
+    for cell in pending:
+        claim = running.get(cell.key)
+        if claim is not None and claim.token not in told:
+            told.add(claim.token)
+            owner = claim.owner
+            _log.info("waiting for %s (%s), run by process %d on %s", cell.key, cell.variant, owner.pid, owner.host)
+
+
+def follow_parent(parent: int, *, poll_s: float = 0.5) -> None:
+    """End this process, in good order if it can, once ``parent`` is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_s)
+        _log.warning("the parent process %d is gone: this worker ends", parent)
+        deadline = time.monotonic() + ORPHAN_GRACE_S
+        while time.monotonic() < deadline:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        end_group()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
+
+
+def end_group() -> None:
+    """Kill this process and what it started, if it leads its process group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What an executor tells a worker."""
+
+    folder: Path
+    request: str
+    index: int
+    device: str
+    threads: int | None
+    parent: int | None
+
+
+Engine = Callable[[Assignment, RunFolder, Events], Callable[[Cell], Record]]
+"""Gives the function that runs one cell."""
+
+
+def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+    """The real engine; backbone and tokenised data stay warm between cells."""
+    from mtlbench.engine.cell import Bench, run_cell
+
+    words = folder.words(given.request)
+    bench = Bench(device=given.device, threads=given.threads, data=words["data"])
+    return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events)
+
+
+def main(words: Sequence[str] | None = None, *, engine: Engine = torch_engine) -> int:
+    """Entry point of ``python -m mtlbench.worker``."""
+    given = _read(words)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    stop = Stop()
+    stop.install()
+    if given.parent is not None:
+        follow_parent(given.parent)
+    folder = RunFolder(given.folder)
+    events = Events({"step log": StepLog(folder), **_observers()})
+    try:
+        run = engine(given, folder, events)
+        work(folder, given.request, run=run, events=events, index=given.index, stop=stop)
+    finally:
+        stop.ignore()
+        if given.parent is not None and os.getppid() != given.parent:
+            end_group()
+    return 0
+
+
+def _read(words: Sequence[str] | None) -> Assignment:
+    parser = argparse.ArgumentParser(prog="python -m mtlbench.worker", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="run folder")
+    parser.add_argument("--request", required=True, help="id of the request whose cells to run")
+    parser.add_argument("--index", type=int, default=0, help="number of this worker")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--parent", type=int, help="end when this process is gone")
+    return Assignment(**vars(parser.parse_args(words)))
+
+
+def _observers() -> dict[str, object]:
+    from mtlbench.errors import MtlbenchError
+    from mtlbench.plugins import load_observer, offers
+
+    found: dict[str, object] = {}
+    for name in offers("observers"):
+        try:
+            found[name] = load_observer(name)
+        except MtlbenchError as error:
+            _log.warning("%s", error)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""A worker whose cells do what their settings say: everything of a real worker except the engine.
+
+``python toy_worker.py`` takes the words of ``mtlbench.worker``. Each run of a cell appends its key to ``ran`` in the
+run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``fork`` (hang
+with a child that ignores SIGTERM) or ``fail_when_stopped``; ``seconds`` is how long it works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.record import Failure, Record
+from mtlbench.events import Events
+from mtlbench.store import RunFolder
+from mtlbench.worker import Assignment, main
+
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+COMMAND = (sys.executable, __file__)
+
+
+class Numbers(list[float]):
+    """Stands for a tensor of a step: all the step log asks of one."""
+
+    def tolist(self) -> list[float]:
+        return list(self)
+
+
+def toy_cell(seed: int = 0, do: str = "ok", seconds: float = 0.0) -> Cell:
+    settings = {"do": do, "seconds": seconds}
+    return Cell(method="toy", settings=settings, tasks=("toy/a", "toy/b"), model="m", protocol=Protocol(), seed=seed)
+
+
+def ran(folder: RunFolder) -> list[str]:
+    """The key of every run of a cell, in order."""
+    path = folder.path / "ran"
+    return path.read_text().split() if path.exists() else []
+
+
+def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
+    with (folder.path / "ran").open("a") as file:
+        file.write(f"{cell.key}\n")
+    do = cell.settings["do"]
+    if do == "die" or (do == "die_once" and ran(folder).count(cell.key) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "fork":
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            (folder.path / "child").write_text(str(os.getpid()))
+            time.sleep(600)
+    if do in ("hang", "fork"):
+        time.sleep(600)
+    if do == "fail_when_stopped":
+        try:
+            time.sleep(600)
+        except BaseException:
+            do = "fail"
+    if do == "fail":
+        return Record(cell=cell, status="failed", failure=Failure(kind="oom", message="m", next_step="n"))
+    if do == "skip":
+        return Record(cell=cell, status="skipped", failure=Failure(kind="refused", message="m", next_step="n"))
+    events.training_planned(cell, 4)
+    for step in range(1, 5):
+        time.sleep(float(cell.settings["seconds"] or 0) / 4)
+        events.step_finished(cell, step, Numbers([1.0, 2.0, 6.0]), Numbers([0, 1, 1]))  # type: ignore[arg-type]
+    loss = float("nan") if do == "nan" else 0.0
+    notes = {"pid": os.getpid(), "loss": loss, **{name: os.environ.get(name) for name in ENVIRONMENT}}
+    return Record(cell=cell, status="ok", notes=notes)
+
+
+def toy_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+    if (folder.path / "broken-engine").exists():
+        raise RuntimeError("this engine cannot start")
+    return lambda cell: toy_run(cell, folder, events)
+
+
+def wait_for(holds: Callable[[], object], *, seconds: float = 60) -> None:
+    """Return once ``holds()`` is true; fail when it never gets so."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie that waits to be collected."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def toy_folder(path: Path, cells: list[Cell]) -> tuple[RunFolder, str]:
+    folder = RunFolder(path)
+    folder.preflight()
+    return folder, folder.put_request({"data": "demo"}, cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main(engine=toy_engine))
