@@ -172,7 +172,9 @@ def _seeds(words: str) -> tuple[int, ...]:
     try:
         seeds = tuple(int(word) for word in words.split(","))
     except ValueError:
-        raise RequestError(f"--seeds {words!r} cannot be read. Write whole numbers with commas, such as 0,1,2.") from None
+        raise RequestError(
+            f"--seeds {words!r} cannot be read. Write whole numbers with commas, such as 0,1,2."
+        ) from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise RequestError(f"--seeds {words!r}: seeds must be different and not negative.")
     return seeds
@@ -193,9 +195,14 @@ def _folder(path: Path | None) -> Any:
 
     found = path or newest(Path("runs"))
     if found is None:
-        raise RequestError("There is no run folder under runs/. Name one, or start with: mtlbench run --methods peml,mtl_lora --tasks glue")
+        raise RequestError(
+            "There is no run folder under runs/. Name one, or start with: "
+            "mtlbench run --methods peml,mtl_lora --tasks glue"
+        )
     if not (found / "requests").is_dir():
-        raise RequestError(f"{str(found)!r} is no run folder: it has no requests/. Name the folder that `mtlbench run` printed.")
+        raise RequestError(
+            f"{str(found)!r} is no run folder: it has no requests/. Name the folder that `mtlbench run` printed."
+        )
     return RunFolder(found)
 
 

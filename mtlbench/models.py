@@ -41,7 +41,9 @@ def check_model(model: str) -> None:
         raise RequestError(f"There is no model {model!r}. {did_you_mean(model, embedded())}")
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local or not _HUB_ID.fullmatch(model):
-        raise RequestError(f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}.")
+        raise RequestError(
+            f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}."
+        )
 
 
 def check_reachable(model: str) -> None:
@@ -61,7 +63,9 @@ def check_reachable(model: str) -> None:
     try:
         HfApi().model_info(model, timeout=10)
     except GatedRepoError as error:
-        raise RequestError(f"The hub gates model {model!r}: accept its terms and set HF_TOKEN, or use {_names()}.") from error
+        raise RequestError(
+            f"The hub gates model {model!r}: accept its terms and set HF_TOKEN, or use {_names()}."
+        ) from error
     except RepositoryNotFoundError as error:
         raise RequestError(f"The hub knows no model {model!r}. {hint}") from error
     except Exception as error:
@@ -71,7 +75,9 @@ def check_reachable(model: str) -> None:
 def _check_folder(path: Path) -> None:
     config = path / "config.json"
     if not config.is_file():
-        raise RequestError(f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote.")
+        raise RequestError(
+            f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote."
+        )
     try:
         json.loads(config.read_text())
     except ValueError as error:

@@ -151,7 +151,9 @@ def _check_ranges(protocol: Protocol) -> None:
     for name, options in _OPTIONS.items():
         value = getattr(protocol, name)
         if value not in options:
-            raise RequestError(f"{name} must be one of {', '.join(options)}, got {value!r}. {did_you_mean(value, options)}")
+            raise RequestError(
+                f"{name} must be one of {', '.join(options)}, got {value!r}. {did_you_mean(value, options)}"
+            )
     if not 0 < protocol.learning_rate < 100:
         raise RequestError(f"learning_rate must be above 0, got {protocol.learning_rate}.")
     if not 0 < protocol.epochs < 1e6:
@@ -181,5 +183,7 @@ def _no_repeats(cells: Sequence[Cell]) -> None:
     seen: dict[str, Cell] = {}
     for cell in cells:
         if cell.key in seen:
-            raise RequestError(f"{cell.variant} with seed {cell.seed} is asked for twice. Name each method and seed once.")
+            raise RequestError(
+                f"{cell.variant} with seed {cell.seed} is asked for twice. Name each method and seed once."
+            )
         seen[cell.key] = cell

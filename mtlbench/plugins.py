@@ -44,7 +44,7 @@ class Offer:
 
 
 def offers(group: str) -> dict[str, tuple[Offer, ...]]:
-    """Every offered name of a group (``methods``, ``tasks``, ...) in order, from metadata alone: nothing is imported."""
+    """Every offered name of a group (``methods``, ``tasks``, ...) in order, from metadata alone."""
     if group not in GROUPS:
         raise PluginError(f"There is no plugin group {group!r}. {did_you_mean(group, GROUPS)}")
     found: dict[str, dict[tuple[str, str], Offer]] = {}
@@ -83,7 +83,9 @@ def load_method(name: str) -> type[Method]:
         raise PluginError(f"Method {name!r} of {offer.origin} does not implement {missing}.")
     params = getattr(method, "__dataclass_params__", None)
     if params is None or "__dataclass_params__" not in vars(method) or not params.frozen:
-        raise PluginError(f"Method {name!r} of {offer.origin} must be decorated with @dataclass(frozen=True, kw_only=True).")
+        raise PluginError(
+            f"Method {name!r} of {offer.origin} must be decorated with @dataclass(frozen=True, kw_only=True)."
+        )
     if not isinstance(getattr(method, "source", None), str):
         raise PluginError(f"Method {name!r} of {offer.origin} must state its `source` (paper, reference code).")
     return method
@@ -132,7 +134,7 @@ def _module(group: str, offer: Offer) -> ModuleType:
             raise
         raise PluginError(
             f"The {_SINGULAR[group]} {offer.name!r} of {offer.origin} cannot be imported ({offer.module}): "
-            f"{type(error).__name__}: {error}. Update or uninstall {offer.distribution}; other plugins are not affected."
+            f"{type(error).__name__}: {error}. Update or uninstall {offer.distribution}; nothing else is affected."
         ) from error
 
 
@@ -141,7 +143,9 @@ def _register(manager: pluggy.PluginManager, module: ModuleType, group: str, off
         manager.register(module)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"The {_SINGULAR[group]} {offer.name!r} of {offer.origin} does not fit a hook: {error}") from error
+        raise PluginError(
+            f"The {_SINGULAR[group]} {offer.name!r} of {offer.origin} does not fit a hook: {error}"
+        ) from error
 
 
 def _noun(group: str, offer: Offer) -> Any:

@@ -44,7 +44,7 @@ def _pairs(method: str, inner: str | None) -> dict[str, str]:
             continue
         name, equals, value = part.partition("=")
         if not equals:
-            raise RequestError(f"Setting {part.strip()!r} of method {method!r} has no value: write {part.strip()}=VALUE.")
+            raise RequestError(f"Setting {part.strip()!r} of method {method!r} needs a value: {part.strip()}=VALUE.")
         if name.strip() in pairs:
             raise RequestError(f"Setting {name.strip()!r} of method {method!r} is given twice.")
         pairs[name.strip()] = value.strip()
@@ -77,7 +77,7 @@ def build(name: str, settings: Mapping[str, Value]) -> Method:
         RequestError: the method refuses them.
     """
     method = load_method(name)
-    made = method(**settings)
+    made = method(**dict[str, Any](settings))
     rate = made.learning_rate
     if rate is not None and not 0 < rate < 100:
         raise RequestError(f"Method {name!r}: learning_rate must be above 0, got {rate}.")

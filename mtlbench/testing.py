@@ -16,7 +16,7 @@ VOCABULARY = 97
 
 
 def tiny_causal(seed: int = 0, **changes: Any) -> nn.Module:
-    """A frozen Llama with random weights: hidden 32, 2 layers, 97 tokens; token 0 pads. ``changes`` reach its config."""
+    """A frozen Llama of random weights: hidden 32, 2 layers, 97 tokens, 0 pads; ``changes`` go to its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {

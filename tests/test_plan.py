@@ -99,7 +99,9 @@ def test_a_missing_data_folder_is_refused(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_impossible_protocols_are_refused(field: str, value: object):
-    with pytest.raises(RequestError, match=r"batch_size|micro_batch" if field == "micro_batch" else field.split("_")[0]):
+    with pytest.raises(
+        RequestError, match=r"batch_size|micro_batch" if field == "micro_batch" else field.split("_")[0]
+    ):
         make_protocol({field: value}, data="demo:x")
 
 
@@ -108,7 +110,15 @@ def test_mixing_words_give_the_weight_of_a_task():
     assert parse_mixing("uniform")(400) == parse_mixing("uniform")(4) == 1
     assert parse_mixing("temperature:2")(400) == 20
     assert parse_mixing("capped:100")(400) == 100
-    for words in ("proportonal", "temperature", "temperature:0", "temperature:nan", "capped:-1", "capped:1.5", "uniform:2"):
+    for words in (
+        "proportonal",
+        "temperature",
+        "temperature:0",
+        "temperature:nan",
+        "capped:-1",
+        "capped:1.5",
+        "uniform:2",
+    ):
         with pytest.raises(RequestError, match="Known: proportional"):
             parse_mixing(words)
 

@@ -50,7 +50,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     yield folder
-    for module in [m for m, loaded in sys.modules.items() if str(getattr(loaded, "__file__", "")).startswith(str(folder))]:
+    for module in [
+        m for m, loaded in sys.modules.items() if str(getattr(loaded, "__file__", "")).startswith(str(folder))
+    ]:
         del sys.modules[module]
 
 
@@ -80,7 +82,9 @@ def test_a_stranger_loads_like_ours(site: Path):
 
 
 def test_two_packages_with_one_name_are_both_named(site: Path):
-    install(site, "clash-pkg", points={"methods": {"lora": "toy_clash"}}, modules={"toy_clash": GOOD.format(name="lora")})
+    install(
+        site, "clash-pkg", points={"methods": {"lora": "toy_clash"}}, modules={"toy_clash": GOOD.format(name="lora")}
+    )
     with pytest.raises(PluginError) as error:
         plugins.load_method("lora")
     assert "clash-pkg 1.2.3" in str(error.value) and "mtlbench 0.1.0" in str(error.value)
@@ -89,7 +93,12 @@ def test_two_packages_with_one_name_are_both_named(site: Path):
 
 
 def test_an_import_failure_names_the_distribution_and_harms_nobody(site: Path):
-    install(site, "broken-pkg", points={"methods": {"broken": "toy_broken"}}, modules={"toy_broken": "import no_such_module_xyz"})
+    install(
+        site,
+        "broken-pkg",
+        points={"methods": {"broken": "toy_broken"}},
+        modules={"toy_broken": "import no_such_module_xyz"},
+    )
     assert "broken" in plugins.offers("methods"), "listing does not import"
     with pytest.raises(PluginError, match=r"'broken' of broken-pkg 1\.2\.3 cannot be imported.*no_such_module_xyz"):
         plugins.load_method("broken")
@@ -102,7 +111,10 @@ def test_an_import_failure_names_the_distribution_and_harms_nobody(site: Path):
         ("", "gives nothing"),
         (GOOD.format(name="other"), "gives 'other'"),
         (GOOD.format(name="bad").replace("return [Toy]", "return [3]"), "gives 3"),
-        (GOOD.format(name="bad").replace("def mtlbench_methods()", "def mtlbench_methods(extra)"), "does not fit a hook"),
+        (
+            GOOD.format(name="bad").replace("def mtlbench_methods()", "def mtlbench_methods(extra)"),
+            "does not fit a hook",
+        ),
         (GOOD.format(name="bad").replace("(frozen=True, kw_only=True)", ""), "frozen"),
         (GOOD.format(name="bad").replace('source = "none"', ""), "source"),
         (GOOD.format(name="bad").replace("def attach(self, model, setup): ...", ""), "does not implement attach"),

@@ -16,7 +16,9 @@ def test_names_and_brackets():
     ]
 
 
-@pytest.mark.parametrize("words", ["", ",", "lora[rank=1", "lora]rank", "lora[[rank=1]]", "lora[rank]", "lora[rank=1,rank=2]", "a,,b"])
+@pytest.mark.parametrize(
+    "words", ["", ",", "lora[rank=1", "lora]rank", "lora[[rank=1]]", "lora[rank]", "lora[rank=1,rank=2]", "a,,b"]
+)
 def test_words_that_cannot_be_read(words: str):
     with pytest.raises(RequestError):
         split_methods(words)

@@ -20,7 +20,7 @@ def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:
 
 
 def check_low_rank(method: Any) -> None:
-    """Check ``rank``, ``alpha``, ``dropout``, ``target`` and ``learning_rate``."""
+    """Check ``rank``, ``alpha``, ``dropout`` and ``target``."""
     check(method, "rank", holds=method.rank >= 1, allowed="a whole number of at least 1")
     check(method, "alpha", holds=math.isfinite(method.alpha) and method.alpha > 0, allowed="a number above 0")
     check(method, "dropout", holds=0 <= method.dropout < 1, allowed="at least 0 and below 1")
@@ -31,10 +31,3 @@ def check_low_rank(method: Any) -> None:
         holds=all(word.isidentifier() for word in words),
         allowed="all, attention, or last parts of projection names joined by '+', such as q_proj+v_proj",
     )
-    check_learning_rate(method)
-
-
-def check_learning_rate(method: Method) -> None:
-    """Check ``learning_rate``: ``None`` takes the protocol's."""
-    rate = method.learning_rate
-    check(method, "learning_rate", holds=rate is None or (math.isfinite(rate) and rate > 0), allowed="a number above 0")

@@ -55,7 +55,10 @@ class Trainer(Protocol):
         """Optimizer steps of the whole budget."""
 
     def run(self, *, before_step: Callable[[int], None] | None = None, patience_from: int = 0) -> None:
-        """Train for the whole budget; ``before_step(step)`` runs before each step, early stopping counts from ``patience_from``."""
+        """Train for the whole budget.
+
+        ``before_step(step)`` runs before each step; early stopping counts from step ``patience_from``.
+        """
 
     def search_loss(self) -> Tensor:
         """The method's loss on the next batch of the search split, dropout off, with gradients enabled.

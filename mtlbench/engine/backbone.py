@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlbench.errors import RequestError, did_you_mean
-
-EMBEDDED = ("demo", "demo-t5")
+from mtlbench.errors import RequestError
+from mtlbench.models import BACKBONES, check_model, is_embedded
 
 
 @dataclass(frozen=True)
@@ -104,31 +102,8 @@ def _bytes(tensor: Tensor) -> Any:
 
 def _locate(name: str) -> str:
     """What transformers can load: a folder, or a hub id."""
-    if name in EMBEDDED:
-        folder = Path(str(resources.files("mtlbench.demo").joinpath("backbones", name)))
-        if not (folder / "config.json").is_file():
-            raise RequestError(
-                f"The embedded backbone {name!r} is not in this installation. Install mtlbench again, or make it with "
-                "`python -m mtlbench.demo.pretrain`."
-            )
-        return str(folder)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise RequestError(f"The folder {name!r} holds no backbone: it has no config.json.")
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise RequestError(f"There is no backbone folder {name!r}. Give one with a config.json, a hub id or `demo`.")
-    if "/" not in name and not _hub_like(name):
-        raise RequestError(f"There is no backbone {name!r}. {did_you_mean(name, EMBEDDED)}")
-    return name
-
-
-def _hub_like(name: str) -> bool:
-    """Hub ids without an owner exist (`gpt2`), but a word near an embedded name is a slip."""
-    import difflib
-
-    return not difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.7)
+    check_model(name)
+    return str(BACKBONES / name) if is_embedded(name) else name
 
 
 def _auto_class(name: str, config: Any) -> tuple[Any, str]:

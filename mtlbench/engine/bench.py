@@ -125,5 +125,3 @@ def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:
 def token_budget(device: torch.device) -> int:
     """Rows x length of an evaluation batch: small enough for a CPU's caches, large enough to fill an accelerator."""
     return 1024 if device.type == "cpu" else 32768
-
-

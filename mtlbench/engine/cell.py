@@ -45,7 +45,7 @@ _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets",
 
 
 def run_cell(cell: Cell, *, bench: Bench, folder: RunFolder, events: Events) -> Record:
-    """The record of a cell: ``ok``, ``skipped`` with the method's reason, or ``failed`` with a class and a next step."""
+    """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step."""
     started = time.time()
     try:
         record = _Run(cell, bench=bench, folder=folder, events=events).record()
@@ -131,9 +131,7 @@ class _Run:
             provenance={"backbone_fingerprint": backbone.fingerprint, "dtype": str(bench.dtypes(cell)[0])},
         )
 
-    def _loop(
-        self, model: nn.Module, method: Method, backbone: Backbone, splits: Splits, routing: Routing
-    ) -> Loop:
+    def _loop(self, model: nn.Module, method: Method, backbone: Backbone, splits: Splits, routing: Routing) -> Loop:
         return Loop(
             model=model,
             method=method,

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from mtlbench_methods.lora import Lora
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
@@ -16,6 +15,7 @@ from mtlbench.engine.guards import backbone_unchanged
 from mtlbench.engine.linears import projection_names
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
+from mtlbench_methods.lora import Lora
 
 CPU = torch.device("cpu")
 

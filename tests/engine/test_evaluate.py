@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
-from mtlbench_tasks.glue import GLUE
 from tiny_backbones import tiny_backbone
 
 from mtlbench.data.lm_task import choose_rows, load_lm_task
@@ -18,6 +17,7 @@ from mtlbench.data.source import open_source
 from mtlbench.engine.evaluate import evaluate
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import DataError, PluginError
+from mtlbench_tasks.glue import GLUE
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from toy_tasks import WINOGRANDE, winogrande_rows, write

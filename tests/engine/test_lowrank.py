@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mtlbench_methods.lora import Lora
-from mtlbench_methods.mtl_lora import MtlLora
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -14,6 +12,8 @@ from mtlbench.engine.loss import row_losses
 from mtlbench.engine.lowrank import Factors, LowRankLinear, low_rank
 from mtlbench.engine.routing import Routing
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench_methods.lora import Lora
+from mtlbench_methods.mtl_lora import MtlLora
 
 
 def drawn(*shape, dtype=torch.float64):

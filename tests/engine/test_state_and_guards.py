@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mtlbench_methods.mtl_lora import MtlLora
 
 from mtlbench.engine import guards
 from mtlbench.engine.batches import collate
 from mtlbench.engine.state import FILE, load_adapter, save_adapter, saved_names, trainable_names, trainable_state
 from mtlbench.errors import StoreError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench_methods.mtl_lora import MtlLora
 
 
 def attached(build=tiny_causal, **settings):

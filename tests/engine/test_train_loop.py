@@ -7,9 +7,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from mtlbench_methods.base import Base
-from mtlbench_methods.lora import Lora
-from mtlbench_methods.mtl_lora import MtlLora
 from torch import nn
 
 from mtlbench.api.cell import Protocol
@@ -19,6 +16,9 @@ from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import DivergedError, Loop
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench_methods.base import Base
+from mtlbench_methods.lora import Lora
+from mtlbench_methods.mtl_lora import MtlLora
 
 TASKS = 3
 

@@ -7,8 +7,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from mtlbench_methods.base import Base
-from mtlbench_methods.lora import Lora
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from mtlbench.engine.batches import collate
@@ -19,6 +17,8 @@ from mtlbench.engine.lowrank import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench_methods.base import Base
+from mtlbench_methods.lora import Lora
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mtlbench_methods import lora, mtl_lora
 from torch import nn
 
 from mtlbench.engine.lowrank import LowRankLinear
 from mtlbench.engine.routing import Routing
+from mtlbench_methods import lora, mtl_lora
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

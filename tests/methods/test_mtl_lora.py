@@ -7,7 +7,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from mtlbench_methods.mtl_lora import MtlLora
 
 from mtlbench.engine.batches import collate
 from mtlbench.engine.gradients import checkpointing
@@ -16,6 +15,7 @@ from mtlbench.engine.loss import row_losses
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench_methods.mtl_lora import MtlLora
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 

@@ -8,8 +8,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from mtlbench_methods.lora import Lora
-from mtlbench_methods.peml import Peml
 
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.batches import collate
@@ -22,6 +20,8 @@ from mtlbench.engine.state import load_adapter, save_adapter, saved_names, train
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench_methods.lora import Lora
+from mtlbench_methods.peml import Peml
 
 torch.set_num_threads(1)
 BUILDERS = [tiny_causal, tiny_seq2seq]
