@@ -80,7 +80,7 @@ def test_bf16_weights(tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("./nowhere", "no backbone folder './nowhere'"),
+        ("./nowhere", "no model folder './nowhere'"),
         ("/no/such/place", "'/no/such/place'"),
         ("dmo", "Did you mean 'demo'"),
         ("demo_t5", "Did you mean 'demo-t5'"),

@@ -152,7 +152,6 @@ def test_targets(target, last):
         {"dropout": -0.1},
         {"target": ""},
         {"target": "q proj"},
-        {"learning_rate": 0.0},
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(settings):

@@ -243,7 +243,7 @@ def test_what_cannot_work_is_refused():
         {"prefix_length": 0}, {"layers": 0}, {"width": 0}, {"where": "enc"}, {"bias": "none"}, {"rank": 0},
         {"dropout": 1.0}, {"weight_decay": -0.1}, {"arch_update": "both"}, {"arch_learning_rate": 0.0},
         {"entropy": -1.0}, {"entropy": float("nan")}, {"search_share": 0.0}, {"search_share": 1.1},
-        {"warmup_share": 1.0}, {"learning_rate": 0.0},
+        {"warmup_share": 1.0},
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(wrong):
