@@ -1,1 +1,1 @@
-"""The embedded demo: a small deterministic language, the text made from it, and two backbones pretrained on that text."""
+"""The embedded demo: a deterministic language, text made from it, and two backbones pretrained on that text."""
