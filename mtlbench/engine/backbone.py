@@ -72,11 +72,15 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
     try:
         config = AutoConfig.from_pretrained(where)
         auto, architecture = _auto_class(name, config)
-        model = auto.from_pretrained(where, config=config, dtype=dtype, attn_implementation=attention)
+        # accelerate puts each weight straight on the device: no second copy on the host
+        placed = {"": str(device)}
+        model = auto.from_pretrained(
+            where, config=config, dtype=dtype, attn_implementation=attention, device_map=placed
+        )
         tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(_unloadable(name, error)) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
     return Backbone(
         name=name,
         model=model,
