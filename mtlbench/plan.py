@@ -10,7 +10,8 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.data.source import Source, open_source
+from mtlbench.data.choose import open_source
+from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.mixing import parse_mixing
 from mtlbench.models import check_model, is_embedded

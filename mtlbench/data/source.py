@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench.api.task import Task, TaskSuite
@@ -40,25 +39,6 @@ class Source(ABC):
         Raises:
             DataError: as :meth:`check`, for what only shows in the rows.
         """
-
-
-def open_source(words: str, *, suites: Mapping[str, TaskSuite]) -> Source:
-    """The source named ``demo`` or ``hub``, or the folder at the path ``words``.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    if words == "demo":
-        from mtlbench.data.demo import DemoSource
-
-        return DemoSource(suites)
-    if words == "hub":
-        from mtlbench.data.hub import HubSource
-
-        return HubSource()
-    from mtlbench.data.folder import FolderSource
-
-    return FolderSource(Path(words))
 
 
 def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:

@@ -11,9 +11,10 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
+from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import choose_rows, load_lm_task
-from mtlbench.data.source import Source, find_task, open_source
+from mtlbench.data.source import Source, find_task
 from mtlbench.engine.backbone import Backbone, load_backbone
 from mtlbench.engine.encode import encode_rows
 from mtlbench.engine.machine import Machine, choose_dtype, probe

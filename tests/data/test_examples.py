@@ -8,9 +8,9 @@ import pytest
 from toy_tasks import ARC, RTE, WINOGRANDE, arc_rows, rte_rows, winogrande_rows, write
 
 from mtlbench.api.task import Task
+from mtlbench.data.choose import open_source
 from mtlbench.data.examples import Pair, evaluation_golds, gold_pair, training_pairs
 from mtlbench.data.lm_task import load_lm_task, quiet_lm_eval
-from mtlbench.data.source import open_source
 from mtlbench.errors import DataError
 
 ROWS = {"rte": rte_rows, "winogrande": winogrande_rows, "arc_easy": arc_rows}

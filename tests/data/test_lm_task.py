@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from toy_tasks import ARC, RTE, WINOGRANDE, arc_rows, rte_rows, winogrande_rows, write
 
+from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import choose_rows, load_lm_task, quiet_lm_eval, yaml_path
-from mtlbench.data.source import open_source
 from mtlbench.errors import PluginError
 
 

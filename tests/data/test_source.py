@@ -13,7 +13,8 @@ import pytest
 from toy_tasks import ARC, RTE, SUITE, rte_rows, write
 
 from mtlbench.api.task import TaskSuite
-from mtlbench.data.source import find_task, open_source
+from mtlbench.data.choose import open_source
+from mtlbench.data.source import find_task
 from mtlbench.errors import DataError
 
 NONE = {}
@@ -142,7 +143,7 @@ def test_the_hub_names_what_can_be_done_without_it(monkeypatch, tmp_path):
     # The client reads HF_ENDPOINT once, at import: a port nobody listens on stands for a machine without network.
     code = (
         "from toy_tasks import RTE\n"
-        "from mtlbench.data.source import open_source\n"
+        "from mtlbench.data.choose import open_source\n"
         "from mtlbench.errors import DataError\n"
         "try:\n    open_source('hub', suites={}).check(RTE)\n"
         "except DataError as error:\n    print(error)\n"
@@ -176,7 +177,7 @@ def test_find_task_knows_full_names_and_suggests():
 
 def test_checking_data_loads_neither_torch_nor_datasets(folder):
     code = (
-        "import sys\nfrom toy_tasks import RTE\nfrom mtlbench.data.source import open_source\n"
+        "import sys\nfrom toy_tasks import RTE\nfrom mtlbench.data.choose import open_source\n"
         f"s = open_source({str(folder)!r}, suites={{}})\ns.check(RTE)\ns.identity([RTE])\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'lm_eval'} & set(sys.modules)))"
     )

@@ -12,8 +12,8 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tiny_backbones import tiny_backbone
 
+from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import choose_rows, load_lm_task
-from mtlbench.data.source import open_source
 from mtlbench.engine.evaluate import evaluate
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import DataError, PluginError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import load_lm_task, yaml_path
-from mtlbench.data.source import open_source
 from mtlbench_tasks.glue import GLUE, mtlbench_tasks
 
 BY_NAME = {task.name: task for task in GLUE.tasks}
