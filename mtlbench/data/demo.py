@@ -18,7 +18,6 @@ class DemoSource(Source):
     """Generated rows: deterministic, offline, and no benchmark."""
 
     name = "demo"
-    title_note = "demo data"
 
     def __init__(self, suites: Mapping[str, TaskSuite]) -> None:
         self.suites = suites

@@ -17,8 +17,6 @@ class Source(ABC):
     """Gives the rows of tasks."""
 
     name: ClassVar[str]
-    title_note: ClassVar[str] = ""
-    """What every title must say about the data: ``demo data``, or nothing."""
 
     @abstractmethod
     def identity(self, tasks: Sequence[Task]) -> str:

@@ -23,7 +23,6 @@ from mtlbench.demo.lexicon import (
 
 SIZES = tuple(word for sense in ADJECTIVE_SENSES for word in sense.same)
 ADVERBS = tuple(word for sense in ADVERB_SENSES for word in sense.same)
-LOOSE_NOUNS = ("someone", "something")
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,6 @@ def read_peak(device: torch.device, *, was_reset: bool) -> Peak:
     return Peak(None, "process")
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def trainable_count(model: nn.Module) -> int:
     """Parameters that require gradients, tied ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -116,7 +116,6 @@ def test_the_demo_asks_the_suite_for_both_splits():
     assert asked == []
     assert source.splits(RTE)["validation"].to_list() == rte_rows(3)
     assert asked == [("nyu-mll/glue", "rte", "train"), ("nyu-mll/glue", "rte", "validation")]
-    assert source.title_note == "demo data"
 
 
 def test_the_identity_of_the_demo_follows_the_fingerprint_of_the_suites_used():
