@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.method import Setup, SetupTask
-from mtlbench.engine.linears import projection_names
+from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tokens import TokenRow
 
@@ -70,11 +70,13 @@ def toy_rows(*, tasks: int, rows: int, seed: int = 0) -> list[TokenRow]:
 
 def setup_for(model: nn.Module, *, tasks: int = 3, seed: int = 0, total_steps: int = 10) -> Setup:
     """A setup for ``model`` with ``tasks`` made-up tasks and a routing of its own."""
+    targets = projection_names(model)
     return Setup(
         tasks=tuple(SetupTask(index, f"toy/{index}", 100) for index in range(tasks)),
         routing=Routing(),
         architecture="seq2seq" if model.config.is_encoder_decoder else "causal",  # type: ignore[union-attr]
-        target_modules=projection_names(model),
+        target_modules=targets,
+        shapes=shapes_of(model, targets),
         total_steps=total_steps,
         max_length=64,
         seed=seed,

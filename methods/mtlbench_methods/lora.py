@@ -14,7 +14,7 @@ from mtlbench_methods.settings import check_low_rank
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.lowrank import Factors, LowRankLinear
+    from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,23 @@ class Lora(Method):
 
         merge(model)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         from mtlbench.engine.export import export_lora
 
-        export_lora(model, folder, dropout=self.dropout)
+        export_lora(model, folder, task=task, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], *, scale: float) -> Factors:
+@dataclass(frozen=True, kw_only=True)
+class RsLora(Lora):
+    """LoRA scaled by the root of the rank, ``s = alpha / sqrt(rank)``, so that a higher rank keeps learning."""
+
+    name: ClassVar[str] = "rslora"
+    source: ClassVar[str] = "Kalajdzievski 2023, arXiv:2312.03732; huggingface/peft 0.21.2: LoraConfig(use_rslora)"
+
+    rslora: bool = True
+
+
+def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
     """``down [rank, in]`` and ``up [out, rank]`` as they are."""
     from mtlbench.engine.lowrank import Factors
 
@@ -77,4 +87,4 @@ def factors(parameters: Mapping[str, Tensor], *, scale: float) -> Factors:
 
 @hookimpl
 def mtlbench_methods() -> list[type[Method]]:
-    return [Lora]
+    return [Lora, RsLora]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl
@@ -13,7 +14,7 @@ from mtlbench_methods.settings import check, check_low_rank
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.lowrank import Factors, LowRankLinear
+    from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
 
 TABLES = ("transform", "logits")
 """Parameters with a row per task. Decay would pull transforms from the identity and mixtures to the uniform one."""
@@ -77,8 +78,14 @@ class MtlLora(Method):
         others = [p for name, p in named if name.rpartition(".")[2] not in TABLES]
         return [{"params": others, "lr": learning_rate}, {"params": tables, "lr": learning_rate, "weight_decay": 0.0}]
 
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+        """For one task, as a LoRA of the same rank."""
+        from mtlbench.engine.export import export_lora
 
-def factors(parameters: Mapping[str, Tensor], *, scale: float, temperature: float) -> Factors:
+        export_lora(model, folder, task=task, dropout=self.dropout)
+
+
+def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float, temperature: float) -> Factors:
     """All up-projections side by side, with mixture and transform in one matrix per task ``[tasks, ups * rank, rank]``.
 
     Args:
@@ -93,8 +100,8 @@ def factors(parameters: Mapping[str, Tensor], *, scale: float, temperature: floa
     if transform.dim() == 2:
         transform = torch.diag_embed(transform)
     shares = torch.softmax(parameters["logits"] / temperature, dim=-1)
-    mix = (shares[:, :, None, None] * transform[:, None]).flatten(1, 2)
-    return Factors(down=parameters["down"], up=up.flatten(1), mix=mix, scale=scale)
+    matrix = (shares[:, :, None, None] * transform[:, None]).flatten(1, 2).index_select(0, rows.tasks)
+    return Factors(down=parameters["down"], up=up.flatten(1), matrix=matrix, scale=scale)
 
 
 @hookimpl

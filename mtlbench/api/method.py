@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +41,8 @@ class Setup:
     """``causal`` or ``seq2seq``."""
     target_modules: tuple[str, ...]
     """Qualified names of every linear projection of the attention and feed-forward blocks, in model order."""
+    shapes: Mapping[str, tuple[int, int]]
+    """Output and input width of each of them."""
     total_steps: int
     """Optimizer steps of the whole training budget."""
     max_length: int
@@ -54,10 +57,21 @@ class Trainer(Protocol):
     def total_steps(self) -> int:
         """Optimizer steps of the whole budget."""
 
-    def run(self, *, before_step: Callable[[int], None] | None = None, patience_from: int = 0) -> None:
-        """Train for the whole budget.
+    def run(
+        self,
+        *,
+        tasks: Sequence[int] | None = None,
+        before_step: Callable[[int], None] | None = None,
+        patience_from: int = 0,
+    ) -> None:
+        """Train on all tasks for the whole budget, or on ``tasks`` for the share that they have in the mixture.
 
-        ``before_step(step)`` runs before each step; early stopping counts from step ``patience_from``.
+        Each run has a new optimizer over the parameters that then require gradients, its own schedule, clipping and
+        early stopping on its own tasks' held-out rows, and keeps its best state. Shares of disjoint sets of tasks
+        that cover all sum to the budget. A parameter that gets no gradient in a run does not move in it.
+
+        ``before_step(step)`` runs before each step, early stopping counts from step ``patience_from``; steps are
+        counted from 0 in each run, for :meth:`Method.after_step` too.
         """
 
     def search_loss(self) -> Tensor:
@@ -89,7 +103,11 @@ class Method(ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        """Add trainable parts in place. Every parameter that requires gradients afterwards is trained and saved."""
+        """Add trainable parts in place. Every parameter that requires gradients afterwards is trained and saved.
+
+        Raises:
+            RequestError: the settings do not fit this backbone; the cell is skipped with the reason.
+        """
 
     def refuse(self, setup: Setup) -> str | None:
         """The reason why this cell cannot be run, or ``None``. Called before :meth:`attach`."""
@@ -118,11 +136,11 @@ class Method(ABC):
         """Settings suggested by an Optuna trial; empty when there is nothing to tune."""
         return {}
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Write a standard peft checkpoint to ``folder``.
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+        """Write a standard peft checkpoint to ``folder``; of a task-routed method, for one task.
 
         Raises:
-            PluginError: when the method has no standard form.
+            PluginError: when the method has no standard form, or needs a task.
         """
         from mtlbench.errors import PluginError
 
@@ -131,3 +149,20 @@ class Method(ABC):
     def settings(self) -> dict[str, Value]:
         """All hyperparameters by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:
+        """The type of every setting by name, as :func:`typing.get_type_hints` gives it: by default, of every field.
+
+        Override it together with :meth:`with_settings` when settings belong to another library and are no fields.
+
+        Args:
+            words: The settings as given, unread: which ones exist may depend on the value of another.
+        """
+        hints = typing.get_type_hints(cls)
+        return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+    @classmethod
+    def with_settings(cls, settings: Mapping[str, Value]) -> Self:
+        """The method with these settings."""
+        return cls(**settings)

@@ -25,12 +25,13 @@ from mtlbench.engine.bench import Bench, Prepared, token_budget
 from mtlbench.engine.cost import Peak, folder_bytes, read_peak, reset_peak, stored_count, trainable_count
 from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
-from mtlbench.engine.linears import projection_names
+from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits, carve
 from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
 from mtlbench.engine.train import Loop
+from mtlbench.errors import RequestError
 from mtlbench.events import Events
 from mtlbench.settings import build
 from mtlbench.store import RunFolder
@@ -81,11 +82,10 @@ class _Run:
         model = backbone.fresh()
         loop = self._loop(model, method, backbone, splits, routing)
         setup = self._setup(model, backbone, prepared, splits, routing, loop.total_steps)
-        reason = method.refuse(setup)
+        was_reset = reset_peak(bench.device)
+        reason = _attach(method, model, setup)
         if reason is not None:
             return Record(cell=cell, status="skipped", failure=_refusal(reason))
-        was_reset = reset_peak(bench.device)
-        method.attach(model, setup)
         attached = trainable_count(model)
         sample = self._sample(splits, backbone)
         before = trainable_state(model)
@@ -154,11 +154,13 @@ class _Run:
         counts = [0] * len(prepared.tasks)
         for row in splits.train:
             counts[row.task] += 1
+        targets = projection_names(model)
         return Setup(
             tasks=tuple(SetupTask(i, name, counts[i]) for i, name in enumerate(prepared.tasks)),
             routing=routing,
             architecture=backbone.architecture,
-            target_modules=projection_names(model),
+            target_modules=targets,
+            shapes=shapes_of(model, targets),
             total_steps=steps,
             max_length=self.cell.protocol.max_length,
             seed=axis_seed(self.cell.seed, "init"),
@@ -237,6 +239,18 @@ _MEANING: Mapping[str, str] = {
     "reloaded_equal": "the saved adapter gives other logits when it is read back.",
     "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
 }
+
+
+def _attach(method: Method, model: nn.Module, setup: Setup) -> str | None:
+    """Attach the method, or say why it cannot be."""
+    reason = method.refuse(setup)
+    if reason is not None:
+        return reason
+    try:
+        method.attach(model, setup)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def _refusal(reason: str) -> Failure:

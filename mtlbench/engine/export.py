@@ -10,29 +10,31 @@ from mtlbench.engine.lowrank import LowRankLinear, MergedLinear
 from mtlbench.errors import PluginError
 
 
-def export_lora(model: nn.Module, folder: Path, *, dropout: float = 0.0) -> None:
+def export_lora(model: nn.Module, folder: Path, *, task: int | None = None, dropout: float = 0.0) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` that ``peft.PeftModel.from_pretrained`` reads.
 
     Works before and after merging.
 
     Args:
+        task: Needed when the low-rank parts depend on the task: the LoRA that its rows see is written.
         dropout: Written to the configuration; it changes no output.
 
     Raises:
-        PluginError: when there is no low-rank part, or one depends on the task.
+        PluginError: when there is no low-rank part, one depends on the task and none is given, or on the token.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    parts = {
-        name: module.factors() if isinstance(module, LowRankLinear) else module.factors
-        for name, module in model.named_modules()
-        if isinstance(module, LowRankLinear | MergedLinear)
-    }
+    try:
+        parts = {
+            name: module.folded(task) if isinstance(module, LowRankLinear) else module.factors
+            for name, module in model.named_modules()
+            if isinstance(module, LowRankLinear | MergedLinear)
+        }
+    except ValueError as error:
+        raise PluginError(f"This adapter has no standard form: {error}.") from error
     if not parts:
         raise PluginError("There is no low-rank part to export.")
-    if any(part.mix is not None for part in parts.values()):
-        raise PluginError("A low-rank part that depends on the task cannot be expressed as a standard peft checkpoint.")
     ranks = {name: part.down.shape[0] for name, part in parts.items()}
     alphas = {name: part.scale * ranks[name] for name, part in parts.items()}
     first = next(iter(parts))

@@ -37,6 +37,15 @@ def projection_names(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def shapes_of(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Output and input width of each named linear."""
+    found: dict[str, tuple[int, int]] = {}
+    for name in names:
+        rows, columns = model.get_submodule(name).get_parameter("weight").shape
+        found[name] = (rows, columns)
+    return found
+
+
 def select(names: Sequence[str], target: str) -> tuple[str, ...]:
     """The names that ``target`` asks for.
 

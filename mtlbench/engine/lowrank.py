@@ -1,146 +1,64 @@
 """The one low-rank layer that every method of the LoRA family maps its parameters onto.
 
-``y = x W^T + b + s * ((x A^T) mix) B^T`` with ``W`` and ``b`` frozen. A method gives a pure function from its own
-parameters to :class:`Factors`; nothing else differs between the methods.
+A method gives a pure function from its own parameters to :class:`~mtlbench.engine.fused.Factors`; nothing else differs
+between the methods.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mtlbench.engine.fused import Branch, Factors, low_rank
 from mtlbench.engine.linears import replace
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
+from mtlbench.engine.siblings import GatedBlock, SharedInput, gated_blocks, siblings
+
+__all__ = ["Factors", "FactorsOf", "LowRankLinear", "MergedLinear", "Rows", "adapt", "generator", "kaiming", "merge"]
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What a method's parameters amount to in one layer."""
+class Rows:
+    """The rows in flight, as one layer sees them."""
 
-    down: Tensor
-    """``A [rank, in]``."""
-    up: Tensor
-    """``B [out, rank]``, or ``[out, rank_out]`` with a matrix mix."""
-    mix: Tensor | None = None
-    """Between the two, by task: a gate ``[tasks, rank]`` or a matrix ``[tasks, rank_out, rank]``."""
-    scale: float = 1.0
+    routing: Routing | None
+    training: bool
+    count: int
+    """Rows of the layer's input."""
+    input: Tensor | None = None
+    """The layer's input ``[rows, length, in]`` without dropout, where the layer was made with ``reads_input``."""
 
+    @property
+    def tasks(self) -> Tensor:
+        """Task ids ``[rows]``.
 
-FactorsOf = Callable[[Mapping[str, Tensor]], Factors]
+        Raises:
+            RuntimeError: the layer has no routing, or runs outside it.
+        """
+        if self.routing is None:
+            raise RuntimeError("factors that depend on the task need a routing")
+        return self.routing.ids(self.count)
 
+    @property
+    def x(self) -> Tensor:
+        """``input``.
 
-def low_rank(
-    x: Tensor,
-    base: nn.Linear,
-    down: Tensor,
-    up: Tensor,
-    *,
-    mix: Tensor | None = None,
-    scale: float = 1.0,
-    dropout: float = 0.0,
-) -> Tensor:
-    """The frozen linear ``base`` plus a low-rank term.
-
-    Args:
-        x: ``[..., in]``; ``[rows, length, in]`` when there is a mix.
-        mix: Per row: a gate ``[rows, rank]`` or a matrix ``[rows, rank_out, rank]``.
-        dropout: Chance that an element of ``x`` is zeroed on its way into ``down`` (and only there).
-
-    Returns:
-        ``[..., out]`` in the dtype of ``base``, or of autocast where that is on. Kept for the backward are ``x``, the
-        factors, ``x A^T`` and, with dropout, one byte per element of ``x``.
-    """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
-    keep = _draw_keep(x, dropout) if dropout else None
-    run: Callable[..., Tensor] = _LowRank.apply
-    return run(x.to(dtype), base.weight, base.bias, down, up, mix, keep, scale, 1 / (1 - dropout))
+        Raises:
+            RuntimeError: the layer was not made with ``reads_input``.
+        """
+        if self.input is None:
+            raise RuntimeError("factors that depend on the input need a layer made with reads_input=True")
+        return self.input
 
 
-class _LowRank(torch.autograd.Function):
-    """Uses the frozen weight straight in the backward, so that nothing as wide as the output is kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        mix: Tensor | None,
-        keep: Tensor | None,
-        scale: float,
-        kept_scale: float,
-    ) -> Tensor:
-        a, b = down.to(x.dtype), up.to(x.dtype)
-        y = nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        hidden = nn.functional.linear(x if keep is None else x * keep, a)
-        if keep is not None:
-            hidden *= kept_scale
-        mixed = hidden if mix is None else _mix(hidden, mix.to(x.dtype))
-        y.view(-1, y.shape[-1]).addmm_(mixed.reshape(-1, mixed.shape[-1]), b.t(), alpha=scale)
-        ctx.save_for_backward(x, weight, down, up, mix, keep, hidden)
-        ctx.scale, ctx.kept_scale = scale, kept_scale
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, mix, keep, hidden = ctx.saved_tensors
-        need_x, _, _, need_down, need_up, need_mix, *_ = ctx.needs_input_grad
-        a, b, grad = down.to(x.dtype), up.to(x.dtype), grad.to(x.dtype)
-        m = None if mix is None else mix.to(x.dtype)
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_mixed = (grad @ b).mul_(ctx.scale)
-        grad_hidden, grad_mix = grad_mixed, None
-        if m is not None:
-            grad_hidden = _mix(grad_mixed, m if m.dim() == 2 else m.transpose(1, 2))
-            if need_mix:
-                grad_mix = (
-                    (grad_mixed * hidden).sum(1) if m.dim() == 2 else torch.bmm(grad_mixed.transpose(1, 2), hidden)
-                ).to(mix.dtype)
-        grad_up = None
-        if need_up:
-            mixed = hidden if m is None else _mix(hidden, m)
-            grad_up = (flat.t() @ mixed.reshape(-1, mixed.shape[-1])).mul_(ctx.scale).to(up.dtype)
-        if keep is not None:
-            grad_hidden = grad_hidden * ctx.kept_scale
-        narrow = grad_hidden.reshape(-1, grad_hidden.shape[-1])
-        grad_down = None
-        if need_down:
-            low = x if keep is None else x * keep
-            grad_down = (narrow.t() @ low.reshape(-1, low.shape[-1])).to(down.dtype)
-        grad_x = None
-        if need_x:
-            grad_x = grad @ weight.to(x.dtype)
-            if keep is None:
-                grad_x.view(-1, grad_x.shape[-1]).addmm_(narrow, a)
-            else:
-                grad_x.addcmul_(grad_hidden @ a, keep.to(x.dtype))
-        return grad_x, None, None, grad_down, grad_up, grad_mix, None, None, None
-
-
-def _draw_keep(x: Tensor, dropout: float) -> Tensor:
-    """Which elements of ``x`` are kept, drawn from the global generator.
-
-    Four 16-bit numbers come from one draw of 64 bits: a fifth of the time of ``bernoulli_`` on a processor.
-    """
-    count = x.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= round(dropout * 2**16) - 2**15).view(x.shape)
-
-
-def _mix(hidden: Tensor, mix: Tensor) -> Tensor:
-    """``hidden [rows, length, rank]`` through a gate ``[rows, rank]`` or a matrix ``[rows, rank_out, rank]``."""
-    return hidden * mix.unsqueeze(1) if mix.dim() == 2 else torch.bmm(hidden, mix.transpose(1, 2))
+FactorsOf = Callable[[Mapping[str, Tensor], Rows], Factors]
 
 
 class LowRankLinear(nn.Module):
@@ -152,9 +70,10 @@ class LowRankLinear(nn.Module):
     Args:
         base: The frozen linear.
         parameters: Initial values of the trainable parameters by name.
-        factors: Pure function of those parameters.
-        routing: Needed when the factors have a mix.
+        factors: Pure function of those parameters and the rows in flight.
+        routing: Needed when the factors depend on the task.
         dropout: On the input of the low-rank path, in training mode only.
+        reads_input: Whether the factors depend on the input, as token routing does.
     """
 
     def __init__(
@@ -165,15 +84,19 @@ class LowRankLinear(nn.Module):
         *,
         routing: Routing | None = None,
         dropout: float = 0.0,
+        reads_input: bool = False,
     ) -> None:
         super().__init__()
         self.base = base
         self.factors_of = factors
         self.routing = routing
         self.dropout = dropout
+        self.reads_input = reads_input
+        self.shared: SharedInput | None = None
         self.in_features, self.out_features = base.in_features, base.out_features
         for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value.to(base.weight.device)))
+            parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.to(base.weight.device))
+            self.register_parameter(name, parameter)
 
     @property
     def weight(self) -> Tensor:
@@ -183,27 +106,69 @@ class LowRankLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base.bias
 
-    def factors(self) -> Factors:
-        """The factors of the present parameters."""
-        return self.factors_of({name: p for name, p in self._parameters.items() if p is not None})
+    @property
+    def rate(self) -> float:
+        """Dropout in the present mode."""
+        return self.dropout if self.training else 0.0
+
+    def branch(self, x: Tensor) -> Branch:
+        """The frozen linear and the factors for the rows ``x``."""
+        rows = Rows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
+        return Branch(self.base.weight, self.base.bias, self._factors(rows))
+
+    def stamp(self) -> tuple[Any, ...]:
+        """Changes when an output computed before would be out of date."""
+        turn = None if self.routing is None else self.routing.turn
+        return (self.training, turn, *(p._version for p in self._parameters.values() if p is not None))
 
     def forward(self, x: Tensor) -> Tensor:
-        f = self.factors()
-        mix = None
-        if f.mix is not None:
-            if self.routing is None:
-                raise RuntimeError("factors with a mix by task need a routing")
-            mix = f.mix.index_select(0, self.routing.ids(x.shape[0]))
-        dropout = self.dropout if self.training else 0.0
-        return low_rank(x, self.base, f.down, f.up, mix=mix, scale=f.scale, dropout=dropout)
+        if self.shared is not None:
+            return self.shared.output(self, x)
+        return low_rank(x, [self.branch(x)], dropout=self.rate)[0]
 
-    def merged(self) -> MergedLinear:
-        """The same function as a plain linear with a new weight.
+    def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        """The same on ``activation(gate) * up``, which is not kept for the backward. Not with ``reads_input``."""
+        return low_rank(up, [self.branch(up)], dropout=self.rate, gated=(activation, gate))[0]
+
+    @torch.no_grad()
+    def folded(self, task: int | None = None) -> Factors:
+        """``down [rank, in]`` and ``up [out, rank]`` alone, with everything between them multiplied into ``up``.
+
+        Args:
+            task: Needed when the factors depend on the task.
 
         Raises:
-            ValueError: when the factors depend on the task.
+            ValueError: when they do and no task is given, or they depend on the token.
         """
-        return MergedLinear(self.base, self.factors())
+        device = self.base.weight.device
+        x = torch.zeros(1, 2, self.in_features, device=device) if self.reads_input else None
+        one = None if task is None else Routing()
+        try:
+            with nullcontext() if one is None else one.of(torch.tensor([task], device=device)):
+                found = self._factors(Rows(one, training=False, count=1, input=x))
+        except RuntimeError as error:
+            if task is not None:
+                raise
+            raise ValueError("the low-rank part depends on the task: choose the task to fold it for") from error
+        down, up = (factor if factor.dim() == 2 else factor[0] for factor in (found.down, found.up))
+        if found.gate is not None:
+            if found.gate.shape[1] != 1:
+                raise ValueError("the low-rank part depends on the token and cannot be folded")
+            up = up * found.gate[0]
+        if found.matrix is not None:
+            up = up @ found.matrix[0]
+        return Factors(down.clone(), up.clone(), scale=found.scale)
+
+    def _factors(self, rows: Rows) -> Factors:
+        return self.factors_of({name: p for name, p in self._parameters.items() if p is not None}, rows)
+
+    def merged(self, task: int | None = None) -> MergedLinear:
+        """The same function as a plain linear with a new weight, for one task where it depends on the task.
+
+        Raises:
+            ValueError: as :meth:`folded`.
+        """
+        return MergedLinear(self.base, self.folded(task))
 
 
 class MergedLinear(nn.Linear):
@@ -211,32 +176,45 @@ class MergedLinear(nn.Linear):
 
     @torch.no_grad()
     def __init__(self, base: nn.Linear, factors: Factors) -> None:
-        if factors.mix is not None:
-            raise ValueError("factors that depend on the task cannot be merged into one weight")
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        down, up = factors.down.detach().clone(), factors.up.detach().clone()
         wide = base.weight.to(torch.promote_types(base.weight.dtype, torch.float32))
-        weight = torch.addmm(wide, up.to(wide.dtype), down.to(wide.dtype), alpha=factors.scale)
+        weight = torch.addmm(wide, factors.up.to(wide.dtype), factors.down.to(wide.dtype), alpha=factors.scale)
         self.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
         if base.bias is not None:
             self.bias = nn.Parameter(base.bias.detach(), requires_grad=False)
-        self.factors = Factors(down, up, None, factors.scale)
+        self.factors = factors
 
 
 def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear], nn.Module]) -> None:
-    """Put ``make(name, linear)`` in the place of every named linear."""
+    """Put ``make(name, linear)`` in the place of every named linear.
+
+    Low-rank linears that share their input then compute together, and feed-forward blocks keep less for the backward.
+    """
+    made: dict[str, nn.Module] = {}
     for name in names:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"{name} is a {type(linear).__name__}, not a linear that can be adapted")
-        replace(model, name, make(name, linear))
+        made[name] = make(name, linear)
+        replace(model, name, made[name])
+    low = {name: module for name, module in made.items() if isinstance(module, LowRankLinear)}
+    for group in siblings(low):
+        shared = SharedInput([low[name] for name in group])
+        for name in group:
+            low[name].shared = shared
+    for name in gated_blocks(model, low):
+        replace(model, name, GatedBlock(model.get_submodule(name)))
 
 
-def merge(model: nn.Module) -> None:
-    """Put a plain linear in the place of every :class:`LowRankLinear`."""
+def merge(model: nn.Module, task: int | None = None) -> None:
+    """Put a plain linear in the place of every :class:`LowRankLinear`, for one task where they depend on the task.
+
+    Raises:
+        ValueError: when they do and no task is given, or they depend on the token.
+    """
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRankLinear):
-            replace(model, name, module.merged())
+            replace(model, name, module.merged(task))
 
 
 def generator(seed: int, layer: str) -> torch.Generator:

@@ -17,15 +17,19 @@ class Routing:
 
     def __init__(self) -> None:
         self._tasks: Tensor | None = None
+        self.turn = 0
+        """Grows whenever the batch in flight changes."""
 
     @contextmanager
     def of(self, tasks: Tensor) -> Iterator[None]:
         """Route a batch whose rows have the ids ``tasks [rows]`` (int64, on the model's device)."""
         previous, self._tasks = self._tasks, tasks
+        self.turn += 1
         try:
             yield
         finally:
             self._tasks = previous
+            self.turn += 1
 
     def ids(self, rows: int) -> Tensor:
         """Task ids ``[rows]`` for an activation of ``rows`` rows: beams repeat each row in place.

@@ -8,12 +8,15 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mtlbench.engine.batches import collate
+from mtlbench.engine.fused import Branch, Factors, low_rank
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import Factors, LowRankLinear, low_rank
+from mtlbench.engine.lowrank import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
+
+MIXES = ["none", "gate", "token", "matrix", "per_row"]
 
 
 def drawn(*shape, dtype=torch.float64):
@@ -21,94 +24,180 @@ def drawn(*shape, dtype=torch.float64):
 
 
 def inputs(mix, dtype=torch.float64):
+    """A frozen linear, an input ``[3, 7, 5]`` and the tensors of the factors."""
     torch.manual_seed(0)
     base = nn.Linear(5, 4, dtype=dtype).requires_grad_(False)
-    shape = {"none": None, "gate": (3, 2), "matrix": (3, 6, 2)}[mix]
-    up = drawn(4, 6 if mix == "matrix" else 2, dtype=dtype)
-    m = drawn(*shape, dtype=dtype) if shape else None
-    return base, drawn(3, 7, 5, dtype=dtype), drawn(2, 5, dtype=dtype), up, m
+    rows = (3,) if mix == "per_row" else ()
+    given = {"x": drawn(3, 7, 5, dtype=dtype), "down": drawn(*rows, 2, 5, dtype=dtype)}
+    given["up"] = drawn(*rows, 4, 6 if mix == "matrix" else 2, dtype=dtype)
+    shape = {"gate": (3, 1, 2), "token": (3, 7, 2), "matrix": (3, 6, 2)}.get(mix)
+    if shape:
+        given["matrix" if mix == "matrix" else "gate"] = drawn(*shape, dtype=dtype)
+    return base, given
 
 
-def plain(base, x, down, up, mix, scale):
+def ours(base, x, scale=1.0, dropout=0.0, **tensors):
+    return low_rank(x, [Branch(base.weight, base.bias, Factors(**tensors, scale=scale))], dropout=dropout)[0]
+
+
+def plain(base, x, down, up, scale=1.0, gate=None, matrix=None):
     """The formula by ordinary operations."""
-    hidden = x @ down.t()
-    if mix is not None:
-        hidden = hidden * mix[:, None] if mix.dim() == 2 else torch.einsum("nlr,nqr->nlq", hidden, mix)
-    return base(x) + scale * hidden @ up.t()
+    hidden = torch.einsum("nli,...ri->nlr" if down.dim() == 2 else "nli,nri->nlr", x, down)
+    if gate is not None:
+        hidden = hidden * gate
+    if matrix is not None:
+        hidden = torch.einsum("nlr,nqr->nlq", hidden, matrix)
+    return base(x) + scale * torch.einsum("nlr,or->nlo" if up.dim() == 2 else "nlr,nor->nlo", hidden, up)
 
 
-@pytest.mark.parametrize("mix", ["none", "gate", "matrix"])
+@pytest.mark.parametrize("mix", MIXES)
 def test_it_is_the_formula_with_its_gradients(mix):
-    base, x, down, up, m = inputs(mix)
-    torch.testing.assert_close(low_rank(x, base, down, up, mix=m, scale=1.5), plain(base, x, down, up, m, 1.5))
-    given = (x, down, up) if m is None else (x, down, up, m)
-    assert torch.autograd.gradcheck(lambda x, down, up, m=None: low_rank(x, base, down, up, mix=m, scale=1.5), given)
+    base, given = inputs(mix)
+    torch.testing.assert_close(ours(base, **given, scale=1.5), plain(base, **given, scale=1.5))
+    names = list(given)
+
+    def run(*tensors):
+        return ours(base, **dict(zip(names, tensors, strict=True)), scale=1.5)
+
+    assert torch.autograd.gradcheck(run, tuple(given.values()))
 
 
-@pytest.mark.parametrize("mix", ["none", "gate", "matrix"])
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_branches_on_one_input_are_the_branches_one_by_one(mix, dropout):
+    base, given = inputs(mix)
+    wide = nn.Linear(5, 9, bias=False, dtype=torch.float64).requires_grad_(False)
+    _, other = inputs(mix)
+    other["up"] = drawn(*other["up"].shape[:-2], 9, other["up"].shape[-1])
+    x, gate = given.pop("x"), drawn(3, 7, 5)
+    other.pop("x")
+    names = [*given]
+
+    def run(x, gate, *tensors):
+        torch.manual_seed(3)  # one mask for every call
+        one, two = (dict(zip(names, part, strict=True)) for part in (tensors[: len(names)], tensors[len(names) :]))
+        branches = [
+            Branch(base.weight, base.bias, Factors(**one)),
+            Branch(wide.weight, None, Factors(**two, scale=2.0)),
+        ]
+        return low_rank(x, branches, dropout=dropout, gated=(nn.functional.silu, gate))
+
+    tensors = (x, gate, *given.values(), *other.values())
+    assert torch.autograd.gradcheck(run, tensors)
+    if not dropout:
+        product = nn.functional.silu(gate) * x
+        first, second = run(*tensors)
+        torch.testing.assert_close(first, plain(base, product, **given))
+        torch.testing.assert_close(second, plain(wide, product, **other, scale=2.0))
+
+
+@pytest.mark.parametrize("mix", MIXES)
 def test_a_bf16_backbone_keeps_float32_parameters(mix):
-    base, x, down, up, m = inputs(mix, torch.float32)
-    want = plain(base, x, down, up, m, 1.0)
-    y = low_rank(x.bfloat16(), base.bfloat16(), down, up, mix=m)
+    base, given = inputs(mix, torch.float32)
+    want = plain(base, **given)
+    x = given.pop("x")
+    y = ours(base.bfloat16(), x.bfloat16(), **given)
     assert y.dtype == torch.bfloat16
     assert (y.float() - want).norm() < 0.02 * want.norm()
     y.float().sum().backward()
-    assert down.grad.dtype == up.grad.dtype == x.grad.dtype == torch.float32
+    assert all(t.grad.dtype == torch.float32 for t in (x, *given.values()))
 
 
-@pytest.mark.parametrize("mix", ["none", "gate", "matrix"])
+@pytest.mark.parametrize("mix", MIXES)
 def test_autocast_computes_in_bf16_and_gives_float32_gradients(mix):
-    base, x, down, up, m = inputs(mix, torch.float32)
-    plain(base, x, down, up, m, 1.0).sum().backward()
-    want = [p.grad.clone() for p in (x, down, up) + (() if m is None else (m,))]
-    for p in (x, down, up, m):
-        if p is not None:
-            p.grad = None
+    base, given = inputs(mix, torch.float32)
+    plain(base, **given).sum().backward()
+    want = {name: t.grad for name, t in given.items()}
+    for t in given.values():
+        t.grad = None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = low_rank(x, base, down, up, mix=m)
+        y = ours(base, **given)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    for p, grad in zip((x, down, up, m), want, strict=False):
-        assert p.grad.dtype == torch.float32
-        assert (p.grad - grad).norm() < 0.1 * grad.norm()
+    for name, t in given.items():
+        assert t.grad.dtype == torch.float32
+        assert (t.grad - want[name]).norm() < 0.1 * want[name].norm()
 
 
-@pytest.mark.parametrize("mix", ["none", "matrix"])
+@pytest.mark.parametrize("mix", ["none", "matrix", "per_row"])
 def test_dropout_reaches_the_low_rank_path_only_and_its_gradient_is_that_of_its_mask(mix):
-    base, x, down, up, m = inputs(mix)
+    base, given = inputs(mix)
+    names = list(given)
 
-    def run(x, down, up, m=None):
+    def run(*tensors):
         torch.manual_seed(3)  # one mask for every call
-        return low_rank(x, base, down, up, mix=m, dropout=0.4)
+        return ours(base, **dict(zip(names, tensors, strict=True)), dropout=0.4)
 
-    assert torch.autograd.gradcheck(run, (x, down, up) if m is None else (x, down, up, m))
-    assert torch.equal(low_rank(x, base, down, up * 0, mix=m, dropout=0.4), base(x))
+    assert torch.autograd.gradcheck(run, tuple(given.values()))
+    x = given["x"]
+    assert torch.equal(ours(base, **{**given, "up": given["up"] * 0}, dropout=0.4), base(x))
     with torch.no_grad():
-        mean = torch.stack([low_rank(x, base, down, up, mix=m, dropout=0.4) for _ in range(4000)]).mean(0)
-        want = plain(base, x, down, up, m, 1.0)
+        mean = torch.stack([ours(base, **given, dropout=0.4) for _ in range(4000)]).mean(0)
+        want = plain(base, **given)
         assert (mean - want).abs().max() < 0.1 * (want - base(x)).abs().max()
 
 
 def test_dropout_is_off_in_evaluation():
-    base, x, down, up, _ = inputs("none")
-    layer = LowRankLinear(base, {"a": down.detach(), "b": up.detach()}, lambda p: Factors(p["a"], p["b"]), dropout=0.5)
-    torch.testing.assert_close(layer.eval()(x), plain(base, x, down, up, None, 1.0))
-    assert not torch.allclose(layer.train()(x), plain(base, x, down, up, None, 1.0))
+    base, given = inputs("none")
+    parameters = {name: given[name].detach() for name in ("down", "up")}
+    layer = LowRankLinear(base, parameters, lambda p, _: Factors(p["down"], p["up"]), dropout=0.5)
+    torch.testing.assert_close(layer.eval()(given["x"]), plain(base, **given))
+    assert not torch.allclose(layer.train()(given["x"]), plain(base, **given))
 
 
 def test_the_wrapper_shows_what_models_read_of_a_linear():
     base = nn.Linear(5, 4)
-    layer = LowRankLinear(base, {}, lambda p: Factors(torch.zeros(1, 5), torch.zeros(4, 1)))
+    layer = LowRankLinear(base, {}, lambda *_: Factors(torch.zeros(1, 5), torch.zeros(4, 1)))
     assert layer.weight is base.weight
     assert layer.bias is base.bias
     assert (layer.in_features, layer.out_features) == (5, 4)
 
 
-def test_a_mix_outside_the_routing_is_an_error():
-    base, x, down, up, m = inputs("gate")
-    layer = LowRankLinear(base, {}, lambda p: Factors(down, up, m), routing=Routing())
-    with pytest.raises(RuntimeError, match="routing"):
-        layer(x)
+def of_task(p, rows):
+    return Factors(p["down"], p["up"], gate=p["gates"][rows.tasks].unsqueeze(1))
+
+
+def by_task(routing):
+    base, given = inputs("none")
+    parameters = {"down": given["down"].detach(), "up": given["up"].detach(), "gates": torch.randn(4, 2).double()}
+    return LowRankLinear(base, parameters, of_task, routing=routing), given["x"]
+
+
+def test_factors_by_task_outside_the_routing_are_an_error():
+    for routing in (Routing(), None):
+        layer, x = by_task(routing)
+        with pytest.raises(RuntimeError, match="routing"):
+            layer(x)
+
+
+def test_factors_that_read_the_input_must_say_so():
+    base, given = inputs("none")
+    layer = LowRankLinear(base, {}, lambda _, rows: Factors(given["down"], given["up"], gate=rows.x[..., :2]))
+    with pytest.raises(RuntimeError, match="reads_input"):
+        layer(given["x"])
+
+
+def test_merging_for_a_task_gives_the_function_of_that_task():
+    routing = Routing()
+    layer, x = by_task(routing)
+    for task in range(4):
+        with routing.of(torch.full((3,), task)):
+            torch.testing.assert_close(layer.merged(task)(x), layer(x))
+    with pytest.raises(ValueError, match="task"):
+        layer.merged()
+
+
+def test_factors_of_the_token_cannot_be_merged():
+    base, given = inputs("none")
+    parameters = {"down": given["down"].detach(), "up": given["up"].detach()}
+
+    def token(p, rows):
+        return Factors(p["down"], p["up"], gate=rows.x[..., :2])
+
+    layer = LowRankLinear(base, parameters, token, reads_input=True)
+    layer(given["x"])
+    with pytest.raises(ValueError, match="token"):
+        layer.merged(0)
 
 
 def kept_bytes(model, run):

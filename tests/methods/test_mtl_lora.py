@@ -7,11 +7,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from peft import PeftModel
 
 from mtlbench.engine.batches import collate
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
+from mtlbench.engine.lowrank import merge
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
@@ -111,12 +113,26 @@ def test_tables_by_task_do_not_decay():
     assert len(tables["params"]) == count // 2
 
 
-def test_it_cannot_be_exported_or_merged(tmp_path):
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("lambda_format", ["full", "diagonal"])
+def test_the_lora_that_a_task_sees_is_exported_and_merged(build, lambda_format, tmp_path):
+    model, setup = attached(build, lambda_format=lambda_format)
+    rows = [row for row in toy_rows(tasks=3, rows=2) if row.task == 1]
+    batch = collated(setup, rows)
+    logits = label_logits(model, batch, setup.routing)
+    MtlLora().export(model, tmp_path, task=1)
+    loaded = PeftModel.from_pretrained(build(0), tmp_path).base_model.model
+    torch.testing.assert_close(label_logits(loaded, batch, Routing()), logits, rtol=1e-4, atol=1e-4)
+    merge(model, task=1)
+    torch.testing.assert_close(label_logits(model, batch, Routing()), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_task_it_cannot_be_exported_or_merged(tmp_path):
     model, _ = attached(tiny_causal)
-    with pytest.raises(PluginError, match="mtl_lora"):
+    with pytest.raises(PluginError, match="task"):
         MtlLora().export(model, tmp_path)
     with pytest.raises(ValueError, match="task"):
-        model.model.layers[0].self_attn.q_proj.merged()
+        merge(model)
 
 
 @pytest.mark.parametrize(
