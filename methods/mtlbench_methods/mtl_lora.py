@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check, check_low_rank
+from mtlbench_methods.settings import check, check_low_rank, undecayed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
 
 TABLES = ("transform", "logits")
-"""Parameters with a row per task. Decay would pull transforms from the identity and mixtures to the uniform one."""
+"""Parameters with a row per task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,7 @@ class MtlLora(Method):
         adapt(model, select(setup.target_modules, self.target), make)
 
     def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        tables = [p for name, p in named if name.rpartition(".")[2] in TABLES]
-        others = [p for name, p in named if name.rpartition(".")[2] not in TABLES]
-        return [{"params": others, "lr": learning_rate}, {"params": tables, "lr": learning_rate, "weight_decay": 0.0}]
+        return undecayed(model, learning_rate, names=TABLES)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""

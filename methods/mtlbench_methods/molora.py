@@ -1,0 +1,117 @@
+"""MoLoRA: a mixture of LoRA experts, routed by token or by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mtlbench import Method, Setup, hookimpl
+from mtlbench_methods.settings import check, check_low_rank, undecayed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
+
+ROUTER = ("router", "tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoLora(Method):
+    """``y = W x + b + alpha/rank sum_e p_e B_e A_e dropout(x)`` with ``p = softmax(G x)`` for every token.
+
+    Every expert has the full rank, and all of them compute (``top_k`` keeps the k largest shares of a token and
+    normalises them again, as MoLA does). The default of 4 experts of rank 2 is the ``MOE-LoRA`` of the C-Poly tables;
+    whether its gate read the token or the task is not known, so ``gate=task`` offers the other form: ``p`` from a
+    learned embedding of the task. ``alpha / rank`` is 4 as in the reference code.
+    """
+
+    name: ClassVar[str] = "molora"
+    source: ClassVar[str] = (
+        "Zadouri et al. 2023, arXiv:2309.05444; for-ai/parameter-efficient-moe@e2683fe:src/molora.py"
+    )
+
+    rank: int = 2
+    """Of each expert."""
+    experts: int = 4
+    alpha: float = 8.0
+    gate: str = "token"
+    """``token`` or ``task``."""
+    top_k: int = 0
+    """Experts that a token keeps; 0 keeps all."""
+    task_width: int = 64
+    """Width of the task embeddings with ``gate=task``."""
+    dropout: float = 0.0
+    target: str = "all"
+    """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self)
+        check(self, "experts", holds=self.experts >= 1, allowed="a whole number of at least 1")
+        check(self, "gate", holds=self.gate in ("token", "task"), allowed="token or task")
+        check(self, "top_k", holds=0 <= self.top_k <= self.experts, allowed=f"from 0 to experts={self.experts}")
+        check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
+        object.__setattr__(self, "task_routed", self.gate == "task")  # a promise of this setting, not of the class
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        import torch
+
+        from mtlbench.engine.linears import select
+        from mtlbench.engine.lowrank import LowRankLinear, adapt, generator
+
+        wide, by_token = self.experts * self.rank, self.gate == "token"
+        of = partial(factors, rank=self.rank, top_k=self.top_k, scale=self.alpha / self.rank)
+
+        def make(name: str, base: nn.Linear) -> LowRankLinear:
+            draw = generator(setup.seed, name)
+            parameters = {
+                "down": 0.02 * torch.randn(wide, base.in_features, generator=draw),
+                "up": torch.zeros(base.out_features, wide),
+            }
+            if by_token:
+                parameters["router"] = 0.02 * torch.randn(self.experts, base.in_features, generator=draw)
+            else:
+                parameters["tasks"] = torch.randn(len(setup.tasks), self.task_width, generator=draw)
+                parameters["router"] = 0.02 * torch.randn(self.experts, self.task_width, generator=draw)
+            return LowRankLinear(
+                base, parameters, of, routing=setup.routing, dropout=self.dropout, reads_input=by_token
+            )
+
+        adapt(model, select(setup.target_modules, self.target), make)
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return undecayed(model, learning_rate, names=ROUTER)
+
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+        """With ``gate=task``, for one task, as a LoRA of rank ``experts * rank``."""
+        from mtlbench.engine.export import export_lora
+
+        export_lora(model, folder, task=task, dropout=self.dropout)
+
+
+def factors(parameters: Mapping[str, Tensor], rows: Rows, *, rank: int, top_k: int, scale: float) -> Factors:
+    """``down [experts * rank, in]`` and ``up [out, experts * rank]`` hold all experts; ``router [experts, width]``."""
+    import torch
+
+    from mtlbench.engine.lowrank import Factors
+
+    router, tasks = parameters["router"], parameters.get("tasks")
+    if tasks is None:
+        logits = torch.nn.functional.linear(rows.x, router.to(rows.x.dtype))
+    else:
+        logits = (tasks @ router.t()).index_select(0, rows.tasks).unsqueeze(1)
+    shares = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if top_k:
+        kept = shares.topk(top_k, dim=-1)
+        shares = torch.zeros_like(shares).scatter(-1, kept.indices, kept.values)
+        shares = shares / shares.sum(-1, keepdim=True)
+    gate = shares.repeat_interleave(rank, dim=-1)
+    return Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale)
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [MoLora]

@@ -1,0 +1,92 @@
+"""MultiLoRA: several LoRAs side by side, each with a learned scale per output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mtlbench import Method, Setup, hookimpl
+from mtlbench_methods.settings import check, check_low_rank, undecayed
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLora(Method):
+    """``y = W x + b + alpha/rank sum_j s_j * (B_j A_j dropout(x))``, the same for every task.
+
+    ``A`` and ``B`` are Kaiming-uniform and the scales ``s`` start at zero, so the first step moves the scales alone.
+    It is a LoRA of rank ``modules * rank``: the scales are multiplied into the up-projections, and nothing as wide as
+    the output is kept for the backward. The authors' code is not public; the reference is the baseline of the MTL-LoRA
+    authors, without the untrained random bias it gives to layers that have none.
+    """
+
+    name: ClassVar[str] = "multilora"
+    source: ClassVar[str] = "Wang et al. 2023, arXiv:2311.11501; pUmpKin-Co/MTL-LoRA@7848a70:src/adapter/multilora.py"
+
+    rank: int = 32
+    """Of each module."""
+    modules: int = 3
+    alpha: float = 32.0
+    """Numerator of the fixed scale ``alpha / rank``; the default makes it one."""
+    dropout: float = 0.05
+    target: str = "all"
+    """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self)
+        check(self, "modules", holds=self.modules >= 1, allowed="a whole number of at least 1")
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        import torch
+
+        from mtlbench.engine.linears import select
+        from mtlbench.engine.lowrank import LowRankLinear, adapt, generator, kaiming
+
+        n, rank = self.modules, self.rank
+        of = partial(factors, scale=self.alpha / rank)
+
+        def make(name: str, base: nn.Linear) -> LowRankLinear:
+            draw = generator(setup.seed, name)
+            parameters = {
+                "down": kaiming((n, rank, base.in_features), base.in_features, draw),
+                "up": kaiming((base.out_features, n, rank), rank, draw),
+                "scale": torch.zeros(base.out_features, n),
+            }
+            return LowRankLinear(base, parameters, of, dropout=self.dropout)
+
+        adapt(model, select(setup.target_modules, self.target), make)
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return undecayed(model, learning_rate, names=("scale",))
+
+    def finish(self, model: nn.Module) -> None:
+        """Merge: nothing is left to compute at inference."""
+        from mtlbench.engine.lowrank import merge
+
+        merge(model)
+
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+        """As a LoRA of rank ``modules * rank``."""
+        from mtlbench.engine.export import export_lora
+
+        export_lora(model, folder, task=task, dropout=self.dropout)
+
+
+def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
+    """``down [modules, rank, in]``, ``up [out, modules, rank]`` and ``scale [out, modules]`` as one wide LoRA."""
+    from mtlbench.engine.lowrank import Factors
+
+    up = parameters["up"] * parameters["scale"].unsqueeze(-1)
+    return Factors(down=parameters["down"].flatten(0, 1), up=up.flatten(1), scale=scale)
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [MultiLora]
