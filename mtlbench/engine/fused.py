@@ -120,11 +120,7 @@ class _LowRank(torch.autograd.Function):
         branches = _branches(tensors)
         needs = ctx.needs_input_grad
         need_input = needs[1] or needs[2]
-        opened = active = None
-        if plan.activation is not None:
-            with torch.enable_grad():
-                opened = gate.detach().requires_grad_()
-                active = plan.activation(opened)
+        opened, active = (None, None) if plan.activation is None else _again(plan.activation, gate)
         given = x if active is None else active.detach() * x
         sizes = [_rank(branch) for branch in branches]
         narrow = torch.empty_like(hidden)
@@ -162,6 +158,34 @@ class _LowRank(torch.autograd.Function):
             if active is not None and opened is not None:
                 grad_gate = torch.autograd.grad(active, opened, grad_given * x)[0]
         return (None, grad_x, grad_gate, *wanted)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.activation = activation
+        ctx.save_for_backward(gate, up)
+        return activation(gate) * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        opened, active = _again(ctx.activation, gate)
+        return None, torch.autograd.grad(active, opened, grad * up)[0], grad * active.detach()
+
+
+def product(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """``activation(gate) * up``, of which only ``gate`` and ``up`` are kept for the backward."""
+    run: Callable[..., Tensor] = _Product.apply
+    return run(activation, gate, up)
+
+
+def _again(activation: Activation, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation once more, so that it can be differentiated."""
+    with torch.enable_grad():
+        opened = gate.detach().requires_grad_()
+        return opened, activation(opened)
 
 
 def _branches(tensors: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -188,7 +188,8 @@ class MergedLinear(nn.Linear):
 def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear], nn.Module]) -> None:
     """Put ``make(name, linear)`` in the place of every named linear.
 
-    Low-rank linears that share their input then compute together, and feed-forward blocks keep less for the backward.
+    Low-rank linears that share their input then compute together, and gated feed-forward blocks that hold an adapted
+    linear keep less for the backward.
     """
     made: dict[str, nn.Module] = {}
     for name in names:
@@ -202,7 +203,7 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
         shared = SharedInput([low[name] for name in group])
         for name in group:
             low[name].shared = shared
-    for name in gated_blocks(model, low):
+    for name in gated_blocks(model, made):
         replace(model, name, GatedBlock(model.get_submodule(name)))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtlbench.engine.fused import Branch, low_rank
+from mtlbench.engine.fused import Branch, low_rank, product
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("gate_proj", "up_proj"), ("wi_0", "wi_1"))
 _CROSS = ("EncDecAttention", "encoder_attn", "cross_attn")
@@ -86,9 +86,9 @@ class GatedBlock(nn.Module):
         opened, wide = gate(x), up(x)
         dropout = 0.0 if self._dropout is None or not self.training else getattr(self, self._dropout).p
         if dropout or not hasattr(down, "gated") or down.reads_input:
-            product = nn.functional.dropout(self._activation(opened) * wide, dropout)
+            given = nn.functional.dropout(product(self._activation, opened, wide), dropout)
             # T5 may keep this one linear in float32
-            y: Tensor = down(product if self._dropout is None else product.to(down.weight.dtype))
+            y: Tensor = down(given if self._dropout is None else given.to(down.weight.dtype))
             return y
         y = down.gated(self._activation, opened, wide)
         return y
@@ -108,11 +108,6 @@ def siblings(names: Iterable[str]) -> list[list[str]]:
 
 
 def gated_blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Names of the gated blocks whose last linear is one of ``names``."""
-    found = []
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        parts = _GATED.get(type(model.get_submodule(parent)).__name__)
-        if parts is not None and last == parts[2]:
-            found.append(parent)
-    return found
+    """Names of the gated blocks that hold one of ``names``."""
+    parents = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    return [parent for parent in parents if type(model.get_submodule(parent)).__name__ in _GATED]
