@@ -24,10 +24,11 @@ def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:
 
 
 def check_low_rank(method: Any) -> None:
-    """Check ``rank``, ``alpha``, ``dropout`` and ``target``."""
+    """Check ``rank``, ``alpha``, ``target`` and, where the method has it, ``dropout``."""
     check(method, "rank", holds=method.rank >= 1, allowed="a whole number of at least 1")
     check(method, "alpha", holds=math.isfinite(method.alpha) and method.alpha > 0, allowed="a number above 0")
-    check(method, "dropout", holds=0 <= method.dropout < 1, allowed="at least 0 and below 1")
+    dropout = getattr(method, "dropout", 0.0)
+    check(method, "dropout", holds=0 <= dropout < 1, allowed="at least 0 and below 1")
     words = method.target.split("+")
     check(
         method,
