@@ -131,12 +131,29 @@ def status(folder: Path | None) -> None:
         click.echo(line)
 
 
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--method", "variant", required=True, help="As the table shows it, such as lora or 'lora[rank=4]'.")
+@click.option("--seed", type=int, help="Needed when the folder holds several.")
+@click.option("--task", help="Full name such as glue/rte; needed by methods that route by task.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="Where the checkpoint goes.")
+def export(folder: Path, variant: str, seed: int | None, task: str | None, to: Path) -> None:
+    """Write a trained adapter as a standard peft checkpoint."""
+    from mtlbench.exporting import export_record, trained_record
+
+    store = _folder(folder)
+    record = trained_record(store.records().values(), variant=variant, seed=seed)
+    export_record(record, store.adapter(record.key), to, task=task)
+    click.echo(f"wrote {to}", err=True)
+
+
 @cli.command("list")
 @click.argument("group", required=False)
 def list_(group: str | None) -> None:
     """List installed methods, tasks, reports, executors and observers, from package metadata alone."""
     from mtlbench.api.hooks import GROUPS
     from mtlbench.models import embedded
+    from mtlbench.peft_types import peft_line
     from mtlbench.plugins import offers
 
     for name in (group,) if group else GROUPS:
@@ -147,8 +164,34 @@ def list_(group: str | None) -> None:
             origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
             clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
             click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
+        if name == "methods":
+            click.echo(f"  {peft_line()}")
     if group is None:
         click.echo(f"models embedded: {', '.join(embedded())}")
+
+
+@cli.command()
+@click.argument("names", metavar="NAMES")
+def check(names: str) -> None:
+    """Check that methods keep their promises, on a tiny Llama and a tiny T5: lora, or 'lora[rank=4]',peml.
+
+    Prints one line per check: ok, skipped with the reason, or failed with what to change. Exit code 1 when one failed.
+    """
+    from mtlbench.conformance.names import methods_named
+
+    methods = methods_named(names)
+    from mtlbench.conformance.kit import check_method
+
+    failed = False
+    for name, method in methods.items():
+        backbone = None
+        for finding in check_method(method):
+            if finding.backbone != backbone:
+                backbone = finding.backbone
+                click.echo(f"{name} on {backbone}")
+            click.echo(f"  {finding.outcome:<8}{finding.check:<20}{finding.message}")
+            failed |= finding.outcome == "failed"
+    sys.exit(1 if failed else 0)
 
 
 def _plan(words: dict[str, Any]) -> Plan:

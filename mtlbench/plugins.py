@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 from dataclasses import dataclass
@@ -48,9 +47,12 @@ def offers(group: str) -> dict[str, tuple[Offer, ...]]:
     if group not in GROUPS:
         raise PluginError(f"There is no plugin group {group!r}. {did_you_mean(group, GROUPS)}")
     found: dict[str, dict[tuple[str, str], Offer]] = {}
+    owners: dict[int, tuple[str, str]] = {}  # reading a distribution's name parses its whole metadata
     for entry in metadata.entry_points(group=f"{PROJECT}.{group}"):
         dist = entry.dist
-        offer = Offer(entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else "unknown")
+        if id(dist) not in owners:
+            owners[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "unknown")
+        offer = Offer(entry.name, entry.value, *owners[id(dist)])
         found.setdefault(entry.name, {})[(offer.distribution, offer.module)] = offer
     return {name: tuple(found[name].values()) for name in sorted(found)}
 
@@ -172,8 +174,3 @@ def _noun(group: str, offer: Offer) -> Any:
 
 def _wrong_type(offer: Offer, wanted: str, got: object) -> PluginError:
     return PluginError(f"{offer.name!r} of {offer.origin} must be {wanted}, got {got!r}.")
-
-
-def setting_names(method: type[Method]) -> tuple[str, ...]:
-    """Names of a method's settings, in the order of its fields."""
-    return tuple(f.name for f in dataclasses.fields(method))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from mtlbench.api.method import Method, Value
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.plugins import load_method, setting_names
+from mtlbench.plugins import load_method
 
 _WORD = re.compile(r"(?P<name>[^\[\]=,\s]+)(?:\[(?P<inner>[^\[\]]*)\])?")
 
@@ -58,14 +58,12 @@ def read_settings(name: str, words: Mapping[str, str]) -> dict[str, Value]:
         RequestError: an unknown setting, a value of the wrong type, or one the method refuses.
     """
     method = load_method(name)
-    hints = typing.get_type_hints(method)
+    known = method.setting_types(words)
     settings: dict[str, Value] = {}
     for setting, word in words.items():
-        if setting not in setting_names(method):
-            raise RequestError(
-                f"Method {name!r} has no setting {setting!r}. {did_you_mean(setting, setting_names(method))}"
-            )
-        settings[setting] = _typed(name, setting, word, hints[setting])
+        if setting not in known:
+            raise RequestError(f"Method {name!r} has no setting {setting!r}. {did_you_mean(setting, known)}")
+        settings[setting] = _typed(name, setting, word, known[setting])
     build(name, settings)
     return settings
 
@@ -76,8 +74,7 @@ def build(name: str, settings: Mapping[str, Value]) -> Method:
     Raises:
         RequestError: the method refuses them.
     """
-    method = load_method(name)
-    made = method(**dict[str, Any](settings))
+    made = load_method(name).with_settings(settings)
     rate = made.learning_rate
     if rate is not None and not 0 < rate < 100:
         raise RequestError(f"Method {name!r}: learning_rate must be above 0, got {rate}.")

@@ -1,4 +1,4 @@
-"""What a plugin author's tests need: tiny random backbones, toy rows and a setup. No network, no files."""
+"""What a plugin author's tests need: tiny random backbones, toy rows, a setup, all checks in one call. No network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtlbench.api.method import Setup, SetupTask
+from mtlbench.api.method import Method, Setup, SetupTask
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tokens import TokenRow
@@ -81,6 +81,21 @@ def setup_for(model: nn.Module, *, tasks: int = 3, seed: int = 0, total_steps: i
         max_length=64,
         seed=seed,
     )
+
+
+def check_method(method: str | Method) -> None:
+    """Run the conformance kit over a method, or over an installed one by its name, such as ``lora[rank=4]``.
+
+    Raises:
+        AssertionError: listing every check that failed with what to change. A refusal is no failure.
+    """
+    from mtlbench.conformance import kit
+    from mtlbench.conformance.names import methods_named
+
+    methods = methods_named(method).values() if isinstance(method, str) else [method]
+    failed = [f for each in methods for f in kit.check_method(each) if f.outcome == "failed"]
+    lines = "".join(f"\n  {f.backbone}, {f.check}: {f.message}" for f in failed)
+    assert not failed, f"{len(failed)} checks of {method!r} failed:{lines}"
 
 
 def _random(make: Any, config: Any, seed: int) -> nn.Module:

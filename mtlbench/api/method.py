@@ -119,8 +119,16 @@ class Method(ABC):
         return [{"params": trainable, "lr": learning_rate}]
 
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
-        """The scalar to minimise from per-row mean token losses ``[rows]`` and task ids ``[rows]``."""
-        return row_losses.mean()
+        """The scalar to minimise from per-row mean token losses ``[rows]`` and task ids ``[rows]``.
+
+        Override it to weigh rows or tasks, and add :meth:`penalty`.
+        """
+        penalty = self.penalty(model)
+        return row_losses.mean() if penalty is None else row_losses.mean() + penalty
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar that does not depend on the rows (orthogonality, entropy), or ``None``."""
+        return None
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step and before gradients are cleared (rank budgets, schedules, pruning)."""
@@ -131,6 +139,12 @@ class Method(ABC):
 
     def finish(self, model: nn.Module) -> None:
         """Merge, discretise or collapse before evaluation."""
+
+    def switch(self, model: nn.Module, *, on: bool) -> None:
+        """Switch off what changes the backbone's function before its first step, and on again.
+
+        Called when parts of a composition train one after another; a method that starts as the backbone does nothing.
+        """
 
     def search_space(self, trial: Any) -> Mapping[str, Value]:
         """Settings suggested by an Optuna trial; empty when there is nothing to tune."""
@@ -165,4 +179,4 @@ class Method(ABC):
     @classmethod
     def with_settings(cls, settings: Mapping[str, Value]) -> Self:
         """The method with these settings."""
-        return cls(**settings)
+        return cls(**dict[str, Any](settings))

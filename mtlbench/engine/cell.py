@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.method import Method, Setup, SetupTask
+from mtlbench.api.method import Method, Setup
 from mtlbench.api.record import Costs, Failure, Record
 from mtlbench.engine import guards
 from mtlbench.engine.backbone import Backbone
@@ -25,7 +25,7 @@ from mtlbench.engine.bench import Bench, Prepared, token_budget
 from mtlbench.engine.cost import Peak, folder_bytes, read_peak, reset_peak, stored_count, trainable_count
 from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
-from mtlbench.engine.linears import projection_names, shapes_of
+from mtlbench.engine.rebuild import setup_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits, carve
@@ -154,16 +154,13 @@ class _Run:
         counts = [0] * len(prepared.tasks)
         for row in splits.train:
             counts[row.task] += 1
-        targets = projection_names(model)
-        return Setup(
-            tasks=tuple(SetupTask(i, name, counts[i]) for i, name in enumerate(prepared.tasks)),
-            routing=routing,
+        return setup_of(
+            model,
+            self.cell,
             architecture=backbone.architecture,
-            target_modules=targets,
-            shapes=shapes_of(model, targets),
+            train_rows=counts,
             total_steps=steps,
-            max_length=self.cell.protocol.max_length,
-            seed=axis_seed(self.cell.seed, "init"),
+            routing=routing,
         )
 
     def _sample(self, splits: Splits, backbone: Backbone) -> Batch:
@@ -182,7 +179,8 @@ class _Run:
     ) -> None:
         """Save the adapter, read it into a fresh copy, and compare."""
         path = self.folder.adapter(self.cell.key)
-        save_adapter(model, path, {"cell": self.cell.to_json()})
+        rows = [task.train_rows for task in setup.tasks]
+        save_adapter(model, path, {"cell": self.cell.to_json(), "train_rows": rows, "total_steps": setup.total_steps})
         again = backbone.fresh()
         method.attach(again, setup)
         shrink(again, saved_names(path))

@@ -40,6 +40,7 @@ def export_lora(model: nn.Module, folder: Path, *, task: int | None = None, drop
     first = next(iter(parts))
     config = LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",  # type: ignore[union-attr]
+        base_model_name_or_path=model.config.name_or_path or None,  # type: ignore[union-attr]
         r=ranks[first],
         lora_alpha=alphas[first],
         rank_pattern={name: rank for name, rank in ranks.items() if rank != ranks[first]},

@@ -43,6 +43,21 @@ def saved_names(folder: Path) -> tuple[str, ...]:
         return tuple(sorted(file.keys()))
 
 
+def saved_extra(folder: Path) -> dict[str, Any]:
+    """The ``extra`` given to :func:`save_adapter`.
+
+    Raises:
+        StoreError: when the file is missing or unreadable.
+    """
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            extra = json.loads((file.metadata() or {}).get("mtlbench", "{}"))
+    except Exception as error:
+        raise StoreError(f"The adapter {path} cannot be read: {error}. Train the cell again.") from error
+    return dict(extra)
+
+
 def shrink(model: nn.Module, names: Iterable[str]) -> None:
     """Let modules that lose parameters in training (a searched architecture) take the form ``names`` were saved in.
 
@@ -63,12 +78,9 @@ def load_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
         StoreError: when the file is missing or unreadable, or names or shapes differ from the model's trainable ones.
     """
     path = folder / FILE
-    try:
-        with safe_open(path, framework="pt") as file:
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            extra = json.loads((file.metadata() or {}).get("mtlbench", "{}"))
-    except Exception as error:
-        raise StoreError(f"The adapter {path} cannot be read: {error}. Train the cell again.") from error
+    extra = saved_extra(folder)
+    with safe_open(path, framework="pt") as file:
+        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     shrink(model, saved)
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wrong = sorted(set(own) ^ set(saved)) or sorted(n for n, p in own.items() if p.shape != saved[n].shape)
@@ -79,4 +91,4 @@ def load_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
         )
     for name, p in own.items():
         p.copy_(saved[name])
-    return dict(extra)
+    return extra
