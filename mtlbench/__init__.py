@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtlbench.api.composite import Composite
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Method, Setup, SetupTask, Trainer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Composite",
     "Executor",
     "Launch",
     "Method",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Composite": "composite",
     "Executor": "executor",
     "Launch": "executor",
     "Workers": "executor",

@@ -17,6 +17,7 @@ from mtlbench.mixing import parse_mixing
 from mtlbench.models import check_model, is_embedded
 from mtlbench.plugins import load_suite, offer_of, offers
 from mtlbench.settings import read_settings, split_methods
+from mtlbench.tables import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def make_plan(request: Request) -> Plan:
     cells: list[Cell] = []
     for seed in request.seeds:
         for name, settings in methods:
-            owners = [offer_of("methods", name), *plugins_of_suites]
+            owners = [*(offer_of("methods", member) for member in name.split("+")), *plugins_of_suites]
             cells.append(
                 Cell(
                     method=name,
@@ -159,6 +160,8 @@ def _check_ranges(protocol: Protocol) -> None:
         raise RequestError(f"learning_rate must be above 0, got {protocol.learning_rate}.")
     if not 0 < protocol.epochs < 1e6:
         raise RequestError(f"epochs must be above 0, got {protocol.epochs}.")
+    if not 0 <= protocol.eval_from_train < 1:
+        raise RequestError(f"eval_from_train is a share of the training rows below 1, got {protocol.eval_from_train}.")
     if not 0 < protocol.held_out < 0.5:
         raise RequestError(f"held_out must be above 0 and below 0.5, got {protocol.held_out}.")
     if not protocol.warmup < 1:
@@ -166,6 +169,8 @@ def _check_ranges(protocol: Protocol) -> None:
     if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
         raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
     parse_mixing(protocol.mixing)
+    if not protocol.tuning or one_line(protocol.tuning, limit=80) != protocol.tuning:
+        raise RequestError(f"tuning must be one line of at most 80 characters, got {protocol.tuning!r}.")
 
 
 def preset(name: str) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ class Base(Method):
 
     name: ClassVar[str] = "base"
     source: ClassVar[str] = "the frozen backbone"
+    composable: ClassVar[bool] = False
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
         """Add nothing."""

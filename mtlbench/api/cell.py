@@ -35,6 +35,9 @@ class Protocol:
     """At most this many training rows per task; ``None`` takes all."""
     eval_rows: int | None = None
     """At most this many evaluation rows per task; ``None`` takes all."""
+    eval_from_train: float = 0.0
+    """Share of each task's training rows that is kept from training and scored instead of the evaluation split, which
+    is then not used at all; 0 scores the evaluation split."""
     held_out: float = 0.1
     """Share of the training rows kept from training: half stops training early, half is for architecture search."""
     epochs: float = 3.0
@@ -65,6 +68,8 @@ class Protocol:
     """``sdpa`` or ``eager``."""
     checkpointing: bool = False
     """Recompute layers in backward to save memory."""
+    tuning: str = "none"
+    """How much tuning produced the settings, in words: ``none``, or what ``mtlbench tune`` says."""
 
     def hash(self) -> str:
         """Short digest of all fields."""
@@ -93,11 +98,16 @@ class Cell:
 
     @property
     def variant(self) -> str:
-        """The method as a table shows it: ``lora[rank=16]``, or ``lora``."""
-        if not self.settings:
-            return self.method
-        inner = ",".join(f"{k}={_word(v)}" for k, v in sorted(self.settings.items()))
-        return f"{self.method}[{inner}]"
+        """The method as a table shows it: ``lora[rank=16]``, or ``prefixnas+lora[rank=4]``."""
+        members = self.method.split("+")
+        if len(members) == 1:
+            return f"{self.method}{_bracket(self.settings)}"
+        words = [
+            member + _bracket({k.partition(".")[2]: v for k, v in self.settings.items() if k.startswith(f"{member}.")})
+            for member in members
+        ]
+        own = _bracket({k: v for k, v in self.settings.items() if "." not in k})
+        return "+".join(words if not own else [*words, own])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads back."""
@@ -128,6 +138,11 @@ class Cell:
             seed=value["seed"],
             plugins=dict(value["plugins"]),
         )
+
+
+def _bracket(settings: Mapping[str, Value]) -> str:
+    inner = ",".join(f"{k}={_word(v)}" for k, v in sorted(settings.items()))
+    return f"[{inner}]" if inner else ""
 
 
 def _word(value: Value) -> str:

@@ -61,10 +61,13 @@ class Trainer(Protocol):
         self,
         *,
         tasks: Sequence[int] | None = None,
+        share: float = 1.0,
         before_step: Callable[[int], None] | None = None,
         patience_from: int = 0,
     ) -> None:
         """Train on all tasks for the whole budget, or on ``tasks`` for the share that they have in the mixture.
+
+        ``share`` is the part of that budget to use; runs that share a budget take its batches one after another.
 
         Each run has a new optimizer over the parameters that then require gradients, its own schedule, clipping and
         early stopping on its own tasks' held-out rows, and keeps its best state. Shares of disjoint sets of tasks
@@ -74,8 +77,10 @@ class Trainer(Protocol):
         counted from 0 in each run, for :meth:`Method.after_step` too.
         """
 
-    def search_loss(self) -> Tensor:
+    def search_loss(self, *, share: float = 1.0) -> Tensor:
         """The method's loss on the next batch of the search split, dropout off, with gradients enabled.
+
+        ``share`` is the size of that batch by a training batch's; the first call decides it.
 
         The search split is carved from the training data for choices made by gradient (architecture logits); no
         method trains weights on it, and it is disjoint from the split that stops training early.
@@ -97,6 +102,10 @@ class Method(ABC):
     """Whether the output of a row depends on its task id."""
     identity_at_start: ClassVar[bool] = True
     """Whether the function equals the backbone's before the first step."""
+    composable: ClassVar[bool] = True
+    """Whether it may be one of several methods on a backbone."""
+    adapts: ClassVar[str] = "weights"
+    """What it changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
 
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""
@@ -147,8 +156,12 @@ class Method(ABC):
         """
 
     def search_space(self, trial: Any) -> Mapping[str, Value]:
-        """Settings suggested by an Optuna trial; empty when there is nothing to tune."""
-        return {}
+        """What ``mtlbench tune`` searches: settings suggested by an Optuna trial, each under its own name.
+
+        A value may be rounded before it is given. Empty when there is nothing to tune. The default searches the peak
+        learning rate, from 1e-4 to 1e-2.
+        """
+        return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """Write a standard peft checkpoint to ``folder``; of a task-routed method, for one task.

@@ -20,6 +20,7 @@ from mtlbench.engine.linears import replace
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.siblings import GatedBlock, SharedInput, gated_blocks, siblings
+from mtlbench.errors import RequestError
 
 __all__ = ["Factors", "FactorsOf", "LowRankLinear", "MergedLinear", "Rows", "adapt", "generator", "kaiming", "merge"]
 
@@ -108,8 +109,8 @@ class LowRankLinear(nn.Module):
 
     @property
     def rate(self) -> float:
-        """Dropout in the present mode."""
-        return self.dropout if self.training else 0.0
+        """Dropout in the present mode; a frozen layer is one fixed function."""
+        return self.dropout if self.training and any(p.requires_grad for p in self.parameters(recurse=False)) else 0.0
 
     def branch(self, x: Tensor) -> Branch:
         """The frozen linear and the factors for the rows ``x``."""
@@ -190,12 +191,15 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
 
     Low-rank linears that share their input then compute together, and gated feed-forward blocks that hold an adapted
     linear keep less for the backward.
+
+    Raises:
+        RequestError: what a name stands for is no plain linear, because it was adapted before or is of another kind.
     """
     made: dict[str, nn.Module] = {}
     for name in names:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{name} is a {type(linear).__name__}, not a linear that can be adapted")
+            raise RequestError(f"{name} is a {type(linear).__name__}, not a linear that can be adapted.")
         made[name] = make(name, linear)
         replace(model, name, made[name])
     low = {name: module for name, module in made.items() if isinstance(module, LowRankLinear)}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlbench.engine.inject import PrefixShape
+from mtlbench.engine.inject import PrefixShape, StaticPrefix
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -46,19 +46,24 @@ OPERATIONS = tuple(Operation(activation, dropout) for activation in ACTIVATIONS 
 
 
 class SearchedLayer(nn.Module):
-    """``gamma * sum_j w_j LN(dropout_j(act_j(x W_j^T + b_j))) + beta`` over the surviving operations."""
+    """``gamma * sum_j w_j LN(dropout_j(act_j(x W_j^T + b_j))) + beta`` over the surviving operations.
+
+    Args:
+        width: Of the input.
+        out: Of the output.
+    """
 
     rates: Tensor
     index: Tensor
 
-    def __init__(self, width: int, operations: Sequence[Operation], draw: torch.Generator) -> None:
+    def __init__(self, width: int, out: int, operations: Sequence[Operation], draw: torch.Generator) -> None:
         super().__init__()
-        self.operations = tuple(operations)
+        self.operations, self.width, self.out = tuple(operations), width, out
         std = math.sqrt(2 / width)
         numbers = range(len(operations))
-        self.weights = nn.ParameterDict([(str(j), torch.randn(width, width, generator=draw) * std) for j in numbers])
-        self.biases = nn.ParameterDict([(str(j), torch.zeros(width)) for j in numbers])
-        self.gamma, self.beta = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.weights = nn.ParameterDict([(str(j), torch.randn(out, width, generator=draw) * std) for j in numbers])
+        self.biases = nn.ParameterDict([(str(j), torch.zeros(out)) for j in numbers])
+        self.gamma, self.beta = nn.Parameter(torch.ones(out)), nn.Parameter(torch.zeros(out))
         self.register_buffer("rates", None, persistent=False)
         self.register_buffer("index", None, persistent=False)
         self.keep(range(len(operations)))
@@ -76,12 +81,12 @@ class SearchedLayer(nn.Module):
             del self.weights[name], self.biases[name]
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        """``[length, width]`` to the same, mixed by ``logits [operations]``; a single survivor reads no logits."""
-        count, width = len(self.survivors), x.shape[-1]
+        """``[length, width]`` to ``[length, out]``, mixed by ``logits [operations]``; a single survivor reads none."""
+        count, width = len(self.survivors), self.out
         weight = torch.cat([self.weights[str(j)] for j in self.survivors])
         bias = torch.cat([self.biases[str(j)] for j in self.survivors])
         z = self._activate(F.linear(x, weight, bias).view(-1, count, width))
-        if self.training:
+        if self.training and self.gamma.requires_grad:  # frozen, it is one fixed function
             z = z * (torch.rand_like(z) >= self.rates) / (1 - self.rates)
         z = F.layer_norm(z, (width,))
         mixed = z[:, 0] if count == 1 else self.mixture(logits) @ z
@@ -108,6 +113,9 @@ class PrefixNAS(nn.Module):
         draw: Makes the initial values: embedding N(0, 1), linears Kaiming normal for ReLU, output N(0, 0.02^2), logits
             N(0, 0.001^2), biases 0.
         operations: Candidates of every layer.
+        repeat: Every layer is the first one, with its weights and logits.
+        skip: A layer that keeps the width adds its input to its output.
+        reduction: The layer in the middle halves the width.
     """
 
     def __init__(
@@ -119,15 +127,23 @@ class PrefixNAS(nn.Module):
         layers: int,
         draw: torch.Generator,
         operations: Sequence[Operation] = OPERATIONS,
+        repeat: bool = False,
+        skip: bool = False,
+        reduction: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.length, self.width, self.operations = shape, length, width, tuple(operations)
+        self.depth, self.skip = layers, skip
         numbers = shape.layers * 2 * shape.kv_heads * shape.head_dim
+        distinct = min(1, layers) if repeat else layers
+        widths = [width // 2 if reduction and at > layers // 2 else width for at in range(layers + 1)]
         self.embedding = nn.Parameter(torch.randn(length, width, generator=draw))
-        self.layers = nn.ModuleList(SearchedLayer(width, operations, draw) for _ in range(layers))
-        self.output = nn.Parameter(torch.randn(numbers, width, generator=draw) * OUTPUT_STD)
+        self.layers = nn.ModuleList(
+            SearchedLayer(widths[at], widths[at + 1], operations, draw) for at in range(distinct)
+        )
+        self.output = nn.Parameter(torch.randn(numbers, widths[-1], generator=draw) * OUTPUT_STD)
         self.output_bias = nn.Parameter(torch.zeros(numbers))
-        self.alpha = nn.Parameter(torch.randn(layers, len(operations), generator=draw) * LOGIT_STD)
+        self.alpha = nn.Parameter(torch.randn(distinct, len(operations), generator=draw) * LOGIT_STD)
         """Architecture logits ``[layers, operations]``; minus infinity for an operation that was dropped."""
         self.alpha_open = False
         """Whether the logits are in the autograd graph; elsewhere they are constants and receive no gradient."""
@@ -143,9 +159,10 @@ class PrefixNAS(nn.Module):
     def forward(self) -> Tensor:
         """The prefix ``[layers, 2, kv_heads, length, head_dim]`` of the backbone's layers."""
         with torch.autocast(self.embedding.device.type, enabled=False):
-            x, alpha = self.embedding, self._logits()
-            for layer, logits in zip(self._searched(), alpha, strict=True):
-                x = layer(x, logits)
+            x, alpha, searched = self.embedding, self._logits(), self._searched()
+            for at in range(self.depth):
+                y = searched[at % len(searched)](x, alpha[at % len(searched)])
+                x = x + y if self.skip and x.shape == y.shape else y
             flat = F.linear(x, self.output, self.output_bias)
         layers, heads, size = self.shape
         return flat.view(self.length, layers, 2, heads, size).permute(1, 2, 3, 0, 4)
@@ -201,6 +218,14 @@ class PrefixNAS(nn.Module):
         self.train(training)
         return kv
 
+    def static(self) -> StaticPrefix:
+        """The prefix as a constant, with these notes."""
+        return StaticPrefix(self.collapse(), self.notes())
+
+    def encoders(self) -> list[PrefixNAS]:
+        """What searches: itself."""
+        return [self]
+
     def architecture(self) -> list[list[str]]:
         """Names of the operations left in every layer."""
         return [[self.operations[j].name for j in layer.survivors] for layer in self._searched()]
@@ -208,7 +233,7 @@ class PrefixNAS(nn.Module):
     def notes(self) -> dict[str, Any]:
         """The architecture found, the mixtures at every cut, and the number of parameters before and after."""
         fixed = self.embedding.numel() + self.output.numel() + self.output_bias.numel()
-        derived = fixed + len(self.layers) * (self.width**2 + 3 * self.width)
+        derived = fixed + sum(layer.width * layer.out + 3 * layer.out for layer in self._searched())
         return {
             "prefix_nas": {
                 "architecture": self.architecture(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +49,10 @@ class SearchPlan:
 
 
 class ArchitectureSearch:
-    """Drives one encoder through its search; give :meth:`before_step` to the training loop.
+    """Drives encoders through their search; give :meth:`before_step` to the training loop.
 
     Args:
-        encoder: The encoder.
+        encoders: The encoders, one or one per task.
         plan: When.
         search_loss: The loss of the next held-out batch, in which the logits are updated before each weight step
             (alternating, first order); ``None`` leaves them to the optimizer of the weights (joint).
@@ -62,37 +62,47 @@ class ArchitectureSearch:
 
     def __init__(
         self,
-        encoder: PrefixNAS,
+        encoders: Sequence[PrefixNAS],
         plan: SearchPlan,
         *,
         search_loss: Callable[[], Tensor] | None,
         learning_rate: float,
         entropy_weight: float,
     ) -> None:
-        self.encoder, self.plan, self.search_loss, self.entropy_weight = encoder, plan, search_loss, entropy_weight
-        self._adam = AdamW([{"params": [encoder.alpha]}], lr=learning_rate, betas=BETAS)
+        self.encoders, self.plan, self.search_loss = tuple(encoders), plan, search_loss
+        self.entropy_weight = entropy_weight
+        self._adam = AdamW([{"params": [e.alpha for e in self.encoders]}], lr=learning_rate, betas=BETAS)
 
     def before_step(self, step: int) -> None:
         """Shrink when it is time, then open or move the logits."""
-        keep = self.plan.keep(step, len(self.encoder.operations))
-        if keep < self.encoder.size:
-            self.encoder.cut(keep, step=step)
         searching = self.plan.searching(step)
-        self.encoder.entropy_weight = self.entropy_weight * self.plan.ramp(step)
-        if self.search_loss is None:
-            self.encoder.alpha_open = searching
-        elif searching:
+        for encoder in self.encoders:
+            keep = self.plan.keep(step, len(encoder.operations))
+            if keep < encoder.size:
+                encoder.cut(keep, step=step)
+            encoder.entropy_weight = self.entropy_weight * self.plan.ramp(step)
+            if self.search_loss is None:
+                encoder.alpha_open = searching
+        if self.search_loss is not None and searching:
             self._move(self.search_loss)
 
     def _move(self, search_loss: Callable[[], Tensor]) -> None:
-        encoder, alpha = self.encoder, self.encoder.alpha
-        if encoder.size == 1:
+        moving = [encoder for encoder in self.encoders if encoder.size > 1]
+        if not moving:
             return
-        encoder.alpha_open = True
+        for encoder in moving:
+            encoder.alpha_open = True
         loss = search_loss()
-        encoder.alpha_open = False
-        (alpha.grad,) = torch.autograd.grad(loss, alpha)
-        clip_gradients([alpha], CLIP)
-        alpha.grad += WEIGHT_DECAY * torch.where(alpha.isfinite(), alpha, 0.0).detach()
+        alphas = [encoder.alpha for encoder in moving]
+        # a task that the batch lacks has no gradient beyond the entropy of its mixture
+        for alpha, grad in zip(alphas, torch.autograd.grad(loss, alphas, allow_unused=True), strict=True):
+            alpha.grad = grad
+        for encoder in moving:
+            encoder.alpha_open = False
+        clip_gradients(alphas, CLIP)
+        for alpha in alphas:
+            if alpha.grad is not None:
+                alpha.grad += WEIGHT_DECAY * torch.where(alpha.isfinite(), alpha, 0.0).detach()
         self._adam.step()
-        alpha.grad = None
+        for alpha in alphas:
+            alpha.grad = None

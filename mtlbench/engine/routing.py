@@ -31,17 +31,27 @@ class Routing:
             self._tasks = previous
             self.turn += 1
 
+    @property
+    def tasks(self) -> Tensor:
+        """Task ids of the batch in flight ``[rows]``.
+
+        Raises:
+            RuntimeError: outside :meth:`of`.
+        """
+        if self._tasks is None:
+            raise RuntimeError("a task-routed layer ran outside `with routing.of(tasks)`: no task ids are known")
+        return self._tasks
+
     def ids(self, rows: int) -> Tensor:
         """Task ids ``[rows]`` for an activation of ``rows`` rows: beams repeat each row in place.
 
         Raises:
             RuntimeError: outside :meth:`of`, or when ``rows`` is no multiple of the batch.
         """
-        if self._tasks is None:
-            raise RuntimeError("a task-routed layer ran outside `with routing.of(tasks)`: no task ids are known")
-        batch = self._tasks.shape[0]
+        tasks = self.tasks
+        batch = tasks.shape[0]
         if rows == batch:
-            return self._tasks
+            return tasks
         if rows % batch:
             raise RuntimeError(f"an activation of {rows} rows cannot be routed by {batch} task ids")
-        return self._tasks.repeat_interleave(rows // batch)
+        return tasks.repeat_interleave(rows // batch)

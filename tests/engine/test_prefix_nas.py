@@ -245,7 +245,7 @@ def test_alternating_updates_follow_adam_with_l2_on_the_held_out_loss() -> None:
 
     reference = torch.nn.Parameter(encoder.alpha.detach().clone())
     adam = torch.optim.Adam([reference], lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3)
-    search = ArchitectureSearch(encoder, plan, search_loss=search_loss, learning_rate=3e-3, entropy_weight=0.05)
+    search = ArchitectureSearch([encoder], plan, search_loss=search_loss, learning_rate=3e-3, entropy_weight=0.05)
     start = encoder.alpha.detach().clone()
     for step in range(9):
         search.before_step(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from torch import nn
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.splits import Splits, carve
+from mtlbench.engine.stages import share_steps
 from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import DivergedError, Loop
 from mtlbench.errors import PluginError, RequestError
@@ -76,7 +78,7 @@ def step_gradients(method, micro_batch):
         for p in loop.model.parameters():
             if p.requires_grad:
                 p += 0.1 * torch.randn(p.shape, generator=draw)
-    rows, size = [loop.splits.train[i] for i in loop._plan()[0]], micro_batch or 12
+    rows, size = [loop.splits.train[i] for i in loop._plan(loop._stage())[0]], micro_batch or 12
     loop.model.train()
     loss, losses, tasks = loop._gradients.step([loop._collate(rows[i : i + size]) for i in range(0, 12, size)])
     grads = {name: p.grad for name, p in loop.model.named_parameters() if p.requires_grad}
@@ -158,14 +160,99 @@ def test_early_stopping_keeps_the_best_state():
     assert progress.best_step == min(scores, key=scores.get)
     assert progress.steps == progress.stop_losses[-1][0] == progress.best_step + 3 * 3 < 60
     best = scores[progress.best_step]
-    loop._score_stop(progress.steps)
-    assert progress.stop_losses[-1][1] == pytest.approx(best, rel=1e-6)
+    assert loop._score_stop(loop.splits.stop) == pytest.approx(best, rel=1e-6)
 
 
 def test_patience_counts_from_where_it_is_asked_to():
     loop = loop_for(Lora(), evals_per_run=4, patience=10)
     loop.run(patience_from=5)
     assert [step for step, _ in loop.progress.stop_losses] == [6, 8]
+
+
+def uneven():
+    """Tasks of 60, 20 and 10 rows."""
+    rows = toy_rows(tasks=TASKS, rows=60)
+    return carve(
+        [row for task, count in enumerate((60, 20, 10)) for row in rows[60 * task : 60 * task + count]],
+        held_out=0.2,
+        seed=0,
+    )
+
+
+def only(splits, task):
+    return Splits(*([row for row in rows if row.task == task] for rows in (splits.train, splits.stop, splits.search)))
+
+
+@pytest.mark.parametrize("mixing", ["proportional", "uniform"])
+def test_a_run_on_one_task_is_a_cell_of_its_rows_and_its_share_of_the_steps(mixing):
+    splits, settings = uneven(), {"evals_per_run": 3, "patience": 1, "weight_decay": 0.1, "mixing": mixing}
+    shares = []
+    for task in range(TASKS):
+        part = loop_for(Lora(dropout=0.3), splits=splits, steps=20, **settings)
+        part.run(tasks=[task])
+        shares.append(part._stage([task]).steps)
+        alone = loop_for(Lora(dropout=0.3), splits=only(splits, task), steps=shares[-1], **settings)
+        alone.run()
+        one, other = trainable_state(part.model), trainable_state(alone.model)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert part.progress.stop_losses == alone.progress.stop_losses != []
+        assert set(part.progress.rows_per_task) == {task}
+    assert shares == ([13, 5, 2] if mixing == "proportional" else [7, 7, 6])
+
+
+def test_runs_on_disjoint_tasks_use_the_rows_of_the_joint_run():
+    steps = []
+    joint, staged = (loop_for(Lora(), splits=uneven(), steps=30, evals_per_run=0) for _ in range(2))
+    staged.on_step = lambda step, losses, tasks: steps.append(step)
+    joint.run()
+    for tasks in ([1], [0, 2]):
+        staged.run(tasks=tasks)
+    assert staged.progress.rows == joint.progress.rows
+    for task, rows in joint.progress.rows_per_task.items():
+        assert abs(staged.progress.rows_per_task[task] - rows) <= 12
+    assert steps == list(range(30))
+    first, second = staged.progress.stages
+    assert (first.tasks, second.tasks) == ((1,), (0, 2))
+    assert (first.first_step, second.first_step, second.steps) == (0, first.steps, 30)
+    assert staged.progress.losses[-1][0] == 30
+
+
+def test_every_run_keeps_its_own_best_state():
+    rows = toy_rows(tasks=TASKS, rows=20)
+    wrong = [replace(row, target=(60 + row.target[0] % 7, 2)) if row.task == 0 else row for row in rows]
+    loop = loop_for(
+        Lora(dropout=0.0), splits=Splits(rows, wrong, []), steps=90, evals_per_run=10, patience=2, learning_rate=2e-2
+    )
+    for task in range(TASKS):
+        loop.run(tasks=[task])
+    first, *others = loop.progress.stages
+    assert first.stopped_early
+    assert first.best_step < first.steps < 30
+    for stage in others:
+        scores = dict(loop.progress.stop_losses)
+        own = {step: loss for step, loss in scores.items() if stage.first_step < step <= stage.steps}
+        assert stage.best_step == min(own, key=own.get)
+    assert loop.progress.stopped_early
+
+
+@pytest.mark.parametrize("tasks", [[], [3], [-1], [0, 7]])
+def test_a_run_on_a_task_that_is_not_there_is_an_error(tasks):
+    with pytest.raises(PluginError, match=re.escape(str(tasks))):
+        loop_for(Lora()).run(tasks=tasks)
+
+
+def test_fewer_steps_than_tasks_cannot_be_shared():
+    with pytest.raises(RequestError, match="2 steps.*3 tasks"):
+        loop_for(Lora(), steps=2).run(tasks=[0])
+
+
+@pytest.mark.parametrize("rows", [[1000, 10, 1], [5, 5, 5, 5], [0, 3, 900]])
+@pytest.mark.parametrize("steps", [4, 7, 100])
+def test_shares_are_whole_sum_to_the_budget_and_leave_no_task_out(rows, steps):
+    shares = share_steps(rows, steps=steps, mixing="proportional")
+    assert sum(shares) == steps
+    assert all((share > 0) == (count > 0) for share, count in zip(shares, rows, strict=True))
+    assert all(abs(share - steps * count / sum(rows)) < len(rows) for share, count in zip(shares, rows, strict=True))
 
 
 def test_events_carry_detached_rows_and_hooks_run_in_order():
