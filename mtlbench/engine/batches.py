@@ -132,7 +132,7 @@ def collate(
     if architecture == "causal":
         texts = [np.asarray(row.context + row.target[:-1], dtype=np.int64) for row in rows]
         ids, mask = _pad(texts, pad_id)
-        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
         real, padded = int(mask.sum()), ids.size

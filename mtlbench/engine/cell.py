@@ -222,6 +222,16 @@ class _Run:
             "rows_per_task": {names[i]: n for i, n in sorted(done.rows_per_task.items())},
             "tokens_per_task": {names[i]: n for i, n in sorted(done.tokens_per_task.items())},
         }
+        if len(done.stages) > 1:
+            notes["stages"] = [
+                {
+                    "tasks": [names[task] for task in stage.tasks],
+                    "steps": [stage.first_step, stage.steps],
+                    "best_step": stage.best_step,
+                    "stopped_early": stage.stopped_early,
+                }
+                for stage in done.stages
+            ]
         for module in model.modules():
             told = getattr(module, "notes", None)
             if callable(told):
