@@ -1,0 +1,119 @@
+"""Checks of what a method learns from: gradients of all parameters, of absent tasks, under checkpointing."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from mtlbench.conformance.compare import some
+from mtlbench.conformance.findings import Broken, NotApplicable
+from mtlbench.conformance.lab import Lab
+from mtlbench.conformance.life import SAMPLE, STEPS
+from mtlbench.engine.gradients import Gradients, checkpointing
+from mtlbench.engine.loss import row_losses
+
+FEW, MANY = 5, 7
+"""Two numbers of tasks. What differs between the two attached models belongs to tasks."""
+PRESENT = (4, 0, 2, 0)
+"""Task ids of a batch; all are below :data:`FEW`."""
+REPLAY_TOLERANCE = 1e-3, 1e-5
+"""Largest difference of a parameter's gradient, as a share of its norm and, added, of all gradients' norm: where a
+softmax is saturated, small gradients are what rounding leaves of large ones."""
+
+
+def gradients(lab: Lab) -> None:
+    """In training every trainable parameter gets gradients, all of them finite."""
+    life = lab.life
+    if life.watch.not_finite:
+        raise Broken(f"nan or infinite gradients: {some(life.watch.not_finite)}")
+    life.reraise("fit")
+    lab.need_training()
+    silent = {name for name, value in life.trained.items() if value.numel()} - life.watch.fed
+    if silent:
+        raise Broken(f"no gradient but zero in {STEPS} steps: {some(silent)}")
+
+
+def absent_tasks(lab: Lab) -> None:
+    """A batch gives gradients to what belongs to its tasks, and exactly none to what belongs to others."""
+    lab.need_routing()
+    lab.need_training()
+    shapes = {name: p.shape for name, p in lab.attached(tasks=FEW).model.named_parameters() if p.requires_grad}
+    specimen = lab.attached(tasks=MANY)
+    with specimen.setup.routing.of(torch.tensor(PRESENT)):
+        loss = row_losses(specimen.model, lab.batch(PRESENT), specimen.setup.routing).mean()
+        torch.autograd.backward(loss)
+    seen = 0
+    for name, p in specimen.model.named_parameters():
+        if not p.requires_grad or shapes.get(name) == p.shape:
+            continue
+        seen += 1
+        if name not in shapes:
+            # One parameter per task: with more tasks there are more, and the added ones are absent.
+            if p.grad is not None and p.grad.any():
+                raise Broken(f"{name} belongs to a task that is not in the batch, and gets a gradient")
+        elif p.grad is not None and p.grad.any():
+            _expect_rows(name, [_by_task(view) for view in _views(p.grad, shapes[name])])
+    if not seen:
+        raise NotApplicable("no parameter grows with the number of tasks")
+
+
+def checkpoint(lab: Lab) -> None:
+    """Recomputing layers in the backward gives the same gradients, training noise included."""
+    lab.need_training()
+    specimen = lab.attached()
+    model, ids = specimen.model, specimen.setup.routing
+    batch = lab.batch(SAMPLE)
+    found: list[dict[str, Tensor]] = []
+    for context in (nullcontext(), checkpointing(model)):
+        model.zero_grad()
+        model.train()
+        torch.manual_seed(5)
+        with context:
+            Gradients(model=model, method=lab.method, routing=ids, autocast=None).step([batch])
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    plain, replayed = found
+    own, of_all = REPLAY_TOLERANCE
+    slack = of_all * torch.stack([grad.norm() for grad in plain.values()]).norm()
+    other = {
+        name
+        for name in plain.keys() | replayed.keys()
+        if name not in plain
+        or name not in replayed
+        or not (plain[name] - replayed[name]).norm() <= own * plain[name].norm() + slack
+    }
+    if other:
+        raise Broken(f"other gradients when layers are recomputed in the backward: {some(other)}")
+
+
+def _views(grad: Tensor, few: torch.Size) -> list[Tensor]:
+    """``grad`` with tasks in front, in every way that the shape with :data:`FEW` tasks allows."""
+    views = []
+    for dim, (small, size) in enumerate(zip(few, grad.shape, strict=True)):
+        each, rest = divmod(size, MANY)
+        if small == size or rest or small != each * FEW:
+            continue
+        front = grad.movedim(dim, 0)
+        views.append(front.reshape(MANY, each, -1))
+        if each > 1:
+            views.append(front.reshape(each, MANY, -1).movedim(1, 0))
+    return views
+
+
+def _by_task(view: Tensor) -> Tensor:
+    """Whether each task gets a gradient ``[tasks]``."""
+    return view.flatten(1).any(1)
+
+
+def _expect_rows(name: str, layouts: list[Tensor]) -> None:
+    """Some layout of ``name`` by task gives gradients to the present tasks and to no other."""
+    wanted = torch.zeros(MANY, dtype=torch.bool)
+    wanted[list(PRESENT)] = True
+    if not layouts or any(torch.equal(found, wanted) for found in layouts):
+        return
+    spoilt = (layouts[0] & ~wanted).nonzero().flatten().tolist()
+    missed = (wanted & ~layouts[0]).nonzero().flatten().tolist()
+    if spoilt:
+        raise Broken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} gradients for tasks {spoilt} too")
+    raise Broken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} no gradient for tasks {missed}")

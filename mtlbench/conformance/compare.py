@@ -1,0 +1,33 @@
+"""Equality of tensors, with what to say where it does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from mtlbench.conformance.findings import Broken
+
+TOLERANCE = 1e-4
+"""Largest difference that counts as equal, relative to the largest value."""
+
+
+def gap(one: Tensor, other: Tensor) -> float:
+    """Largest difference relative to the largest of ``one``; infinite for other shapes, and where there is a nan."""
+    if one.shape != other.shape:
+        return float("inf")
+    found = float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+    return found if found == found else float("inf")
+
+
+def expect_same(one: Tensor, other: Tensor, what: str) -> None:
+    """Raise :class:`Broken` unless both are equal to :data:`TOLERANCE`."""
+    found = gap(one, other)
+    if not found <= TOLERANCE:
+        raise Broken(f"{what} differ by {100 * found:.2g} % of the largest")
+
+
+def some(names: Collection[str]) -> str:
+    """A few of the names, sorted, and how many there are."""
+    first = ", ".join(sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first}, ... ({len(names)} in all)"

@@ -1,0 +1,153 @@
+"""All checks in order, and the driver that turns them into findings."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from mtlbench.api.method import Method
+from mtlbench.conformance import backward, forward, keeping
+from mtlbench.conformance.findings import Broken, Check, Finding, NotApplicable
+from mtlbench.conformance.lab import Lab
+from mtlbench.conformance.randomness import scrambled
+from mtlbench.testing import tiny_causal, tiny_seq2seq
+
+BACKBONES: Mapping[str, Callable[[], nn.Module]] = {"tiny Llama": tiny_causal, "tiny T5": tiny_seq2seq}
+
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "attach",
+        "the method attaches, or gives the reason in refuse(setup)",
+        "",
+        keeping.attach,
+    ),
+    Check(
+        "identity_at_start",
+        "before the first step the logits are the backbone's",
+        "Start one factor of what you add at zero, or set identity_at_start = False if another start is meant.",
+        forward.identity,
+    ),
+    Check(
+        "padding",
+        "a row alone and in a batch padded on either side gives the same logits",
+        "Compute every row and position by itself: no statistics over the batch or over padded positions, nothing "
+        "that depends on how wide a batch is.",
+        forward.padding,
+    ),
+    Check(
+        "mixed_tasks",
+        "a mixed batch gives the same logits as one batch per task",
+        "Take the task of every row from setup.routing.ids(rows), in the order of the rows, index with it, and compute "
+        "no statistics over the batch.",
+        forward.mixed_tasks,
+    ),
+    Check(
+        "routing",
+        "other task ids change a task-routed method, and only such a method",
+        "Make task_routed say what the layers do: True where they read setup.routing, False where they do not.",
+        forward.routing,
+    ),
+    Check(
+        "beams",
+        "beam search scores tokens as a plain forward of each row does",
+        "Call setup.routing.ids(rows) with the rows of the tensor that arrives, since beams repeat rows in place, and "
+        "let nothing depend on the number of tokens in a call, since a cache hands over one at a time.",
+        forward.beams,
+    ),
+    Check(
+        "gradients",
+        "every trainable parameter gets finite gradients in training",
+        "Use every parameter that requires gradients in the forward or the loss, or do not let it require them; keep "
+        "divisions, roots and logarithms away from zero.",
+        backward.gradients,
+    ),
+    Check(
+        "absent_tasks",
+        "a batch gives gradients to its tasks' parameters and exactly none to other tasks'",
+        "Index tables by task id with what setup.routing.ids(rows) gives, and mix nothing over all tasks.",
+        backward.absent_tasks,
+    ),
+    Check(
+        "checkpointing",
+        "recomputing layers in the backward gives the same gradients",
+        "Draw training noise from torch's global random state, which is replayed, and change no state in forward.",
+        backward.checkpoint,
+    ),
+    Check(
+        "keys",
+        "attached, trained and saved parameters are one set, and all of it moves",
+        "Give param_groups every trainable parameter and change requires_grad only in attach; a module that loses "
+        "parameters in training needs shrink_to(names).",
+        keeping.keys,
+    ),
+    Check(
+        "reload",
+        "the saved adapter in a new model gives the same logits",
+        "Only parameters that require gradients are saved: keep what the function depends on in them, or make it the "
+        "same in every attach.",
+        keeping.reload,
+    ),
+    Check(
+        "same_seed",
+        "the same seed gives the same numbers whatever the global random state",
+        "Draw initial values from a torch.Generator seeded by setup.seed, never from a global random state.",
+        keeping.same_seed,
+    ),
+    Check(
+        "finish",
+        "merging or collapsing keeps the logits",
+        "Merge in float32 with the same scale as in forward, and without dropout.",
+        keeping.finish,
+    ),
+    Check(
+        "backbone_untouched",
+        "attach, training and finish leave every byte of the backbone alone",
+        "Frozen weights are shared between cells: train copies, and merge into a new tensor.",
+        keeping.backbone,
+    ),
+)
+
+
+def check_method(method: Method, *, backbones: Sequence[str] = tuple(BACKBONES)) -> Iterator[Finding]:
+    """Findings as they are made, in the order of :data:`CHECKS` for each of ``backbones``.
+
+    Where the method does not attach, or refuses, that is the only finding on a backbone. Global random states are given
+    back as they were.
+    """
+    for name in backbones:
+        with tempfile.TemporaryDirectory() as folder:
+            lab = Lab(method=method, build=BACKBONES[name], folder=Path(folder))
+            for check in CHECKS:
+                finding = _find(check, lab, name)
+                yield finding
+                if check is CHECKS[0] and finding.outcome != "ok":
+                    break
+
+
+def _find(check: Check, lab: Lab, backbone: str) -> Finding:
+    try:
+        with scrambled(0):
+            check.run(lab)
+    except NotApplicable as reason:
+        return Finding(check.name, backbone, "skipped", str(reason))
+    except Broken as seen:
+        return Finding(check.name, backbone, "failed", f"{seen}. {check.advice}")
+    except Exception as error:
+        asked = f"Correct what raised it; this check asks that {check.promise}."
+        return Finding(check.name, backbone, "failed", f"{_told(error)}. {asked}")
+    return Finding(check.name, backbone, "ok", check.promise)
+
+
+def _told(error: Exception) -> str:
+    """What was raised, in one line, with the last place in the method's own package."""
+    told = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    places = [
+        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in ("mtlbench", "torch", "transformers")
+    ]
+    return f"{told} ({places[-1]})" if places else told

@@ -1,0 +1,108 @@
+"""The kit passes honest methods, and every check finds the method that breaks its promise, and only that one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mutants import MUTANTS, GlobalBuffer, Mutant
+from toys import Honest, Noisy, OneEach, OtherLayout, PerTask, Shared, toy
+
+from mtlbench.conformance.findings import Finding
+from mtlbench.conformance.kit import BACKBONES, CHECKS, check_method
+from mtlbench.errors import RequestError
+from mtlbench.testing import check_method as assert_conforms
+
+ADVICE = {check.name: check.advice for check in CHECKS}
+PROMISES = {check.name: check.promise for check in CHECKS}
+ROW_BY_ROW = ("padding", "mixed_tasks", "beams")
+"""Checks that look at both halves of an encoder-decoder."""
+
+
+def outcomes(method: Honest, *backbones: str) -> dict[str, Finding]:
+    return {finding.check: finding for finding in check_method(method, backbones=backbones)}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("layer", [Shared, Noisy, PerTask, OtherLayout, OneEach])
+def test_an_honest_method_keeps_every_promise(layer: type[Shared], backbone: str):
+    found = outcomes(toy(layer), backbone)
+    assert [*found] == [check.name for check in CHECKS]
+    skipped = {} if issubclass(layer, PerTask) else {"absent_tasks": "the method is not task_routed"}
+    assert {f.check: f.message for f in found.values() if f.outcome == "skipped"} == skipped
+    assert not [f for f in found.values() if f.outcome == "failed"]
+
+
+def test_the_example_package_keeps_every_promise(installed, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(installed(Path("mtlbench-example"), tmp_path / "site"))
+    assert_conforms("scaled_rows[strength=2]")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_broken_promise_is_found_by_its_check_alone(mutant: Mutant):
+    backbones = BACKBONES if mutant.check in ROW_BY_ROW else ["tiny Llama"]
+    for backbone in backbones:
+        found = outcomes(mutant.method, backbone)
+        assert [name for name, f in found.items() if f.outcome == "failed"] == [mutant.check]
+        message = found[mutant.check].message
+        assert mutant.seen in message
+        raised = mutant.seen.startswith("raised")
+        assert message.endswith(f"this check asks that {PROMISES[mutant.check]}." if raised else ADVICE[mutant.check])
+
+
+def test_a_frozen_random_projection_that_forgets_the_seed_is_found():
+    found = outcomes(toy(GlobalBuffer, finish=lambda self, model: None), "tiny Llama")
+    assert [name for name, f in found.items() if f.outcome == "failed"] == ["reload", "same_seed"]
+
+
+def test_every_check_can_fail():
+    assert {mutant.check for mutant in MUTANTS} == set(ADVICE)
+
+
+def refuse(self, setup):
+    return "there are no diamonds"
+
+
+def refuse_late(self, model, setup):
+    raise RequestError("toy[size=5] must divide 32")
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (toy(refuse=refuse), "refused: there are no diamonds"),
+        (toy(attach=refuse_late), "refused: toy[size=5] must divide 32"),
+    ],
+)
+def test_a_refusal_is_the_only_finding(method: Honest, reason: str):
+    assert list(check_method(method)) == [Finding("attach", backbone, "skipped", reason) for backbone in BACKBONES]
+    assert_conforms(method)
+
+
+def test_nothing_to_train_is_said():
+    found = outcomes(toy(attach=lambda self, model, setup: None, fit=lambda self, model, trainer: None), "tiny Llama")
+    skipped = {name for name, f in found.items() if f.outcome == "skipped"}
+    assert skipped == {"gradients", "absent_tasks", "checkpointing", "keys", "reload", "same_seed"}
+    assert found["keys"].message == "the method adds no trainable parameters"
+    assert {f.outcome for name, f in found.items() if name not in skipped} == {"ok"}
+
+
+def test_global_random_states_are_given_back():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    outcomes(toy(Noisy), "tiny Llama")
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_the_call_for_plugin_tests_lists_what_failed():
+    assert_conforms(toy())
+    assert_conforms("lora[rank=4]")
+    with pytest.raises(AssertionError) as caught:
+        assert_conforms(toy(task_routed=True))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == ["  tiny Llama, routing", "  tiny T5, routing"]
+    with pytest.raises(RequestError, match="lorra"):
+        assert_conforms("lorra")
