@@ -15,7 +15,7 @@ from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.mixing import parse_mixing
 from mtlbench.models import check_model, is_embedded
-from mtlbench.plugins import load_suite, offer_of, offers
+from mtlbench.plugins import load_method, load_suite, offer_of, offers
 from mtlbench.settings import read_settings, split_methods
 from mtlbench.tables import one_line
 
@@ -174,12 +174,15 @@ def _check_ranges(protocol: Protocol) -> None:
 
 
 def preset(name: str) -> Mapping[str, Any]:
-    """The words of a named request, such as ``glue/quick``."""
-    suite_name = name.partition("/")[0]
-    suites = offers("tasks")
-    known: dict[str, Mapping[str, Any]] = {}
-    for suite in [suite_name] if suite_name in suites else suites:
-        known.update(load_suite(suite).presets)
+    """The words of a named request, such as ``glue/quick``: of the suite or the method that its first part names."""
+    first = name.partition("/")[0]
+    suites, methods = offers("tasks"), offers("methods")
+    if first in methods and first not in suites:
+        known = dict(load_method(first).presets)
+    else:
+        known = {}
+        for suite in [first] if first in suites else suites:
+            known.update(load_suite(suite).presets)
     if name not in known:
         raise RequestError(f"Unknown preset {name!r}. {did_you_mean(name, known)}")
     return known[name]

@@ -11,11 +11,36 @@ from mtlbench import Composite, Method, hookimpl
 from mtlbench.api.method import Value
 from mtlbench.errors import RequestError
 from mtlbench_methods.lora import Lora
-from mtlbench_methods.prefixnas import PrefixNas
+from mtlbench_methods.prefixnas import CANDIDATES, PrefixNas
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     from torch import nn
+
+BASELINES = "base,lora,adalora,preembedd,preembedd+lora,preembedd+adalora,peml,prefixnas+adalora"
+_GLUE = {"tasks": "glue", "seeds": "0,1,2"}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "peml/baselines": {"tasks": "glue", "seeds": "0,1,2,3,4", "epochs": 1.0, "methods": BASELINES},
+    "peml/figure-3": {
+        **_GLUE,
+        "methods": ",".join(
+            [
+                *(f"peml[layers={n}]" for n in range(1, 9)),
+                "peml[repeat=true]",
+                "peml[skip=true]",
+                "peml[reduction=true]",
+            ]
+        ),
+    },
+    "peml/operations": {
+        **_GLUE,
+        "methods": ",".join(["peml", *(f"peml[without={word}]" for word in CANDIDATES)]),
+    },
+    "peml/update": {**_GLUE, "methods": "peml,peml[arch_update=joint]"},
+    "peml/per-task": {**_GLUE, "methods": "peml,peml[per_task=true]"},
+    "peml/orders": {**_GLUE, "methods": "peml,peml[order=prefix_then_lora],peml[order=lora_then_prefix]"},
+}
+"""Ablations on GLUE: of the paper's Figure 3, each candidate left out, and our own decisions."""
 
 ORDERS: Mapping[str, tuple[int, ...] | None] = {
     "parallel": None,
@@ -36,6 +61,7 @@ class Peml(Composite):
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
     identity_at_start: ClassVar[bool] = False
     composable: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     prefix_length: int = 20
     layers: int = 6
@@ -49,7 +75,7 @@ class Peml(Composite):
     per_task: bool = False
     arch_update: str = "alternate"
     arch_learning_rate: float = 3e-3
-    arch_share: float = 0.25
+    arch_share: float = 0.125
     entropy: float = 0.05
     search_share: float = 0.3
     warmup_share: float = 0.2

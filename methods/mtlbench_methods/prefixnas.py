@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mtlbench.engine.inject import PrefixShape
 
 WIDEST = 1024
+ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
+DROPOUTS = ("0.1", "0.3", "0.5")
+CANDIDATES = (*ACTIVATIONS, *DROPOUTS)
+"""What an operation is made of, as ``without`` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class PrefixNas(PrefixMethod):
     be chosen on the loss they regularise. ``joint``: one loss and optimizer for everything (Algorithm 1)."""
     arch_learning_rate: float = 3e-3
     """Of the logits when alternating."""
-    arch_share: float = 0.25
+    arch_share: float = 0.125
     """Rows of a held-out batch when alternating, as a share of a training batch."""
     entropy: float = 0.05
     """Weight of the mixtures' entropy at the end of its ramp (lambda of eq. 4)."""
@@ -70,7 +74,7 @@ class PrefixNas(PrefixMethod):
         positive = "a whole number of at least 1"
         check(self, "layers", holds=self.layers >= 1, allowed=positive)
         check(self, "width", holds=self.width is None or self.width >= 1, allowed=f"none or {positive}")
-        check(self, "without", holds=_known(self.without), allowed=_CANDIDATES)
+        check(self, "without", holds=_known(self.without), allowed=f"empty, or {', '.join(CANDIDATES)} joined by '+'")
         check(self, "without", holds=bool(_names_left(self.without)), allowed="so few that one operation is left")
         check(self, "reduction", holds=not (self.reduction and self.repeat), allowed="false where repeat=true")
         check(self, "weight_decay", holds=0 <= self.weight_decay < 1, allowed="at least 0 and below 1")
@@ -172,19 +176,14 @@ class PrefixNas(PrefixMethod):
         }
 
 
-_ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
-_RATES = ("0.1", "0.3", "0.5")
-_CANDIDATES = f"empty, or some of {', '.join((*_ACTIVATIONS, *_RATES))} joined by '+'"
-
-
 def _known(without: str) -> bool:
-    return not without or set(without.split("+")) <= {*_ACTIVATIONS, *_RATES}
+    return not without or set(without.split("+")) <= set(CANDIDATES)
 
 
 def _names_left(without: str) -> set[str]:
     """Names of the candidate operations that are not left out."""
     out = set(without.split("+"))
-    return {f"{name}-drop{rate}" for name in _ACTIVATIONS for rate in _RATES if not {name, rate} & out}
+    return {f"{name}-drop{rate}" for name in ACTIVATIONS for rate in DROPOUTS if not {name, rate} & out}
 
 
 @hookimpl

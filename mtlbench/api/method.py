@@ -107,6 +107,9 @@ class Method(ABC):
     adapts: ClassVar[str] = "weights"
     """What it changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`."""
+
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""
 

@@ -54,7 +54,10 @@ def stock_kernel(module: nn.Module, config: Any) -> Any:
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Boolean masks, written out: a causal mask left to the kernel would be wrong once keys outnumber queries."""
+    """Boolean masks, written out: a causal mask left to the kernel would be wrong once keys outnumber queries.
+
+    Without a mask, attention is bidirectional and sees every key: the kernel needs none for a prefix either.
+    """
     mask: Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
     return mask
 
@@ -66,14 +69,15 @@ def _attention(
     slot: Any = module.mtlbench_slot
     mask = attention_mask
     if slot.prefix is not None:
-        if mask is None:
+        if mask is None and module.is_causal and query.shape[2] > 1:
             raise RuntimeError(f"{type(module).__name__} got no attention mask: a prefix would break causality")
         tokens = key.shape[2]
         key, value = (
             torch.cat([_rows(prefix, own), own], dim=2) for prefix, own in zip(slot.prefix, (key, value), strict=True)
         )
         length = key.shape[2] - tokens
-        mask = F.pad(mask[..., :tokens], (length, 0), value=mask.dtype == torch.bool)
+        if mask is not None:
+            mask = F.pad(mask, (length, 0), value=mask.dtype == torch.bool)
         if kwargs.get("position_bias") is not None:
             kwargs["position_bias"] = _pad_bias(kwargs["position_bias"], slot.bias, length)
     if slot.additive and mask is not None and mask.dtype == torch.bool:
@@ -85,14 +89,13 @@ def _attention(
 def _rows(prefix: Tensor, own: Tensor) -> Tensor:
     """``prefix`` for every row of ``own [rows, ...]`` and in its type; a multiple of its rows repeats each in place."""
     rows, given = own.shape[0], prefix.shape[0]
-    prefix = prefix.to(own.dtype)
-    if given == rows:
-        return prefix
     if given == 1:
-        return prefix.expand(rows, -1, -1, -1)
-    if rows % given:
+        prefix = prefix.expand(rows, -1, -1, -1)
+    elif rows % given:
         raise RuntimeError(f"{given} prefixes cannot serve {rows} rows")
-    return prefix.repeat_interleave(rows // given, dim=0)
+    elif given != rows:
+        prefix = prefix.repeat_interleave(rows // given, dim=0)
+    return prefix.to(own.dtype)  # last, so that the gradients of the rows are summed in the prefix's own type
 
 
 def _pad_bias(position_bias: Tensor, prefix_bias: Tensor | None, length: int) -> Tensor:
