@@ -36,7 +36,7 @@ class PrefixMethod(Method):
 
     @abstractmethod
     def encoder(self, shape: PrefixShape, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        """A module that gives the prefix ``[layers, 2, kv_heads, length, head_dim]``; its ``static()`` a constant one."""
+        """A module that gives the prefix ``[layers, 2, kv_heads, length, head_dim]``; ``static()`` a constant one."""
 
     def check_prefix(self) -> None:
         """Check the settings that every prefix has."""
@@ -69,8 +69,7 @@ class PrefixMethod(Method):
 
     def switch(self, model: nn.Module, *, on: bool) -> None:
         """Without its prefix the model is the stock one."""
-        slots: Any = slots_of(model)
-        slots.on = on
+        slots_of(model).on = on
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """A peft PrefixTuning checkpoint."""

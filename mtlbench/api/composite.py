@@ -108,9 +108,25 @@ class Composite(Method):
             part.switch(model, on=on)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        """Each part into ``folder/<its name>``."""
+        """Each part into ``folder/<its name>``.
+
+        With weights and a prefix there is also ``folder/merged``, the backbone with the weights merged, on which plain
+        peft loads the prefix. ``model`` is merged afterwards.
+        """
+        from mtlbench.engine.lowrank import merge
+        from mtlbench.engine.merged import save_merged
+
+        weights = [part for part in self.parts() if part.adapts == "weights"]
+        for part in weights:
+            part.export(model, folder / part.name, task=task if part.task_routed else None)
+        host: Any = model
+        if weights and len(weights) < len(self.parts()):
+            merge(model, task)
+            save_merged(model, folder / "merged")
+            host.config.name_or_path = str(folder / "merged")
         for part in self.parts():
-            part.export(model, folder / part.name, task=task)
+            if part.adapts != "weights":
+                part.export(model, folder / part.name, task=task if part.task_routed else None)
 
 
 _ORDERS = ("parallel", "in_turn", "in_reverse")

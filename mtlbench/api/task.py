@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Rows = list[dict[str, Any]]
+Kind = Literal["text", "texts", "number"] | tuple[int, ...] | tuple[str, ...]
+"""What a column holds: text, a list of texts that is not empty, a number, or one of these values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,11 @@ class Task:
     """Configuration of the data set, such as ``rte``."""
     train_split: str = "train"
     eval_split: str = "validation"
-    columns: tuple[str, ...] = ()
-    """Columns the prompt and the target read; checked before any compute."""
+    shots: int = 0
+    """Worked examples before every prompt: the first rows of the training split, never the row that is asked."""
+    columns: Mapping[str, Kind] = field(default_factory=dict)
+    """What the prompt and the target read, and what it holds; ``choices.text`` is a field of a column of structures.
+    Checked before any compute."""
     licence: str = ""
     source: str = ""
 

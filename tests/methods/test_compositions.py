@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attached import BUILDERS, batch_for
+from peft import PeftModel
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.engine.guards import label_logits
@@ -180,6 +181,26 @@ def test_a_prefix_per_task_serves_each_row_its_own(build_model):
     torch.testing.assert_close(label_logits(model, batch, setup.routing), logits, rtol=1e-4, atol=1e-4)
     object.__setattr__(batch, "tasks", batch.tasks.roll(2))
     assert (label_logits(model, batch, setup.routing) - logits).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("build_model", BUILDERS)
+@pytest.mark.parametrize("words", [f"peml[{SMALL},rank=4]", "preembedd[prefix_length=4]+mtl_lora[rank=4]"])
+def test_plain_peft_gives_the_logits_of_the_exported_model(build_model, words, tmp_path):
+    model, method, setup, _ = trained(build_model, words)
+    rows = [row for row in toy_rows(tasks=3, rows=2) if row.task == 1]
+    batch = batch_for(setup, rows)
+    want = label_logits(model, batch, setup.routing)
+    method.export(model, tmp_path, task=1 if method.task_routed else None)
+    weights = words.partition("+")[2].partition("[")[0] or "lora"
+    prefix = "prefixnas" if words.startswith("peml") else "preembedd"
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", weights, prefix}
+    merged = type(build_model(0)).from_pretrained(tmp_path / "merged").eval()
+    loaded = PeftModel.from_pretrained(merged, tmp_path / prefix).eval()
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "merged")
+    inputs = {name: tensor for name, tensor in batch.inputs.items() if name != "position_ids"}
+    with torch.no_grad():
+        logits = loaded(**inputs).logits.flatten(0, 1)[batch.label_index]
+    assert (logits - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("ablation", ["repeat=true", "skip=true", "reduction=true", "without=tanh+0.5"])
