@@ -21,6 +21,9 @@ _REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id."),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
+    click.option(
+        "--tuning", metavar="WORDS", help="Effort behind the settings; mtlbench tune says it.  [default: none]"
+    ),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
 )
 _PROTOCOL: tuple[Callable[[Any], Any], ...] = (
@@ -34,10 +37,22 @@ _PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--mixing", help="proportional, uniform, temperature:T or capped:ROWS.  [default: proportional]"),
     click.option("--train-rows", type=int, help="At most this many training rows per task."),
     click.option("--eval-rows", type=int, help="At most this many evaluation rows per task."),
+    click.option(
+        "--eval-from-train", type=float, metavar="SHARE", help="Score this share of the training rows instead."
+    ),
+    click.option("--evals-per-run", type=int, help="Scores of the early-stopping split; 0 never stops.  [default: 4]"),
     click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
     click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
     click.option("--attention", help="sdpa or eager.  [default: sdpa]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
+)
+
+_WORKERS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--executor", default="local", show_default=True, help="How workers are started."),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per device]"
+    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
 )
 
 
@@ -58,9 +73,7 @@ def cli() -> None:
 
 @cli.command()
 @_with(_REQUEST)
-@click.option("--executor", default="local", show_default=True, help="How workers are started.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per device]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@_with(_WORKERS)
 @_with(_PROTOCOL)
 def run(out: Path | None, executor: str, workers: int, device: str, **words: Any) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
@@ -97,6 +110,47 @@ def plan(out: Path | None, **words: Any) -> None:
 
 
 @cli.command()
+@click.option("--method", metavar="NAME", help="One method; settings in brackets stay fixed: peml, 'peml[layers=4]'.")
+@click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2.")
+@click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id.")
+@click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids.")
+@click.option("--search", "searches", multiple=True, metavar="FIELD=VALUES", help="rank=4:64:log or dropout=0.0,0.1.")
+@click.option("--budget", help="paper, standard or quick; options given here win.  [default: standard]")
+@click.option("--trials", type=int, help="How many settings are tried.  [default: 100, 20 or 8 by budget]")
+@click.option("--pruning", help="none, median or halving.  [default: none]")
+@click.option("--at-once", type=int, help="Trials asked before their results are known.  [default: 4, or 2 if quick]")
+@click.option("--seed", type=int, help="Seed of the search.  [default: 0]")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL-tuning]")
+@click.option("--to-optuna", metavar="URL", help="Copy the study to an Optuna storage, such as sqlite:///tuning.db.")
+@_with(_WORKERS)
+@_with(_PROTOCOL)
+def tune(out: Path | None, to_optuna: str | None, executor: str, workers: int, device: str, **words: Any) -> None:
+    """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command again goes on."""
+    from mtlbench.errors import RequestError
+    from mtlbench.tuning.command import tune as search
+    from mtlbench.tuning.tuning import Words
+
+    given = {name: value for name, value in words.items() if value is not None}
+    for needed in ("method", "tasks"):
+        if needed not in given:
+            raise RequestError(
+                f"--{needed} is missing. Example: mtlbench tune --method peml --tasks glue --budget quick"
+            )
+    own = {name: given.pop(name) for name in Words.names() if name in given}
+    code = search(
+        Words(**own, protocol=given),
+        out=out,
+        to_optuna=to_optuna,
+        executor=executor,
+        workers=workers,
+        device=device,
+        say=click.echo,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    sys.exit(code)
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--as", "formats", default="markdown,csv", show_default=True, metavar="NAMES", help="Reports to render.")
 @click.option("--to", type=click.Path(path_type=Path), help="Where documents go.  [default: FOLDER/report]")
@@ -107,7 +161,7 @@ def report(folder: Path | None, formats: str, to: Path | None) -> None:
 
     reports = [load_report(name) for name in _names(formats, "--as")]
     store = _folder(folder)
-    study = study_of(store.records().values(), expected=store.expected())
+    study = study_of(store.records().values(), expected=store.expected(), steps=store.steps)
     target = to or store.path / "report"
     for renderer in reports:
         documents = renderer.render(study)

@@ -17,8 +17,10 @@ from mtlbench.tables import (
     Row,
     RowCosts,
     Spread,
+    Steps,
     Study,
     Table,
+    no_steps,
     one_line,
     spread,
     tasks_words,
@@ -47,12 +49,17 @@ _SAME = {
 
 
 def study_of(
-    records: Iterable[Record], *, expected: Sequence[Cell] = (), title: str = "", notes: Sequence[str] = ()
+    records: Iterable[Record],
+    *,
+    expected: Sequence[Cell] = (),
+    steps: Steps = no_steps,
+    title: str = "",
+    notes: Sequence[str] = (),
 ) -> Study:
     """The tables of ``records``; cells of ``expected`` without a record are shown as missing.
 
     ``title`` replaces what the study is called (demo data and demo backbones are named all the same), ``notes`` come
-    before the study's own.
+    before the study's own, ``steps`` reads step logs for reports that draw them.
 
     Raises:
         StoreError: two different records of one cell.
@@ -75,6 +82,7 @@ def study_of(
         tables=tables,
         notes=(*map(one_line, notes), *(own if differing else ())),
         counts={**counts, "missing": len(missing)},
+        steps=steps,
     )
 
 
@@ -237,7 +245,7 @@ def _row_notes(row: Row) -> Iterable[str]:
 
 def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
     title = f"{tasks_words(cell.tasks)} on {one_line(cell.model)}"
-    demo = ", ".join(_demo_words(cell.protocol, cell.model))
+    demo = ", ".join(_owned_words(cell.protocol, cell.model))
     fields = ", ".join(f"{name}={'none' if value is None else value}" for name, value in differs.items())
     return one_line(": ".join(filter(None, (title, demo))) + (f" [{fields}]" if fields else ""))
 
@@ -245,14 +253,16 @@ def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
 def _study_title(tables: Sequence[Table], *, title: str) -> str:
     if not title and len(tables) == 1:
         return tables[0].title
-    demo = dict.fromkeys(word for table in tables for word in _demo_words(table.protocol, table.model))
+    demo = dict.fromkeys(word for table in tables for word in _owned_words(table.protocol, table.model))
     return one_line(": ".join(filter(None, (title or f"{len(tables)} tables", ", ".join(demo)))))
 
 
-def _demo_words(protocol: Protocol, model: str) -> list[str]:
-    """What a title must own up to: results on generated data or on a toy backbone say nothing about real ones."""
-    data = ["demo data"] if protocol.data.startswith("demo") else []
-    return [*data, "demo backbone"] if model == "demo" or model.startswith("demo-") else data
+def _owned_words(protocol: Protocol, model: str) -> list[str]:
+    """What a title must own up to: results on generated data or on a toy backbone say nothing about real ones, and
+    results on training rows nothing about the evaluation split."""
+    words = ["demo data"] if protocol.data.startswith("demo") else []
+    words += ["demo backbone"] if model == "demo" or model.startswith("demo-") else []
+    return [*words, "scored on training rows kept from training"] if protocol.eval_from_train else words
 
 
 def _differing(protocols: Sequence[Protocol]) -> list[str]:

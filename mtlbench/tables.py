@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
@@ -119,6 +119,15 @@ class Table:
     notes: tuple[str, ...]
 
 
+Steps = Callable[[str], Sequence[Mapping[str, Any]]]
+"""Cell key to the lines of its step log, read when it is asked for; they hold ``step``, ``loss`` and ``tasks``."""
+
+
+def no_steps(key: str) -> Sequence[Mapping[str, Any]]:
+    """Records without step logs."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """The tables of a run folder and how many cells are behind them."""
@@ -128,6 +137,7 @@ class Study:
     notes: tuple[str, ...]
     counts: Mapping[str, int]
     """Cells by ``ok``, ``failed``, ``skipped`` and ``missing``."""
+    steps: Steps = field(default=no_steps, compare=False, repr=False)
 
 
 def spread(values: Iterable[float]) -> Spread:

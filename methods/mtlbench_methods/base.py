@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench.api.method import Value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +26,10 @@ class Base(Method):
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
         """Train nothing."""
+
+    def search_space(self, trial: Any) -> Mapping[str, Value]:
+        """Nothing to tune."""
+        return {}
 
 
 @hookimpl

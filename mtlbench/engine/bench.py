@@ -13,6 +13,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
+from mtlbench.data.from_train import scored_from_train
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
 from mtlbench.engine.backbone import Backbone, load_backbone
@@ -57,7 +58,7 @@ class Bench:
         self._data = data
         self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
-        self._lm_tasks: dict[tuple[tuple[str, ...], str], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
+        self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
 
     def dtypes(self, cell: Cell) -> tuple[torch.dtype, torch.dtype | None]:
         """Dtype of the frozen weights, and of autocast where it is on."""
@@ -82,7 +83,9 @@ class Bench:
             DataError: rows are missing, changed since the cell was planned, or not shaped as the task needs.
         """
         protocol = cell.protocol
-        key = (cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows)
+        key = (
+            cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train
+        )  # fmt: skip
         if key not in self._prepared:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
@@ -102,13 +105,19 @@ class Bench:
         return self._prepared[key]
 
     def _tasks(self, cell: Cell) -> tuple[dict[str, Task], dict[str, ConfigurableTask]]:
-        key = (cell.tasks, cell.protocol.data)
+        share, train_rows = cell.protocol.eval_from_train, cell.protocol.train_rows
+        key = (cell.tasks, cell.protocol.data, share, train_rows if share else None)
         if key not in self._lm_tasks:
             suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in cell.tasks)}
             tasks = {name: find_task(suites, name) for name in cell.tasks}
             source = open_source(self._data, suites=suites)
             _same_data(source, list(tasks.values()), cell)
-            lm_tasks = {name: load_lm_task(task, source.splits(task), name=name) for name, task in tasks.items()}
+            lm_tasks = {}
+            for name, task in tasks.items():
+                splits = source.splits(task)
+                if share:
+                    splits = scored_from_train(task, splits, share=share, train_rows=train_rows)
+                lm_tasks[name] = load_lm_task(task, splits, name=name)
             self._lm_tasks[key] = (tasks, lm_tasks)
         return self._lm_tasks[key]
 

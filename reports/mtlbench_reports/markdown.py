@@ -122,6 +122,8 @@ def _equal(table: Table) -> str:
         f"prompts {p.prompts or 'of an unknown version'}",
         f"rows of at most {p.max_length} tokens",
         *rows,
+        f"scored on {p.eval_from_train:.0%} of the training rows" if p.eval_from_train else "",
+        f"tuning effort {p.tuning}" if p.tuning != "none" else "",
         f"{budget} of batch {p.batch_size}",
         f"{p.mixing} mixing",
         f"learning rate {p.learning_rate:g} ({p.schedule}) where a method sets none",

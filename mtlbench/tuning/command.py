@@ -1,0 +1,79 @@
+"""``mtlbench tune``: from checked words to trials, documents and the command that uses the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mtlbench.api.cell import Cell
+from mtlbench.models import check_reachable
+from mtlbench.plugins import load_executor, load_observer, offers
+from mtlbench.runner import INTERRUPTED
+from mtlbench.runner import run as run_cells
+from mtlbench.store import RunFolder
+from mtlbench.tuning.report import documents, settings_words, trial_line
+from mtlbench.tuning.search import search
+from mtlbench.tuning.trials import Trial, best_of
+from mtlbench.tuning.tuning import Words, make_tuning
+
+
+def tune(
+    words: Words,
+    *,
+    out: Path | None,
+    to_optuna: str | None,
+    executor: str,
+    workers: int,
+    device: str,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> int:
+    """Search, write the documents and the export, and say what was found; gives the exit code.
+
+    ``say`` gets the result, ``tell`` what happens on the way.
+
+    Raises:
+        RequestError: a word is wrong; nothing was made then.
+    """
+    tuning = make_tuning(words)
+    starter = load_executor(executor)
+    observers = {name: load_observer(name) for name in offers("observers")}
+    check_reachable(words.model)
+    if to_optuna is not None:
+        from mtlbench.tuning.storage import check_storage
+
+        check_storage(to_optuna)
+    folder = RunFolder(out or tuning.default_folder)
+    folder.preflight()
+    effort = {"effort": tuning.effort, "seed": words.seed, "searches": list(words.searches)}
+
+    def run(cells: Sequence[Cell]) -> int:
+        request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort}, cells)
+        return run_cells(folder, request, cells, starter, observers, device=device, workers=workers)
+
+    settled: list[Trial] = []
+
+    def heard(trial: Trial) -> None:
+        settled.append(trial)
+        tell(trial_line(trial, best_of(settled)))
+
+    outcome = search(tuning, folder, run, tell=heard)
+    target = folder.path / "report"
+    target.mkdir(exist_ok=True)
+    for name, content in documents(tuning, outcome).items():
+        (target / name).write_text(content)
+        tell(f"wrote {target / name}")
+    if to_optuna is not None:
+        from mtlbench.tuning.storage import export
+
+        tell(f"wrote study {export(tuning, outcome.trials, to_optuna)!r} to {to_optuna}")
+    if outcome.code == INTERRUPTED:
+        tell(f"{len(settled)} of {tuning.trials} trials are settled. Run the same command again: it goes on from here.")
+        return outcome.code
+    best = outcome.best
+    if best is None or best.score is None:
+        tell("No trial is complete, so there are no best settings. The reasons are above and in the report.")
+        return outcome.code
+    say(f"best: {settings_words(best.settings)} (trial {best.number}, {best.score:.2f} on held-out training rows)")
+    say(tuning.run_command(best.settings))
+    return outcome.code

@@ -1,0 +1,126 @@
+"""What a search found, as a Markdown document and a drawing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from mtlbench.api.cell import Protocol
+from mtlbench.api.method import Value
+from mtlbench.study import study_of
+from mtlbench.tables import one_line, sentences
+from mtlbench.tuning.chart import history_svg
+from mtlbench.tuning.importance import FEWEST, importances
+from mtlbench.tuning.search import Outcome
+from mtlbench.tuning.space import space_words
+from mtlbench.tuning.trials import Trial
+from mtlbench.tuning.tuning import Tuning
+
+
+def documents(tuning: Tuning, outcome: Outcome) -> dict[str, str]:
+    """File name to content: ``tuning-<method>.md`` and, once a trial is complete, ``tuning-<method>.svg``."""
+    stem = f"tuning-{tuning.template.method}"
+    title = f"Tuning of {tuning.template.variant}: {study_of([], expected=[tuning.template]).title}"
+    drawn = history_svg(outcome.trials, title=title)
+    parts = [f"# {one_line(title)}", *_effort(tuning, outcome), *_best(tuning, outcome)]
+    parts += ["## History", *([f"![Score of each trial]({stem}.svg)"] if drawn else []), _history(outcome.trials)]
+    parts += ["## Importance of the settings", _importance(tuning, outcome)]
+    return {f"{stem}.md": "\n\n".join(parts) + "\n", **({f"{stem}.svg": drawn} if drawn else {})}
+
+
+def settings_words(settings: Mapping[str, Value]) -> str:
+    """``learning_rate=0.00105, prefix_length=12``."""
+    return ", ".join(f"{name}={'none' if value is None else value}" for name, value in sorted(settings.items()))
+
+
+def trial_line(trial: Trial, best: Trial | None) -> str:
+    """One line about a settled trial for a terminal."""
+    score = f"average {trial.scores[-1]:.2f}" if trial.scores else "no score"
+    words = f"trial {trial.number}: {trial.state}, {score}, {settings_words(trial.settings)}"
+    if trial.state == "failed":
+        return sentences(words, _reason(trial))
+    return f"{words}; best so far {best.score:.2f} (trial {best.number})" if best and best.score is not None else words
+
+
+def _effort(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
+    protocol = tuning.template.protocol
+    counts = [f"{n} {state}" for state in ("complete", "pruned", "failed", "running") if (n := _count(outcome, state))]
+    yield (
+        f"Effort `{tuning.effort}`, seed {tuning.words.seed}: {len(outcome.trials)} of {tuning.trials} trials "
+        f"({', '.join(counts)}), {tuning.at_once} asked at once, {_amount(protocol)} each at most, "
+        f"{sum(trial.seconds for trial in outcome.trials):.0f} s of cells."
+    )
+    yield (
+        f"Scores are averages over the tasks, in percent, on {protocol.eval_from_train:.0%} of each task's training "
+        "rows, which the trials do not train on. No trial reads the evaluation split, and these scores are not "
+        "comparable with those of `mtlbench run`: the best of several is higher than it would be on new rows."
+    )
+    if len(tuning.protocols) > 1:
+        shares = ", ".join(map(_amount, tuning.protocols))
+        yield f"Pruning `{tuning.words.pruning}`: each trial runs {shares}, one after another, until it is pruned."
+    rows = [[f"`{name}`", f"`{space_words(found)}`"] for name, found in tuning.space.fields.items()]
+    yield _grid(["searched", "values"], rows)
+
+
+def _best(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
+    best = outcome.best
+    yield "## Best settings"
+    if best is None:
+        yield "No trial is complete."
+        return
+    yield f"Trial {best.number} with {best.score:.2f}: {_code(settings_words(best.settings))}. To train with them:"
+    yield f"```\n{tuning.run_command(best.settings)}\n```"
+    for note in best.records[-1].notes.values():
+        if isinstance(note, Mapping) and "architecture" in note:
+            yield f"Architecture found in that trial: {_code(json.dumps(note['architecture']))}"
+
+
+def _history(trials: Sequence[Trial]) -> str:
+    rows, best = [], ""
+    top: float | None = None
+    for trial in trials:
+        if trial.score is not None and (top is None or trial.score > top):
+            top, best = trial.score, f"{trial.score:.2f}"
+        scores = " → ".join(f"{score:.2f}" for score in trial.scores) or "–"
+        words = trial.state if trial.state != "failed" else f"failed: {_plain(_reason(trial))}"
+        rows.append(
+            [str(trial.number), _code(settings_words(trial.settings)), words, scores, best, f"{trial.seconds:.1f} s"]
+        )
+    return _grid(["trial", "settings", "outcome", "score", "best so far", "time"], rows)
+
+
+def _importance(tuning: Tuning, outcome: Outcome) -> str:
+    found = importances(tuning.space, outcome.trials)
+    if found is None:
+        return f"Not told with fewer than {FEWEST} complete trials."
+    return "PED-ANOVA over the complete trials:\n\n" + _grid(
+        ["setting", "importance"], [[f"`{name}`", f"{100 * share:.0f}%"] for name, share in found.items()]
+    )
+
+
+def _amount(protocol: Protocol) -> str:
+    number, unit = (protocol.epochs, "epoch") if protocol.steps is None else (protocol.steps, "step")
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+def _reason(trial: Trial) -> str:
+    why = trial.records[-1].failure if trial.records else None
+    return one_line(f"{why.kind}: {why.message}" if why else "no scores")
+
+
+def _count(outcome: Outcome, state: str) -> int:
+    return sum(trial.state == state for trial in outcome.trials)
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\\|<*`_~$&]", r"\\\g<0>", text)

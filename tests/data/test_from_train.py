@@ -1,0 +1,42 @@
+"""Rows scored for tuning come from training rows, and evaluation rows are gone before anything is made of them."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+
+from mtlbench.api.task import Task
+from mtlbench.data.from_train import scored_from_train
+from mtlbench.errors import DataError
+
+TASK = Task(name="t", yaml="lm_eval:x.yaml", metrics=("acc",), dataset="d", config=None)
+
+
+def splits(rows: int = 100) -> dict[str, datasets.Dataset]:
+    return {
+        "train": datasets.Dataset.from_dict({"row": [f"train {i}" for i in range(rows)]}),
+        "validation": datasets.Dataset.from_dict({"row": [f"secret {i}" for i in range(30)]}),
+    }
+
+
+@pytest.mark.parametrize(("train_rows", "kept", "scored"), [(None, 75, 25), (40, 30, 10), (1000, 75, 25), (2, 1, 1)])
+def test_training_rows_are_divided_and_no_evaluation_row_is_left(train_rows: int | None, kept: int, scored: int):
+    made = scored_from_train(TASK, splits(), share=0.25, train_rows=train_rows)
+    train, other = set(made["train"]["row"]), set(made["validation"]["row"])
+    assert (len(train), len(other)) == (kept, scored)
+    assert not train & other
+    assert train | other <= set(splits()["train"]["row"])
+
+
+def test_every_call_scores_the_same_rows():
+    first, again = (scored_from_train(TASK, splits(), share=0.1, train_rows=50) for _ in range(2))
+    assert first["validation"]["row"] == again["validation"]["row"]
+    assert first["validation"]["row"] != [f"train {i}" for i in range(5)], "drawn, not the first ones"
+
+
+def test_what_cannot_be_divided_is_refused():
+    with pytest.raises(DataError, match="1 training row"):
+        scored_from_train(TASK, splits(rows=1), share=0.5, train_rows=None)
+    same = Task(name="t", yaml="", metrics=(), dataset="d", config=None, train_split="validation")
+    with pytest.raises(DataError, match="one split"):
+        scored_from_train(same, splits(), share=0.5, train_rows=None)
