@@ -97,7 +97,8 @@ def run(out: Path | None, executor: str, workers: int, device: str, **words: Any
 @cli.command()
 @_with(_REQUEST)
 @_with(_PROTOCOL)
-def plan(out: Path | None, **words: Any) -> None:
+@click.option("--parameters", is_flag=True, help="Count what each method trains; loads torch, but no weights.")
+def plan(out: Path | None, parameters: bool, **words: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
     from mtlbench.status import plan_lines
     from mtlbench.store import RunFolder
@@ -107,6 +108,11 @@ def plan(out: Path | None, **words: Any) -> None:
     records = RunFolder(path).records() if path.is_dir() else {}
     for line in plan_lines(made.cells, records, folder=path):
         click.echo(line)
+    if parameters:
+        from mtlbench.engine.forecast import parameter_lines
+
+        for line in parameter_lines(made.cells):
+            click.echo(line)
 
 
 @cli.command()

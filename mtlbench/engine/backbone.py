@@ -91,6 +91,25 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
     )
 
 
+def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
+    """The structure of a backbone on the meta device, frozen, and its architecture; no weight is read.
+
+    Raises:
+        RequestError: as :func:`load_backbone`.
+    """
+    where = _locate(name)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(where)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
+    auto, architecture = _auto_class(name, config)
+    with torch.device("meta"):
+        model = auto.from_config(config, attn_implementation=attention)
+    return model.eval().requires_grad_(False), architecture
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of names, dtypes, shapes and bytes of all parameters and buffers."""
     total = hashlib.sha256()

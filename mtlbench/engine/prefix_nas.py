@@ -230,10 +230,18 @@ class PrefixNAS(nn.Module):
         """Names of the operations left in every layer."""
         return [[self.operations[j].name for j in layer.survivors] for layer in self._searched()]
 
+    def derived_parameters(self) -> int:
+        """Parameters of the network that the search leaves, its architecture logits not counted."""
+        fixed = self.embedding.numel() + self.output.numel() + self.output_bias.numel()
+        return fixed + sum(layer.width * layer.out + 3 * layer.out for layer in self._searched())
+
+    def temporary_parameters(self) -> int:
+        """Parameters that the search drops."""
+        return self._searched_parameters - self.alpha.numel() - self.derived_parameters()
+
     def notes(self) -> dict[str, Any]:
         """The architecture found, the mixtures at every cut, and the number of parameters before and after."""
-        fixed = self.embedding.numel() + self.output.numel() + self.output_bias.numel()
-        derived = fixed + sum(layer.width * layer.out + 3 * layer.out for layer in self._searched())
+        derived = self.derived_parameters()
         return {
             "prefix_nas": {
                 "architecture": self.architecture(),

@@ -1,0 +1,83 @@
+"""What a method will train on a backbone, counted without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mtlbench.api.cell import Cell
+from mtlbench.engine.backbone import empty_backbone
+from mtlbench.engine.cost import stored_count, trainable_count
+from mtlbench.engine.rebuild import setup_of
+from mtlbench.engine.routing import Routing
+from mtlbench.errors import RequestError
+from mtlbench.settings import build
+
+TRAINING_BYTES = 16
+"""Of a float32 parameter in training: itself, its gradient and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters."""
+
+    backbone: int
+    training: int
+    """That train at the start."""
+    dropped: int
+    """Of these, what a search drops."""
+
+
+def count_parameters(cell: Cell) -> Counts:
+    """What the method of ``cell`` attaches to its backbone, on the meta device.
+
+    Raises:
+        RequestError: the method refuses the backbone, or the backbone's configuration cannot be had.
+    """
+    model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
+    backbone = stored_count(model)
+    method = build(cell.method, cell.settings)
+    setup = setup_of(
+        model,
+        cell,
+        architecture=architecture,
+        train_rows=[1] * len(cell.tasks),
+        total_steps=cell.protocol.steps or 1000,
+        routing=Routing(),
+    )
+    reason = method.refuse(setup)
+    if reason is not None:
+        raise RequestError(reason)
+    with torch.no_grad():
+        method.attach(model, setup)
+    searched = (getattr(module, "temporary_parameters", None) for module in model.modules())
+    dropped = sum(int(count()) for count in searched if callable(count))
+    return Counts(backbone=backbone, training=trainable_count(model), dropped=dropped)
+
+
+def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
+    """One line for each variant: parameters in training, their share of the backbone, memory, what is left."""
+    seen: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        seen.setdefault((cell.variant, cell.model), cell)
+    for (variant, model), cell in seen.items():
+        try:
+            counts = count_parameters(cell)
+        except RequestError as error:
+            yield f"{variant}: refused by {model}: {error}"
+            continue
+        line = (
+            f"{variant}: trains {counts.training:,} parameters, {_share(counts.training, counts.backbone)} of {model}; "
+            f"{counts.training * TRAINING_BYTES / 2**20:,.1f} MiB with gradients and optimizer"
+        )
+        if counts.dropped:
+            left = counts.training - counts.dropped
+            line += f"; {left:,} after the search ({_share(left, counts.backbone)})"
+        yield line
+
+
+def _share(part: int, whole: Any) -> str:
+    return f"{100 * part / whole:.3g} %"
