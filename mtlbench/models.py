@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from mtlbench.errors import RequestError, did_you_mean
 BACKBONES = Path(__file__).parent / "demo" / "backbones"
 """Folder of the embedded backbones; each has a folder of its own."""
 
+_WHOLE, _EDGE = 64 * 2**20, 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 
 
@@ -23,6 +25,31 @@ def embedded() -> tuple[str, ...]:
 def is_embedded(model: str) -> bool:
     """Whether ``model`` names an embedded backbone."""
     return model in embedded()
+
+
+def weights_digest(model: str) -> str:
+    """Short digest of the files of an embedded or local backbone; empty for a hub id.
+
+    Of a file larger than 64 MiB its size, its first and its last MiB count: enough to tell checkpoints apart without
+    reading gigabytes.
+    """
+    folder = BACKBONES / model if is_embedded(model) else Path(model)
+    if not folder.is_dir():
+        return ""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                total.update(file.read())
+                continue
+            total.update(file.read(_EDGE))
+            file.seek(-_EDGE, 2)
+            total.update(file.read())
+    return total.hexdigest()[:16]
 
 
 def check_model(model: str) -> None:

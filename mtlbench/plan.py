@@ -14,7 +14,7 @@ from mtlbench.data.choose import open_source
 from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.mixing import parse_mixing
-from mtlbench.models import check_model, is_embedded
+from mtlbench.models import check_model, is_embedded, weights_digest
 from mtlbench.plugins import load_method, load_suite, offer_of, offers
 from mtlbench.settings import read_settings, split_methods
 from mtlbench.tables import one_line
@@ -80,6 +80,7 @@ def make_plan(request: Request) -> Plan:
     for task in tasks.values():
         source.check(task)
     protocol = make_protocol(request.protocol, data=source.identity(tuple(tasks.values())))
+    weights = weights_digest(request.model)
     plugins_of_suites = [offer_of("tasks", name) for name in suites]
     cells: list[Cell] = []
     for seed in request.seeds:
@@ -93,6 +94,7 @@ def make_plan(request: Request) -> Plan:
                     model=model_words(request.model),
                     protocol=protocol,
                     seed=seed,
+                    weights=weights,
                     plugins={o.distribution: o.version for o in owners},
                 )
             )
@@ -186,6 +188,11 @@ def preset(name: str) -> Mapping[str, Any]:
     if name not in known:
         raise RequestError(f"Unknown preset {name!r}. {did_you_mean(name, known)}")
     return known[name]
+
+
+def preset_reports(name: str | None) -> str | None:
+    """Reports that a preset ends in, as ``--as`` takes them."""
+    return preset(name).get("reports") if name else None
 
 
 def _no_repeats(cells: Sequence[Cell]) -> None:

@@ -127,3 +127,26 @@ def test_presets():
     assert preset("glue/quick")["tasks"] == "glue"
     with pytest.raises(RequestError, match=r"Unknown preset 'glue/quik'\. Did you mean 'glue/quick'"):
         preset("glue/quik")
+
+
+def test_other_weights_are_another_cell(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    digests = []
+    for content in (b"a" * 10, b"b" * 10, b"a" * (65 * 2**20), b"a" * (65 * 2**20 - 1) + b"b"):
+        weights.write_bytes(content)
+        digests.append(weights_digest(str(tmp_path)))
+    assert len(set(digests)) == 4
+    assert weights_digest("google/flan-t5-base") == ""
+    assert weights_digest("demo") not in ("", weights_digest("demo-t5"))
+    (cell,) = make_plan(Request(methods="lora", tasks="glue/rte")).cells
+    assert cell.weights == weights_digest("demo")
+    assert Cell.from_json(cell.to_json()) == cell
+
+
+def test_a_backbone_that_changed_since_planning_is_not_trained():
+    from mtlbench.engine.bench import Bench
+
+    cell = Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(), weights="0123")
+    with pytest.raises(DataError, match="changed since"):
+        Bench(device="cpu", threads=None, data="demo").backbone(cell)

@@ -49,3 +49,24 @@ def test_bad_settings_say_what_is_wrong(settings: dict[str, str], message: str):
 
 def test_build_gives_the_method_with_its_settings():
     assert build("lora", {"rank": 4}).settings()["rank"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        ("prefixnas+lora", [("prefixnas+lora", {})]),
+        (
+            "prefix[prefix_length=4]+lora[target=q+v],peml",
+            [("prefix+lora", {"prefix.prefix_length": "4", "lora.target": "q+v"}), ("peml", {})],
+        ),
+        ("prefix+lora[rank=2]+[order=in_turn]", [("prefix+lora", {"lora.rank": "2", "order": "in_turn"})]),
+    ],
+)
+def test_methods_joined_by_plus_are_one(words, split):
+    assert split_methods(words) == split
+
+
+@pytest.mark.parametrize("words", ["prefix+", "+lora", "prefix++lora", "lora+[order=in_turn]", "prefix+lora+[a=1]+x"])
+def test_a_composition_that_cannot_be_read_says_where(words):
+    with pytest.raises(RequestError, match="Cannot read"):
+        split_methods(words)

@@ -88,6 +88,8 @@ class Cell:
     model: str
     protocol: Protocol
     seed: int = 0
+    weights: str = ""
+    """Digest of the files of an embedded or local backbone; empty for a hub id."""
     plugins: Mapping[str, str] = field(default_factory=dict)
     """Distribution name to version of the packages that own the method and the suites."""
 
@@ -118,6 +120,7 @@ class Cell:
             "model": self.model,
             "protocol": asdict(self.protocol),
             "seed": self.seed,
+            "weights": self.weights,
             "plugins": dict(self.plugins),
         }
 
@@ -136,6 +139,7 @@ class Cell:
             model=value["model"],
             protocol=Protocol(**protocol),
             seed=value["seed"],
+            weights=value.get("weights", ""),
             plugins=dict(value["plugins"]),
         )
 

@@ -21,6 +21,7 @@ from mtlbench.engine.encode import encode_rows
 from mtlbench.engine.machine import Machine, choose_dtype, probe
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import DataError
+from mtlbench.models import weights_digest
 from mtlbench.plugins import load_suite
 
 if TYPE_CHECKING:
@@ -66,10 +67,19 @@ class Bench:
         return chosen, None if chosen is torch.float32 else chosen
 
     def backbone(self, cell: Cell) -> Backbone:
-        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is kept at a time."""
+        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is kept at a time.
+
+        Raises:
+            DataError: its files changed since the cell was planned.
+        """
         dtype, _ = self.dtypes(cell)
         key = (cell.model, cell.protocol.attention, dtype)
         if key not in self._backbones:
+            if cell.weights and cell.weights != weights_digest(cell.model):
+                raise DataError(
+                    f"The backbone {cell.model!r} changed since this cell was planned. Start the same command again to "
+                    "plan with what is there."
+                )
             self._backbones.clear()
             self._backbones[key] = load_backbone(
                 cell.model, dtype=dtype, attention=cell.protocol.attention, device=self.device
