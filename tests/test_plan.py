@@ -10,6 +10,7 @@ import pytest
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import DataError, RequestError
 from mtlbench.mixing import parse_mixing
+from mtlbench.models import weights_digest
 from mtlbench.plan import Request, make_plan, make_protocol, preset, resolve_tasks
 
 
