@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlbench.engine.checksum import Checksum
 from mtlbench.errors import RequestError
 from mtlbench.models import BACKBONES, check_model, is_embedded
 
@@ -27,6 +28,8 @@ class Backbone:
     parameters: int
     fingerprint: str
     """SHA-256 of names and bytes of all weights and buffers."""
+    checksum: Checksum
+    """Tells whether a weight was written to since."""
 
     @property
     def pad_id(self) -> int:
@@ -88,6 +91,7 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
         architecture=architecture,
         parameters=sum(p.numel() for p in model.parameters()),
         fingerprint=fingerprint(model),
+        checksum=Checksum(model),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mtlbench.engine.backbone import Backbone, fingerprint
+from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.batches import Batch
 from mtlbench.engine.head import picked_rows
 from mtlbench.engine.routing import Routing
@@ -26,7 +26,7 @@ def label_logits(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
 
 def backbone_unchanged(backbone: Backbone) -> bool:
     """The frozen weights are, bit for bit, what was loaded."""
-    return fingerprint(backbone.model) == backbone.fingerprint
+    return backbone.checksum.holds()
 
 
 def trained(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
