@@ -7,14 +7,15 @@ is then computed again in the backward instead of kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import gelu, linear
 
 from mtlbench.engine.dropout import draw_seed, keep_mask
 
@@ -181,11 +182,16 @@ def product(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     return run(activation, gate, up)
 
 
+_ONE_KERNEL: Mapping[str, Activation] = {"NewGELUActivation": partial(gelu, approximate="tanh")}
+"""The same function in one kernel for activations that transformers writes out in eight."""
+
+
 def _again(activation: Activation, gate: Tensor) -> tuple[Tensor, Tensor]:
     """The activation once more, so that it can be differentiated."""
+    function = _ONE_KERNEL.get(type(activation).__name__, activation)
     with torch.enable_grad():
         opened = gate.detach().requires_grad_()
-        return opened, activation(opened)
+        return opened, function(opened)
 
 
 def _branches(tensors: Sequence[Any]) -> list[tuple[Any, ...]]:

@@ -152,3 +152,19 @@ def test_known_blocks_compute_the_gated_product():
         assert [n for n, _ in GatedBlock(block).named_parameters()] == [n for n, _ in block.named_parameters()]
         seen.append(name)
     assert {"LlamaMLP", "Qwen3MLP", "Gemma3MLP", "T5DenseGatedActDense"} <= set(seen)
+
+
+def test_an_activation_in_one_kernel_is_the_same_function():
+    from transformers.activations import ACT2FN
+
+    from mtlbench.engine.fused import _ONE_KERNEL
+
+    seen = set()
+    for name in ("gelu_new", "silu", "gelu", "relu"):
+        activation = ACT2FN[name]
+        fast = _ONE_KERNEL.get(type(activation).__name__)
+        if fast is not None:
+            x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
+            torch.testing.assert_close(fast(x), activation(x), rtol=1e-12, atol=1e-14)
+            seen.add(name)
+    assert seen == {"gelu_new"}
