@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from mtlbench.api.report import Report
     from mtlbench.plan import Plan
+    from mtlbench.store import RunFolder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,14 +77,17 @@ def cli() -> None:
 @_with(_REQUEST)
 @_with(_WORKERS)
 @_with(_PROTOCOL)
-def run(out: Path | None, executor: str, workers: int, device: str, **words: Any) -> None:
+@click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
+def run(out: Path | None, executor: str, workers: int, device: str, formats: str | None, **words: Any) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
     from mtlbench.models import check_reachable
+    from mtlbench.plan import preset_reports
     from mtlbench.plugins import load_executor, load_observer, offers
     from mtlbench.runner import run as run_cells
     from mtlbench.store import RunFolder
 
     plan = _plan(words)
+    reports = _reports(formats or preset_reports(words.get("preset")))
     starter = load_executor(executor)
     observers = {name: load_observer(name) for name in offers("observers")}
     check_reachable(plan.request.model)
@@ -91,6 +96,8 @@ def run(out: Path | None, executor: str, workers: int, device: str, **words: Any
     request = folder.put_request(plan.request.to_json(), plan.cells)
     code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers)
     click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
+    if reports and code != 130:
+        _render(folder, reports, folder.path / "report")
     sys.exit(code)
 
 
@@ -162,22 +169,8 @@ def tune(out: Path | None, to_optuna: str | None, executor: str, workers: int, d
 @click.option("--to", type=click.Path(path_type=Path), help="Where documents go.  [default: FOLDER/report]")
 def report(folder: Path | None, formats: str, to: Path | None) -> None:
     """Print the tables of a run folder (the newest one by default) and write the documents."""
-    from mtlbench.plugins import load_report
-    from mtlbench.study import study_of
-
-    reports = [load_report(name) for name in _names(formats, "--as")]
     store = _folder(folder)
-    study = study_of(store.records().values(), expected=store.expected(), steps=store.steps)
-    target = to or store.path / "report"
-    for renderer in reports:
-        documents = renderer.render(study)
-        target.mkdir(parents=True, exist_ok=True)
-        for name, content in documents.items():
-            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        if renderer.on_terminal:
-            content = next(iter(documents.values()))
-            click.echo(content.decode() if isinstance(content, bytes) else content)
-        click.echo(f"wrote {', '.join(str(target / name) for name in documents)}", err=True)
+    _render(store, _reports(formats), to or store.path / "report")
 
 
 @cli.command()
@@ -209,9 +202,11 @@ def export(folder: Path, variant: str, seed: int | None, task: str | None, to: P
 
 @cli.command("list")
 @click.argument("group", required=False)
-def list_(group: str | None) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show every task: data set, splits, metrics, source, licence.")
+def list_(group: str | None, verbose: bool) -> None:
     """List installed methods, tasks, reports, executors and observers, from package metadata alone."""
     from mtlbench.api.hooks import GROUPS
+    from mtlbench.listing import suite_lines
     from mtlbench.models import embedded
     from mtlbench.peft_types import peft_line
     from mtlbench.plugins import offers
@@ -224,6 +219,8 @@ def list_(group: str | None) -> None:
             origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
             clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
             click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
+            for line in suite_lines(offered[0].name) if verbose and name == "tasks" else ():
+                click.echo(f"    {line}")
         if name == "methods":
             click.echo(f"  {peft_line()}")
     if group is None:
@@ -232,12 +229,20 @@ def list_(group: str | None) -> None:
 
 @cli.command()
 @click.argument("names", metavar="NAMES")
-def check(names: str) -> None:
+@click.option("--data", metavar="WHERE", help="Rows of a suite: demo, hub, or a folder.  [default: demo]")
+def check(names: str, data: str | None) -> None:
     """Check that methods keep their promises, on a tiny Llama and a tiny T5: lora, or 'lora[rank=4]',peml.
 
-    Prints one line per check: ok, skipped with the reason, or failed with what to change. Exit code 1 when one failed.
+    The name of a suite checks its tasks on the demo data, or on --data. Prints one line per check: ok, skipped with the
+    reason, or failed with what to change. Exit code 1 when one failed.
     """
-    from mtlbench.conformance.names import methods_named
+    from mtlbench.conformance.names import is_suite, methods_named
+    from mtlbench.errors import RequestError
+
+    if is_suite(names):
+        _check_suite(names, data or "demo")
+    if data is not None:
+        raise RequestError(f"--data is for suites, and {names!r} is none.")
 
     methods = methods_named(names)
     from mtlbench.conformance.kit import check_method
@@ -254,6 +259,17 @@ def check(names: str) -> None:
     sys.exit(1 if failed else 0)
 
 
+def _check_suite(name: str, data: str) -> None:
+    from mtlbench.conformance.suites import check_suite
+    from mtlbench.plugins import load_suite
+
+    failed = False
+    for finding in check_suite(load_suite(name), data=data):
+        click.echo(f"  {'ok' if finding.ok else 'failed':<8}{finding.check:<12}{finding.task:<30}  {finding.message}")
+        failed |= not finding.ok
+    sys.exit(1 if failed else 0)
+
+
 def _plan(words: dict[str, Any]) -> Plan:
     from mtlbench.errors import RequestError
     from mtlbench.plan import Request, make_plan, preset
@@ -261,6 +277,7 @@ def _plan(words: dict[str, Any]) -> Plan:
     name = words.pop("preset")
     given = {k: v for k, v in words.items() if v is not None}
     merged = {**(preset(name) if name else {}), **given}
+    merged.pop("reports", None)
     for needed in ("methods", "tasks"):
         if needed not in merged:
             raise RequestError(f"--{needed} is missing. Example: mtlbench run --methods peml,mtl_lora --tasks glue")
@@ -281,6 +298,27 @@ def _seeds(words: str) -> tuple[int, ...]:
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise RequestError(f"--seeds {words!r}: seeds must be different and not negative.")
     return seeds
+
+
+def _reports(formats: str | None) -> list[Report]:
+    from mtlbench.plugins import load_report
+
+    return [] if formats is None else [load_report(name) for name in _names(formats, "--as")]
+
+
+def _render(store: RunFolder, reports: list[Report], target: Path) -> None:
+    from mtlbench.study import study_of
+
+    study = study_of(store.records().values(), expected=store.expected(), steps=store.steps)
+    for renderer in reports:
+        documents = renderer.render(study)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in documents.items():
+            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        if renderer.on_terminal:
+            content = next(iter(documents.values()))
+            click.echo(content.decode() if isinstance(content, bytes) else content)
+        click.echo(f"wrote {', '.join(str(target / name) for name in documents)}", err=True)
 
 
 def _names(words: str, option: str) -> list[str]:

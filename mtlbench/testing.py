@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.method import Method, Setup, SetupTask
+from mtlbench.api.task import TaskSuite
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tokens import TokenRow
@@ -96,6 +97,21 @@ def check_method(method: str | Method) -> None:
     failed = [f for each in methods for f in kit.check_method(each) if f.outcome == "failed"]
     lines = "".join(f"\n  {f.backbone}, {f.check}: {f.message}" for f in failed)
     assert not failed, f"{len(failed)} checks of {method!r} failed:{lines}"
+
+
+def check_suite(suite: str | TaskSuite, *, data: str = "demo") -> None:
+    """Check every task of a suite, or of an installed one by its name, on ``data``: ``demo``, ``hub`` or a folder.
+
+    Raises:
+        AssertionError: listing for every task the first check that failed.
+    """
+    from mtlbench.conformance import suites
+    from mtlbench.plugins import load_suite
+
+    found = suites.check_suite(load_suite(suite) if isinstance(suite, str) else suite, data=data)
+    failed = [finding for finding in found if not finding.ok]
+    lines = "".join(f"\n  {f.task}, {f.check}: {f.message}" for f in failed)
+    assert not failed, f"{len(failed)} tasks failed:{lines}"
 
 
 def _random(make: Any, config: Any, seed: int) -> nn.Module:

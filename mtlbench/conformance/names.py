@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mtlbench.api.method import Method
+from mtlbench.plugins import offers
 from mtlbench.settings import build, read_settings, split_methods
 
 
@@ -17,3 +18,8 @@ def methods_named(words: str) -> dict[str, Method]:
         inner = ",".join(f"{setting}={word}" for setting, word in settings.items())
         methods[f"{name}[{inner}]" if inner else name] = build(name, read_settings(name, settings))
     return methods
+
+
+def is_suite(name: str) -> bool:
+    """Whether this is the name of a suite, and of no method."""
+    return name in offers("tasks") and name not in offers("methods")

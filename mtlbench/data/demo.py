@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.data.source import Source, check_rows, dataset_of, wanted_splits
+from mtlbench.data.columns import check_schema, check_values
+from mtlbench.data.source import Source, dataset_of, wanted_splits
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,11 +42,12 @@ class DemoSource(Source):
         assert suite.demo is not None
         found = {}
         for split in wanted_splits(task):
-            rows = suite.demo(task.dataset, task.config, split)
-            columns = rows[0].keys() if rows else ()
-            check_rows(task, where=f"The demo of suite {suite.name!r}", split=split, columns=columns, rows=len(rows))
+            table = pyarrow.Table.from_pylist(suite.demo(task.dataset, task.config, split))
+            where = f"The demo of suite {suite.name!r}"
+            check_schema(task, table.schema, where=where, split=split, rows=len(table))
+            check_values(task, table, where=where, split=split)
             words = [self._fingerprints([task]), task.dataset, task.config, split]
-            found[split] = dataset_of(pyarrow.Table.from_pylist(rows), fingerprint=digest(words))
+            found[split] = dataset_of(table, fingerprint=digest(words))
         return found
 
     def _suite(self, task: Task) -> TaskSuite:

@@ -55,7 +55,7 @@ def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any]) -> Pair:
     Raises:
         ValueError: the label is no choice, or the kind of task has no answer to learn.
     """
-    context = lm_task.fewshot_context(doc, 0, gen_prefix=lm_task.doc_to_prefix(doc))
+    context = lm_task.fewshot_context(doc, lm_task.config.num_fewshot, gen_prefix=lm_task.doc_to_prefix(doc))
     if lm_task.OUTPUT_TYPE == "generate_until":
         return Pair(context, gold_text(lm_task, doc))
     requests = lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None))
@@ -72,9 +72,25 @@ def gold_index(lm_task: ConfigurableTask, doc: dict[str, Any]) -> int:
     Raises:
         ValueError: the label is no choice.
     """
+    return gold_indices(lm_task, doc)[0]
+
+
+def gold_indices(lm_task: ConfigurableTask, doc: dict[str, Any]) -> list[int]:
+    """Numbers of all gold choices of one row, at least one.
+
+    Raises:
+        ValueError: a label is no choice, or there is none.
+    """
     choices = lm_task.doc_to_choice(doc)
     gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else lm_task.doc_to_target(doc)
-    label = gold[0] if isinstance(gold, list) and gold else gold
+    if not isinstance(gold, list):
+        return [_choice(gold, choices)]
+    if not gold:
+        raise ValueError(f"no label says which of {choices} is right")
+    return [_choice(label, choices) for label in gold]
+
+
+def _choice(label: Any, choices: list[str]) -> int:
     if isinstance(label, str) and label in choices:
         return int(choices.index(label))
     if not isinstance(label, int):

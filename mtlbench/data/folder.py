@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Task
-from mtlbench.data.source import Source, check_rows, dataset_of, wanted_splits
+from mtlbench.data.columns import answer_columns, check_schema, check_values
+from mtlbench.data.source import Source, dataset_of, wanted_splits
 from mtlbench.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -49,22 +50,24 @@ class FolderSource(Source):
             path = self._path(task, split)
             try:
                 file = parquet.ParquetFile(path)
-                columns, rows = file.schema_arrow.names, file.metadata.num_rows
+                schema, rows = file.schema_arrow, file.metadata.num_rows
+                check_schema(task, schema, where=repr(str(path)), split=split, rows=rows)
+                answers = file.read(columns=answer_columns(task))
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{str(path)!r} cannot be read as parquet: {error}. Write the file again.") from error
-            check_rows(task, where=repr(str(path)), split=split, columns=columns, rows=rows)
+            check_values(task, answers, where=repr(str(path)), split=split)
 
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
         import pyarrow.parquet as parquet
 
         self.check(task)
-        return {
-            split: dataset_of(
-                parquet.ParquetFile(self._path(task, split)).read(),
-                fingerprint=hashlib.sha256(self._path(task, split).read_bytes()).hexdigest()[:16],
-            )
-            for split in wanted_splits(task)
-        }
+        found = {}
+        for split in wanted_splits(task):
+            path = self._path(task, split)
+            table = parquet.ParquetFile(path).read()
+            check_values(task, table, where=repr(str(path)), split=split)
+            found[split] = dataset_of(table, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        return found
 
     def _relative(self, task: Task, split: str) -> str:
         return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Task
-from mtlbench.data.source import Source, check_rows, wanted_splits
+from mtlbench.data.columns import check_schema, check_values
+from mtlbench.data.source import Source, wanted_splits
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class HubSource(Source):
         for split in wanted_splits(task):
             if split not in found:
                 raise DataError(f"Task {task.name!r}: {where} has no split {split!r}. It has: {', '.join(found)}.")
-            rows = found[split]
-            check_rows(task, where=where, split=split, columns=rows.column_names, rows=len(rows))
+            table = found[split].data.table
+            check_schema(task, table.schema, where=where, split=split, rows=len(table))
+            check_values(task, table, where=where, split=split)
         return {split: found[split] for split in wanted_splits(task)}
 
 

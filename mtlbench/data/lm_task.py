@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: str) -> ConfigurableTask:
-    """The lm-eval task of ``task`` over ``splits``: zero-shot, evaluated on exactly ``task.eval_split``.
+    """The lm-eval task of ``task`` over ``splits``: with ``task.shots``, evaluated on exactly ``task.eval_split``.
 
-    ``name`` is the full name, such as ``glue/rte``; lm-eval's requests carry it as ``task_name``.
+    ``name`` is the full name, such as ``glue/rte``; lm-eval's requests carry it as ``task_name``. The YAML's
+    ``process_docs`` is applied here, once.
 
     Raises:
         PluginError: the YAML is missing, broken, or has not the metrics the task names.
@@ -34,12 +35,16 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    from mtlbench.data.shots import FirstOthers
+
     path = yaml_path(task)
-    rows = dict(splits)
     _compile_templates_once()
     with quiet_lm_eval():
         try:
             config = load_yaml(path)
+            process = config.pop("process_docs", None) or _as_they_are
+            rows = {split: process(docs) for split, docs in splits.items()}
+            first = rows[task.train_split].select(range(min(task.shots + 1, len(rows[task.train_split]))))
             config |= {
                 "task": name,
                 "custom_dataset": lambda **_: rows,
@@ -47,10 +52,10 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
                 "training_split": task.train_split,
                 "validation_split": task.eval_split,
                 "test_split": None,
-                "num_fewshot": 0,
+                "num_fewshot": task.shots,
                 "fewshot_split": None,
-                # An empty pool, or lm-eval would copy the whole training split into a list.
-                "fewshot_config": {"samples": []},
+                # A small pool, or lm-eval would copy the whole training split into a list.
+                "fewshot_config": {"sampler": FirstOthers, "samples": list(first) if task.shots else []},
             }
             lm_task = ConfigurableTask(config=config)
         except Exception as error:
@@ -114,6 +119,10 @@ def quiet_lm_eval() -> Iterator[None]:
 
 def _no_bar(rows: Any, **_: Any) -> Any:
     return rows
+
+
+def _as_they_are(docs: datasets.Dataset) -> datasets.Dataset:
+    return docs
 
 
 def _compile_templates_once() -> None:

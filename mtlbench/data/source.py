@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench.api.task import Task, TaskSuite
@@ -49,23 +49,6 @@ def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:
     if name not in known:
         raise DataError(f"There is no task {name!r}. {did_you_mean(name, known)}")
     return known[name]
-
-
-def check_rows(task: Task, *, where: str, split: str, columns: Collection[str], rows: int) -> None:
-    """Fail when a split is empty or lacks a column that the task reads.
-
-    Raises:
-        DataError: ``where`` says which file or data set it is.
-    """
-    if rows == 0:
-        raise DataError(f"Split {split!r} of task {task.name!r} is empty: {where}. Give it rows or leave the task out.")
-    missing = [column for column in task.columns if column not in columns]
-    if missing:
-        raise DataError(
-            f"{where} (split {split!r}) lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} "
-            f"that task {task.name!r} reads. It has: {', '.join(sorted(columns))}. "
-            f"Use the columns of {task.dataset} on the hub."
-        )
 
 
 def wanted_splits(task: Task) -> tuple[str, ...]:

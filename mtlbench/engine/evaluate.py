@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from mtlbench.api.record import TaskScore
-from mtlbench.data.examples import evaluation_golds, gold_text
+from mtlbench.data.examples import evaluation_golds, gold_indices, gold_text
 from mtlbench.data.lm_task import choose_rows, quiet_lm_eval
 from mtlbench.engine.lm import RoutedLM
 from mtlbench.engine.routing import Routing
@@ -123,7 +123,8 @@ def _sample(
         choices = task.doc_to_choice(logged["doc"])
         likelihoods = [float(logprob) for logprob, _ in logged["filtered_resps"][: len(choices)]]
         best = int(np.argmax(likelihoods))
-        gold, prediction, correct = str(choices[golds[at]]), str(choices[best]), best == golds[at]
+        gold, prediction = str(choices[golds[at]]), str(choices[best])
+        correct = best in gold_indices(task, logged["doc"])
     return {
         "task": name,
         "doc_id": int(logged["doc_id"]),

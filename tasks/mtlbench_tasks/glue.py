@@ -6,20 +6,20 @@ splits (the test labels are not public). A task with two metrics scores their me
 
 from __future__ import annotations
 
-import hashlib
-import re
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from mtlbench import Task, TaskSuite, hookimpl
+from mtlbench.api.task import Kind
+from mtlbench_tasks.fingerprint import source_digest
 
 DATASET = "nyu-mll/glue"
 LICENCE = "other: the hub card of nyu-mll/glue refers to the licence of each original data set"
-PAIR = ("sentence1", "sentence2", "label")
+ONE: Mapping[str, Kind] = {"sentence": "text", "label": (0, 1)}
+PAIR: Mapping[str, Kind] = {"sentence1": "text", "sentence2": "text", "label": (0, 1)}
 
 
-def _task(name: str, metrics: tuple[str, ...], columns: tuple[str, ...], source: str, **more: Any) -> Task:
+def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], source: str, **more: Any) -> Task:
     yaml = more.pop("yaml", f"lm_eval:glue/{name}/default.yaml")
     return Task(
         name=name,
@@ -35,30 +35,33 @@ def _task(name: str, metrics: tuple[str, ...], columns: tuple[str, ...], source:
 
 
 TASKS = (
-    _task("cola", ("mcc",), ("sentence", "label"), "CoLA: Warstadt et al. 2019, arXiv 1805.12471"),
-    _task("sst2", ("acc",), ("sentence", "label"), "SST-2: Socher et al. 2013, EMNLP D13-1170"),
+    _task("cola", ("mcc",), ONE, "CoLA: Warstadt et al. 2019, arXiv 1805.12471"),
+    _task("sst2", ("acc",), ONE, "SST-2: Socher et al. 2013, EMNLP D13-1170"),
     _task("mrpc", ("acc", "f1"), PAIR, "MRPC: Dolan and Brockett 2005, IWP I05-5002"),
     _task(
-        "qqp", ("acc", "f1"), ("question1", "question2", "label"), "QQP: Quora Question Pairs, released by Quora 2017"
+        "qqp",
+        ("acc", "f1"),
+        {"question1": "text", "question2": "text", "label": (0, 1)},
+        "QQP: Quora Question Pairs, released by Quora 2017",
     ),
     _task(
         "stsb",
         ("pearson", "spearman"),
-        PAIR,
+        {**PAIR, "label": "number"},
         "STS-B: Cer et al. 2017, arXiv 1708.00055",
         yaml="mtlbench_tasks:yaml/stsb.yaml",
     ),
     _task(
         "mnli",
         ("acc",),
-        ("premise", "hypothesis", "label"),
+        {"premise": "text", "hypothesis": "text", "label": (0, 1, 2)},
         "MultiNLI: Williams et al. 2018, arXiv 1704.05426; matched genres",
         eval_split="validation_matched",
     ),
     _task(
         "qnli",
         ("acc",),
-        ("question", "sentence", "label"),
+        {"question": "text", "sentence": "text", "label": (0, 1)},
         "QNLI: made from SQuAD, Rajpurkar et al. 2016, arXiv 1606.05250",
     ),
     _task("rte", ("acc",), PAIR, "RTE: PASCAL challenges 1, 2, 3 and 5 (Dagan et al. 2006; Bentivogli et al. 2009)"),
@@ -73,25 +76,7 @@ def _demo(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
 
 
 def _demo_fingerprint() -> str:
-    """Digest of the source of every module the generated rows come from, found by its imports; none is imported."""
-    open_, sources = ["mtlbench_tasks.demo_glue"], dict[str, str]()
-    while open_:
-        module = open_.pop()
-        if module not in sources:
-            package, _, name = module.rpartition(".")
-            sources[module] = (_folder(package) / f"{name}.py").read_text()
-            open_ += _GENERATOR.findall(sources[module])
-    return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
-
-
-_GENERATOR = re.compile(r"^ *from (mtlbench\.demo\.\w+|mtlbench_tasks\.demo_\w+) import", re.MULTILINE)
-
-
-def _folder(package: str) -> Path:
-    head, *inner = package.split(".")
-    spec = find_spec(head)
-    assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]).joinpath(*inner)
+    return source_digest("mtlbench_tasks.demo_glue")
 
 
 GLUE = TaskSuite(

@@ -9,10 +9,12 @@ from toy_tasks import ARC, RTE, WINOGRANDE, arc_rows, rte_rows, winogrande_rows,
 
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
-from mtlbench.data.examples import Pair, evaluation_golds, gold_pair, training_pairs
+from mtlbench.data.examples import Pair, evaluation_golds, gold_indices, gold_pair, training_pairs
 from mtlbench.data.lm_task import load_lm_task, quiet_lm_eval
 from mtlbench.errors import DataError
 
+# A suite may leave its columns unstated: then only the label of each row is checked.
+LOOSE = replace(RTE, columns={})
 ROWS = {"rte": rte_rows, "winogrande": winogrande_rows, "arc_easy": arc_rows}
 BOOLQ = Task(
     name="boolq-seq2seq",
@@ -82,10 +84,10 @@ def test_rows_can_be_chosen(tmp_path):
 def test_a_label_out_of_range_names_the_row(tmp_path, label):
     rows = rte_rows(5)
     rows[3]["label"] = label
-    lm_task = loaded(tmp_path, RTE, train=rows, validation=rte_rows(2))
+    lm_task = loaded(tmp_path, LOOSE, train=rows, validation=rte_rows(2))
     with pytest.raises(DataError, match=f"Row 3 of split 'train' of task 'toy/rte'.*label {label} is not"):
         training_pairs(lm_task)
-    lm_task = loaded(tmp_path, replace(RTE, train_split="validation", eval_split="train"))
+    lm_task = loaded(tmp_path, replace(LOOSE, train_split="validation", eval_split="train"))
     with pytest.raises(DataError, match=f"Row 3 of split 'train' of task 'toy/rte'.*label {label} is not"):
         evaluation_golds(lm_task)
 
@@ -93,6 +95,17 @@ def test_a_label_out_of_range_names_the_row(tmp_path, label):
 @pytest.mark.parametrize("label", [0.5, None, "maybe"])
 def test_a_label_of_the_wrong_type_names_the_row(tmp_path, label):
     rows = [{**row, "label": label} for row in rte_rows(3)]
-    lm_task = loaded(tmp_path, RTE, train=rows, validation=rte_rows(2))
+    lm_task = loaded(tmp_path, LOOSE, train=rows, validation=rte_rows(2))
     with pytest.raises(DataError, match=rf"Row 1 of split 'train'.*the label {label!r} is neither"):
         training_pairs(lm_task, [1, 2])
+
+
+def test_of_several_right_choices_training_takes_the_first(tmp_path):
+    lm_task = loaded(tmp_path, RTE, train=rte_rows(4), validation=rte_rows(2))
+    lm_task.config.doc_to_target = lambda doc: [1, 0]
+    doc = lm_task.training_docs()[0]
+    assert gold_indices(lm_task, doc) == [1, 0]
+    assert gold_pair(lm_task, doc).target == " False"
+    lm_task.config.doc_to_target = lambda doc: []
+    with pytest.raises(ValueError, match="no label says which"):
+        gold_indices(lm_task, doc)

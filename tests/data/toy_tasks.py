@@ -15,7 +15,7 @@ RTE = Task(
     metrics=("acc",),
     dataset="nyu-mll/glue",
     config="rte",
-    columns=("sentence1", "sentence2", "label"),
+    columns={"sentence1": "text", "sentence2": "text", "label": (0, 1)},
 )
 WINOGRANDE = Task(
     name="winogrande",
@@ -23,7 +23,7 @@ WINOGRANDE = Task(
     metrics=("acc",),
     dataset="allenai/winogrande",
     config="winogrande_xl",
-    columns=("sentence", "option1", "option2", "answer"),
+    columns={"sentence": "text", "option1": "text", "option2": "text", "answer": ("1", "2")},
 )
 ARC = Task(
     name="arc_easy",
@@ -31,7 +31,7 @@ ARC = Task(
     metrics=("acc",),
     dataset="allenai/ai2_arc",
     config="ARC-Easy",
-    columns=("question", "choices", "answerKey"),
+    columns={"question": "text", "choices.text": "texts", "choices.label": "texts", "answerKey": "text"},
 )
 SUITE = TaskSuite(name="toy", title="Toy", tasks=(RTE, WINOGRANDE, ARC))
 

@@ -142,9 +142,18 @@ def test_the_model_keeps_its_mode_and_nothing_is_printed(backbone, folder, capfd
 def test_a_bad_evaluation_label_stops_before_scoring(backbone, folder, tmp_path):
     rows = glue_rows("rte", 5)
     rows[2]["label"] = -1
-    write(tmp_path, BY_NAME["rte"], train=rows[:2], validation=rows)
+    loose = replace(BY_NAME["rte"], columns={})
+    write(tmp_path, loose, train=rows[:2], validation=rows)
+    lm_task = load_lm_task(loose, open_source(str(tmp_path), suites={}).splits(loose), name="glue/rte")
     with pytest.raises(DataError, match="Row 2 of split 'validation' of task 'glue/rte'"):
-        run(backbone, tasks_of(tmp_path, "rte"))
+        run(backbone, {"glue/rte": lm_task})
+
+
+def test_a_sample_is_correct_with_any_of_several_right_choices(backbone, folder):
+    lm_tasks = tasks_of(folder, "rte")
+    lm_tasks["glue/rte"].config.doc_to_target = lambda doc: [0, 1]
+    lm_tasks["glue/rte"].multiple_target = 2
+    assert all(sample["correct"] for sample in run(backbone, lm_tasks).samples)
 
 
 def test_an_unknown_metric_is_named(backbone, folder):
@@ -154,7 +163,7 @@ def test_an_unknown_metric_is_named(backbone, folder):
 
 def test_generation_tasks_are_scored_by_their_text(backbone, tmp_path):
     boolq = replace(
-        BY_NAME["rte"], name="boolq", yaml="lm_eval:super_glue/boolq/seq2seq.yaml", metrics=("exact_match",), columns=()
+        BY_NAME["rte"], name="boolq", yaml="lm_eval:super_glue/boolq/seq2seq.yaml", metrics=("exact_match",), columns={}
     )
     rows = [{"question": f"is it {i}", "passage": sentence(i, 6), "label": i % 2} for i in range(4)]
     write(tmp_path, boolq, train=rows, validation=rows)

@@ -1,0 +1,152 @@
+"""What every suite promises, checked task by task on its rows, without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mtlbench.api.task import Task, TaskSuite
+from mtlbench.conformance.findings import Broken
+from mtlbench.data.choose import open_source
+from mtlbench.data.examples import evaluation_golds, gold_indices, gold_text, training_pairs
+from mtlbench.data.lm_task import load_lm_task
+from mtlbench.data.source import wanted_splits
+from mtlbench.errors import MtlbenchError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+
+@dataclass(frozen=True)
+class TaskFinding:
+    """The outcome of one check of one task."""
+
+    task: str
+    """Full name, such as ``superglue/rte``."""
+    check: str
+    ok: bool
+    message: str
+    """What holds, or what was seen."""
+
+
+CHECKS: dict[str, str] = {
+    "statement": "licence, source and metrics are stated, and every column with what it holds",
+    "splits": "the stated splits are there, with the stated columns and values",
+    "load": "the YAML loads and has the stated metrics",
+    "prompts": "every training and evaluation row renders a prompt, its label is one of its choices",
+    "overlap": "no evaluation row is also a training row",
+    "metric": "the metrics are finite, and right answers score above wrong ones",
+}
+
+
+def check_suite(suite: TaskSuite, *, data: str = "demo") -> Iterator[TaskFinding]:
+    """Findings as they are made, in the order of :data:`CHECKS`; a task's first failure ends it.
+
+    ``data`` is where rows come from: ``demo``, ``hub`` or a folder.
+    """
+    source = open_source(data, suites={suite.name: suite})
+    for task in suite.tasks:
+        name = f"{suite.name}/{task.name}"
+        known: dict[str, Any] = {"task": task, "name": name, "source": source}
+        for check, run in _RUN.items():
+            try:
+                run(known)
+            except (MtlbenchError, Broken) as error:
+                yield TaskFinding(name, check, False, str(error))
+                break
+            except Exception as error:
+                yield TaskFinding(name, check, False, f"raised {type(error).__name__}: {error}")
+                break
+            yield TaskFinding(name, check, True, CHECKS[check])
+
+
+def _statement(known: dict[str, Any]) -> None:
+    task: Task = known["task"]
+    for field in ("licence", "source", "metrics", "columns"):
+        _require(bool(getattr(task, field)), f"the task states no {field}: set Task.{field}")
+
+
+def _splits(known: dict[str, Any]) -> None:
+    known["source"].check(known["task"])
+    known["splits"] = known["source"].splits(known["task"])
+    wanted = set(wanted_splits(known["task"]))
+    _require(set(known["splits"]) == wanted, f"the source gives {sorted(known['splits'])}, not {sorted(wanted)}")
+
+
+def _load(known: dict[str, Any]) -> None:
+    known["lm_task"] = load_lm_task(known["task"], known["splits"], name=known["name"])
+
+
+def _prompts(known: dict[str, Any]) -> None:
+    lm_task = known["lm_task"]
+    evaluation_golds(lm_task)
+    for pair in training_pairs(lm_task):
+        text = bool(pair.context.strip() and pair.target.strip())
+        _require(text, f"a training row gives an empty prompt or answer: {pair}")
+    for doc in lm_task.eval_docs:
+        contexts = lm_task.fewshot_context(doc, lm_task.config.num_fewshot, gen_prefix=lm_task.doc_to_prefix(doc))
+        _require(all(text.strip() for text in _texts(contexts)), f"an evaluation row gives an empty prompt: {doc}")
+
+
+def _overlap(known: dict[str, Any]) -> None:
+    lm_task, task = known["lm_task"], known["task"]
+    trained = {_asked(lm_task, doc) for doc in lm_task.training_docs()}
+    both = [row for row, doc in enumerate(lm_task.eval_docs) if _asked(lm_task, doc) in trained]
+    _require(
+        not both,
+        f"{len(both)} rows of split {task.eval_split!r} are also in {task.train_split!r}, the first are {both[:3]}: "
+        "take them out of one of the two",
+    )
+
+
+def _metric(known: dict[str, Any]) -> None:
+    right, wrong = (_score(known["lm_task"], known["task"], right=flag) for flag in (True, False))
+    told = f"right answers score {right:g}, wrong ones {wrong:g}: see the metric's order and aggregation"
+    _require(math.isfinite(right) and math.isfinite(wrong) and right > wrong, told)
+
+
+_RUN: dict[str, Callable[[dict[str, Any]], None]] = {
+    "statement": _statement,
+    "splits": _splits,
+    "load": _load,
+    "prompts": _prompts,
+    "overlap": _overlap,
+    "metric": _metric,
+}
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise Broken(message)
+
+
+def _asked(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
+    """What is asked, without worked examples, and the choices; of a task with several inputs how they go on."""
+    choices = lm_task.doc_to_choice(doc) if lm_task.config.doc_to_choice is not None else []
+    rest = [lm_task.doc_to_target(doc)] if lm_task.multiple_input else []
+    return (*_texts(lm_task.fewshot_context(doc, 0)), *map(str, choices), *rest)
+
+
+def _texts(contexts: str | list[str]) -> list[str]:
+    return [contexts] if isinstance(contexts, str) else contexts
+
+
+def _score(lm_task: ConfigurableTask, task: Task, *, right: bool) -> float:
+    """Mean of the task's metrics for answers that are all right, or all wrong."""
+    values: dict[str, list[Any]] = {}
+    for doc in lm_task.eval_docs:
+        for metric, value in lm_task.process_results(doc, _results(lm_task, doc, right=right)).items():
+            values.setdefault(metric, []).append(value)
+    names = [metric.partition(",")[0] for metric in task.metrics]
+    return sum(float(lm_task.aggregation()[name](values[name])) for name in names) / len(names)
+
+
+def _results(lm_task: ConfigurableTask, doc: dict[str, Any], *, right: bool) -> list[Any]:
+    """What a model that knows the answer, or gives another one, would return for the requests of ``doc``."""
+    if lm_task.OUTPUT_TYPE == "generate_until":
+        return [gold_text(lm_task, doc).strip() if right else "no such answer"]
+    golds, total = gold_indices(lm_task, doc), len(lm_task.doc_to_choice(doc))
+    chosen = golds[0] if right else next((i for i in range(total) if i not in golds), golds[0])
+    return [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(total)]

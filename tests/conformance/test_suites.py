@@ -1,0 +1,137 @@
+"""The checks of suites: ours pass, and each check finds the fault it is there for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mtlbench.api.task import Task, TaskSuite
+from mtlbench.conformance.suites import CHECKS, check_suite
+from mtlbench.testing import check_suite as assert_suite
+
+RTE = Task(
+    name="rte",
+    yaml="lm_eval:glue/rte/default.yaml",
+    metrics=("acc",),
+    dataset="toy/rte",
+    config=None,
+    columns={"sentence1": "text", "sentence2": "text", "label": (0, 1)},
+    licence="none",
+    source="this test",
+)
+
+
+def rows(dataset: str, config: str | None, split: str) -> list[dict]:
+    return [{"sentence1": f"Fact {i} of {split}.", "sentence2": "Claim.", "label": i % 2} for i in range(6)]
+
+
+def suite(demo=rows, **changed) -> TaskSuite:
+    task = replace(RTE, **changed)
+    return TaskSuite(name="toy", title="Toy", tasks=(task,), demo=demo, demo_fingerprint=lambda: "1")
+
+
+def spoil(column: str, value: object, *, split: str):
+    return lambda *words: [
+        row | {column: value} if words[2] == split and i == 2 else row for i, row in enumerate(rows(*words))
+    ]
+
+
+def test_a_good_suite_passes_every_check():
+    assert [(f.task, f.check, f.ok) for f in check_suite(suite())] == [("toy/rte", check, True) for check in CHECKS]
+    assert_suite(suite())
+
+
+@pytest.mark.parametrize("name", ["glue", "superglue", "commonsense", "mmlu_auxiliary"])
+def test_our_suites_keep_their_promises(name):
+    assert_suite(name)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "told"),
+    [
+        (suite(licence=""), "statement", "no licence"),
+        (suite(columns={}), "statement", "no columns"),
+        (suite(spoil("label", 7, split="train")), "splits", "row 2, column 'label'"),
+        (suite(eval_split="test", demo=lambda d, c, s: rows(d, c, s) if s == "train" else []), "splits", "'test' of task 'rte' is empty"),
+        (suite(yaml="lm_eval:glue/rte/none.yaml"), "load", "no file 'glue/rte/none.yaml'"),
+        (suite(metrics=("accuracy",)), "load", "names the metric 'accuracy'"),
+        (suite(columns={"label": (0, 1, 2)}, demo=spoil("label", 2, split="validation")), "prompts", "Row 2 of split 'validation'"),
+        (suite(spoil("sentence1", "Fact 3 of train.", split="validation")), "overlap", "the first are [2]"),
+        (suite(eval_split="train"), "overlap", "6 rows of split 'train'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_fault_is_found_by_the_check_that_is_there_for_it(broken, check, told):
+    *before, last = check_suite(broken)
+    assert all(finding.ok for finding in before)
+    assert (last.check, last.ok) == (check, False) and told in last.message
+    with pytest.raises(AssertionError, match=f"1 tasks failed:\n  toy/rte, {check}: "):
+        assert_suite(broken)
+
+
+def test_a_metric_that_does_not_prefer_right_answers_is_found(tmp_path, monkeypatch):
+    package = tmp_path / "odd_metric"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "odd.py").write_text("def process(doc, results):\n    return {'acc': 1.0}\n")
+    (package / "odd.yaml").write_text(
+        "task: odd\noutput_type: multiple_choice\ntraining_split: train\nvalidation_split: validation\n"
+        "doc_to_text: '{{sentence1}}'\ndoc_to_choice: ['a', 'b']\ndoc_to_target: label\n"
+        "process_results: !function odd.process\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    *_, last = check_suite(suite(yaml="odd_metric:odd.yaml"))
+    assert (last.check, last.ok) == ("metric", False) and "right answers score 1, wrong ones 1" in last.message
+
+
+def test_one_bad_task_does_not_hide_the_others():
+    two = replace(suite(), tasks=(replace(RTE, name="bad", licence=""), RTE))
+    findings = list(check_suite(two))
+    assert [f.check for f in findings if f.task == "toy/bad"] == ["statement"]
+    assert [f.check for f in findings if f.task == "toy/rte" and f.ok] == list(CHECKS)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mtlbench", *words], capture_output=True, text=True, env={**os.environ}, timeout=300
+    )
+
+
+def test_the_command_checks_a_suite_by_its_name():
+    done = command("check", "mmlu_auxiliary")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()] == [
+        ["ok", check, "mmlu_auxiliary/all"] for check in CHECKS
+    ]
+
+
+def test_the_command_takes_rows_from_a_folder_and_ends_with_1_when_they_are_not_there(tmp_path):
+    done = command("check", "superglue", "--data", str(tmp_path))
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("  failed")]
+    assert len(failed) == 8 and all("splits" in line and "which is not there" in line for line in failed)
+
+
+def test_rows_are_no_matter_of_methods():
+    done = command("check", "lora", "--data", "demo")
+    assert done.returncode == 2 and "--data is for suites, and 'lora' is none" in done.stderr
+
+
+def test_the_list_shows_source_licence_splits_and_metrics_of_every_task_without_torch():
+    code = (
+        "import sys; from mtlbench.cli import main; sys.argv = ['mtlbench', 'list', 'tasks', '-v']\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'transformers', 'datasets', 'lm_eval', 'pandas', 'pyarrow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if "superglue/multirc" in line)
+    assert "aps/super_glue multirc, train -> validation, f1 and em" in lines[at]
+    assert "N18-1023" in lines[at + 1] and "licence: other" in lines[at + 1]
+    assert "dev -> test, 5-shot, acc" in done.stdout
+    assert len([line for line in lines if "licence: " in line]) == 9 + 8 + 8 + 57 + 57 + 1
