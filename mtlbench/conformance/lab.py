@@ -16,7 +16,6 @@ from mtlbench.conformance.life import STEPS, Life, live
 from mtlbench.conformance.rows import batch_of, draw_rows
 from mtlbench.engine.backbone import Backbone, fingerprint
 from mtlbench.engine.batches import Batch
-from mtlbench.engine.checksum import Checksum
 from mtlbench.engine.state import trainable_names
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for
@@ -72,7 +71,6 @@ class Lab:
             architecture=setup.architecture,
             parameters=sum(p.numel() for p in original.parameters()),
             fingerprint=fingerprint(original),
-            checksum=Checksum(original),
         )
         specimen = Specimen(backbone, backbone.fresh(), setup)
         reason = self.method.refuse(setup)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ class Backbone:
     parameters: int
     fingerprint: str
     """SHA-256 of names and bytes of all weights and buffers."""
-    checksum: Checksum
+    checksum: Checksum = field(init=False)
     """Tells whether a weight was written to since."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checksum", Checksum(self.model))
 
     @property
     def pad_id(self) -> int:
@@ -91,7 +94,6 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
         architecture=architecture,
         parameters=sum(p.numel() for p in model.parameters()),
         fingerprint=fingerprint(model),
-        checksum=Checksum(model),
     )
 
 
