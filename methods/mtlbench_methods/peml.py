@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BASELINES = "base,lora,adalora,preembedd,preembedd+lora,preembedd+adalora,peml,prefixnas+adalora"
-_GLUE = {"tasks": "glue", "seeds": "0,1,2"}
+_GLUE = {"tasks": "glue", "seeds": "0,1,2", "reports": "markdown,charts"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "peml/baselines": {"tasks": "glue", "seeds": "0,1,2,3,4", "epochs": 1.0, "methods": BASELINES},
     "peml/figure-3": {

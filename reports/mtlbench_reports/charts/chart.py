@@ -1,0 +1,66 @@
+"""The values between what is drawn and where it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+from mtlbench.tables import Row, Table
+from mtlbench_reports.charts.style import Look
+from mtlbench_reports.charts.swept import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What charts are drawn of: a table, and what must look alike in all charts of a study."""
+
+    table: Table
+    looks: Mapping[str, Look]
+    """Row label to look."""
+    reference: str | None
+    """Label of the row that others are compared with; ``None`` leaves the choice to the chart."""
+    settings: Mapping[str, Settings]
+    """Row label to all settings, those at their defaults included where these are known."""
+    steps: Callable[[str], Sequence[tuple[int, Mapping[str, float]]]]
+    """Cell key to its step log: step, and full task name to mean loss over that step's rows, all tasks' under ""."""
+
+    @property
+    def scored(self) -> list[Row]:
+        """Rows with an average that is a number."""
+        return [row for row in self.table.rows if row.average and row.average.scores.mean == row.average.scores.mean]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure and its words."""
+
+    name: str
+    """File name without ending, unique among the charts of a table."""
+    title: str
+    caption: str
+    """What one must know to read it; may be empty."""
+    figure: Figure
+    hover: Mapping[str, str] = field(default_factory=dict)
+    """``gid`` of a drawn part to the words shown when a pointer rests on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A chart that was not drawn, and why."""
+
+    name: str
+    title: str
+    reason: str
+
+
+def without_scores(rows: Sequence[Row]) -> str:
+    """A sentence that names the rows without an average, or nothing."""
+    names = [f"{row.label} ({_why(row)})" for row in rows if row.average is None]
+    return f"Not shown, without an average: {', '.join(names)}." if names else ""
+
+
+def _why(row: Row) -> str:
+    told = ", ".join(f"{len(problem.seeds)} {problem.status}" for problem in row.problems)
+    return told or "scores of some tasks only"

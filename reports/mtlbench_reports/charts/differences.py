@@ -1,0 +1,152 @@
+"""Difference of every row to a reference, task by task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, TwoSlopeNorm
+from matplotlib.patches import Rectangle
+
+from mtlbench.tables import AT_MAJORITY, Row, spread
+from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
+from mtlbench_reports.charts.sheet import Sheet, short, text_width
+from mtlbench_reports.charts.style import FAINT, INK
+
+REFERENCES = ("lora_st", "lora")
+"""Variants that others are compared with, the first that has scores; without one, the table's first row."""
+_NAME = "differences"
+_SIZE = 7.0
+_EVEN = 0.245
+"""Luminance on which white and our ink have the same contrast."""
+_LEAST = 2.0
+"""Points that the darkest colour stands for at least, so that small differences look small."""
+_FULL = 0.95
+"""Share of the cells whose colour is not yet the darkest, so that one bad row does not pale all others."""
+
+
+def differences(subject: Subject) -> Iterator[Chart | LeftOut]:
+    """A heat map of rows by tasks, in points of the score."""
+    rows = [row for row in subject.table.rows if row.entries]
+    title = "Differences to a reference, task by task"
+    if len(rows) < 2:
+        yield LeftOut(name=_NAME, title=title, reason="fewer than two rows have scores")
+        return
+    scored = [row for row in subject.scored if row.entries]
+    against = reference_row(scored or rows, subject.reference)
+    if against is None:
+        yield LeftOut(name=_NAME, title=title, reason=f"there is no row {subject.reference!r} with an average")
+        return
+    others = [row for row in rows if row is not against]
+    grid = [[_difference(row, against, task) for task in (*subject.table.tasks, None)] for row in others]
+    if all(value is None for line in grid for value in line):
+        yield LeftOut(name=_NAME, title=title, reason=f"no row has a score of a seed that {against.label} has")
+        return
+    yield _chart(subject, others, against, grid)
+
+
+def reference_row(rows: Sequence[Row], label: str | None = None) -> Row | None:
+    """The row with this label, or the one that :data:`REFERENCES` says."""
+    if label is not None:
+        return next((row for row in rows if row.label == label), None)
+    by_variant = {row.variant: row for row in reversed(rows)}
+    return next((by_variant[name] for name in REFERENCES if name in by_variant), rows[0])
+
+
+def _difference(row: Row, against: Row, task: str | None) -> float | None:
+    """Mean over the seeds that both rows have."""
+    own, other = _by_seed(row, task), _by_seed(against, task)
+    common = sorted(set(own) & set(other))
+    mean = spread(own[seed] - other[seed] for seed in common).mean if common else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _by_seed(row: Row, task: str | None) -> dict[int, float]:
+    done = [record for record in row.records if record.status == "ok"]
+    if task is not None:
+        return {r.cell.seed: r.scores[task].score for r in done if task in r.scores}
+    whole = [r for r in done if set(r.cell.tasks) <= set(r.scores)]
+    return {r.cell.seed: sum(r.scores[t].score for t in r.cell.tasks) / len(r.cell.tasks) for r in whole}
+
+
+def _chart(subject: Subject, rows: Sequence[Row], against: Row, grid: Sequence[Sequence[float | None]]) -> Chart:
+    table = subject.table
+    suites = {task.partition("/")[0] for task in table.tasks}
+    tasks = [task.partition("/")[2] or task if len(suites) == 1 else task for task in table.tasks]
+    columns = [*(short(task, width=1.6) for task in tasks), "average"]
+    labels = [short(row.label, width=2.6) for row in rows]
+    side, head = max(map(text_width, labels)) + 0.2, max(map(text_width, columns)) * 0.72 + 0.2
+    wide, high = 0.5, 0.26
+    title = f"Difference to {against.label} in points, task by task"
+    content = side + wide * len(columns) + 0.12 + max(0.3, head)
+    sheet = Sheet(title=title, subtitle=table.title, width=max(4.6, content + 0.2), height=head + high * len(rows))
+    axes = sheet.axes(side + 0.12, head, wide * len(columns) + 0.08, high * len(rows))
+    axes.set(xlim=(0, len(columns) + 0.08 / wide), ylim=(len(rows), 0))
+    axes.grid(False)
+    axes.tick_params(length=0, pad=3)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.tick_top()
+    places = [at + (0.08 / wide if at == len(tasks) else 0) for at in range(len(columns))]
+    axes.set_xticks([place + 0.35 for place in places], columns, rotation=45, ha="left", rotation_mode="anchor")
+    axes.set_yticks([at + 0.5 for at in range(len(rows))], labels)
+    sizes = sorted(abs(value) for line in grid for value in line if value is not None)
+    full = max(sizes[int(_FULL * (len(sizes) - 1))], _LEAST)
+    norm, colours = TwoSlopeNorm(0.0, -full, full), colormaps["PuOr"]
+    hover = {}
+    for y, (row, line) in enumerate(zip(rows, grid, strict=True)):
+        for x, (place, value) in enumerate(zip(places, line, strict=True)):
+            task = table.tasks[x] if x < len(tasks) else None
+            entry = row.entries.get(task) if task else row.average
+            mark = "†" if entry and entry.at_majority else ""
+            gid = f"difference-{y}-{x}"
+            _cell(axes, place, y, value, mark=mark, norm=norm, colours=colours, gid=gid)
+            hover[gid] = _words(row, against, task, value, at_majority=bool(mark))
+    caption = (
+        f"Score of the row minus that of {against.label}, mean over the seeds that both have; orange is below it, "
+        "purple above, – has no score of a common seed. " + (f"† {AT_MAJORITY}. " if _marked(rows) else "")
+    )
+    caption += without_scores(table.rows)
+    return Chart(name=_NAME, title=title, caption=caption.strip(), figure=sheet.figure, hover=hover)
+
+
+def _marked(rows: Sequence[Row]) -> bool:
+    return any(entry.at_majority for row in rows for entry in row.entries.values())
+
+
+def _words(row: Row, against: Row, task: str | None, value: float | None, *, at_majority: bool) -> str:
+    told = "no score of a common seed" if value is None else f"{_points(value, 2)} points to {against.label}"
+    return f"{row.label}, {task or 'average'}: {told}{f'; {AT_MAJORITY}' if at_majority else ''}"
+
+
+def _cell(
+    axes: Axes,
+    x: float,
+    y: int,
+    value: float | None,
+    *,
+    mark: str,
+    norm: TwoSlopeNorm,
+    colours: Colormap,
+    gid: str,
+) -> None:
+    if value is None:
+        axes.add_artist(Rectangle((x, y), 1, 1, facecolor="#F4F4F4", edgecolor="white", gid=gid))
+        axes.text(x + 0.5, y + 0.5, "–", ha="center", va="center", size=_SIZE, color=FAINT)
+        return
+    colour = colours(norm(value))
+    axes.add_artist(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8, gid=gid))
+    ink = "white" if luminance(*colour[:3]) < _EVEN else INK
+    axes.text(x + 0.5, y + 0.52, f"{_points(value)}{mark}", ha="center", va="center", size=_SIZE, color=ink)
+
+
+def luminance(red: float, green: float, blue: float) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _points(value: float, digits: int = 1) -> str:
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")

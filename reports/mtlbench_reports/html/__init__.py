@@ -1,0 +1,34 @@
+"""The study as one HTML file that opens from disk and fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from mtlbench import Report, hookimpl
+
+if TYPE_CHECKING:
+    from mtlbench.tables import Study
+
+
+class Html(Report):
+    """Tables to sort and filter, charts with values under the pointer, and every record behind its numbers.
+
+    Args:
+        reference: As of the charts: label of the row that differences are drawn to.
+    """
+
+    name = "html"
+
+    def __init__(self, reference: str | None = None) -> None:
+        self.reference = reference
+
+    def render(self, study: Study) -> Mapping[str, str]:
+        from mtlbench_reports.html.page import page  # matplotlib: only when a page is asked for
+
+        return {"report.html": page(study, reference=self.reference)}
+
+
+@hookimpl
+def mtlbench_reports() -> Iterable[Report]:
+    return [Html()]

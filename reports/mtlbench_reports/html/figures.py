@@ -1,0 +1,64 @@
+"""Charts as inline SVG: words stay words, names of parts are unique on the page, values show under the pointer."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as ET
+
+from mtlbench.tables import one_line
+from mtlbench_reports.charts.chart import Chart, LeftOut
+from mtlbench_reports.charts.documents import image
+from mtlbench_reports.charts.drawings import Drawings
+from mtlbench_reports.html.markup import Markup, el, join
+
+_LINK = re.compile(r"url\(#([^)]*)\)")
+_DROPPED = ("metadata", "style")
+_ENLARGED = 1.2
+"""Figures are made for paper; on a screen their words are read from farther away."""
+
+
+def figures(drawn: Drawings) -> Markup:
+    """The charts of a table, then what was left out and why."""
+    shown, left = [], []
+    for chart in drawn.charts:
+        if isinstance(chart, LeftOut):
+            left.append(el("li", f"{chart.title}: {chart.reason}."))
+            continue
+        svg = inline(chart, prefix=f"chart-{drawn.number}-{chart.name}")
+        wide = f"width:{_ENLARGED * chart.figure.get_size_inches()[0]:.2f}in"
+        shown.append(el("figure", svg, el("figcaption", chart.caption), style=wide))
+    reasons = el("details", el("summary", "Charts that were left out"), el("ul", left)) if left else None
+    return join(el("div", shown, class_="figures"), reasons)
+
+
+def inline(chart: Chart, *, prefix: str) -> Markup:
+    """The chart as an ``svg`` element; every id in it begins with ``prefix``."""
+    root = ET.fromstring(image(chart.figure, "svg"))
+    for parent in list(root.iter()):
+        for child in [child for child in parent if _local(child.tag) in _DROPPED]:
+            parent.remove(child)
+    for part in root.iter():
+        part.tag = _local(part.tag)
+        gid = part.get("id", "")
+        part.attrib = {_local(name): _renamed(_local(name), value, prefix) for name, value in part.attrib.items()}
+        if gid in chart.hover:
+            part.set("class", "value")
+            title = ET.Element("title")
+            title.text = one_line(chart.hover[gid])
+            part.insert(0, title)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib.update({"id": prefix, "role": "img", "aria-label": chart.title})
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _renamed(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name == "href" and value.startswith("#"):
+        return f"#{prefix}-{value[1:]}"
+    return _LINK.sub(rf"url(#{prefix}-\1)", value) if "url(#" in value else value
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]

@@ -1,0 +1,45 @@
+"""HTML from values: everything that is not markup already is escaped, so no name or message can become markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+Attribute = str | int | float | bool | None
+Child = str | None | Iterable["Child"]
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def el(tag: str, *children: Child, **attributes: Attribute) -> Markup:
+    """An element. Strings are escaped unless they are :class:`Markup`; iterables are flattened, ``None`` is left out.
+
+    ``data_value=1`` becomes ``data-value="1"``, a trailing ``_`` is dropped, ``True`` is a bare attribute, and ``None``
+    or ``False`` is none.
+    """
+    told = "".join(_attribute(name, value) for name, value in attributes.items())
+    return Markup(f"<{tag}{told}>{join(*children)}</{tag}>")
+
+
+def join(*children: Child) -> Markup:
+    """The children one after another, escaped as in :func:`el`."""
+    return Markup("".join(_inner(child) for child in children))
+
+
+def _inner(child: Child) -> str:
+    if child is None:
+        return ""
+    if isinstance(child, Markup):
+        return child
+    return escape(child, quote=True) if isinstance(child, str) else "".join(_inner(part) for part in child)
+
+
+def _attribute(name: str, value: Attribute) -> str:
+    if value is None or value is False:
+        return ""
+    word = name.rstrip("_").replace("_", "-")
+    return f" {word}" if value is True else f' {word}="{escape(str(value), quote=True)}"'

@@ -1,0 +1,85 @@
+"""What a record holds, closed until it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mtlbench.api.record import Failure, Record
+from mtlbench.tables import sentences
+from mtlbench_reports.html.lines import Line
+from mtlbench_reports.html.markup import Markup, el, join
+from mtlbench_reports.html.tables import grid, head, number
+from mtlbench_reports.html.words import NONE
+
+
+def details(line: Line) -> Markup:
+    """All that is known of a cell."""
+    record = line.record
+    average = "" if record is None or record.average is None else f", average {record.average:.1f}"
+    words = f"{line.row.label}, seed {line.cell.seed}: {line.status}{average}"
+    inner = el("div", _held(line), class_="held")
+    return el("details", el("summary", words), inner, id=line.details, class_=f"record {line.status}")
+
+
+def _held(line: Line) -> Iterator[Markup | None]:
+    record = line.record
+    if record is None:
+        yield el("p", "No record yet. Run the same command again: it does only what is missing.", class_="bad")
+        yield from _cell(line)
+        return
+    yield _failure(record.failure) if record.failure else None
+    yield _scores(record)
+    yield _pairs("Costs", vars(record.costs)) if record.costs else None
+    yield _pairs("Checks", {name: "held" if held else "did not hold" for name, held in record.guards.items()})
+    yield from _cell(line)
+    yield _pairs("Provenance", record.provenance)
+    yield _notes(record.notes)
+
+
+def _scores(record: Record) -> Markup | None:
+    if not record.scores:
+        return None
+    order = {task: at for at, task in enumerate(record.cell.tasks)}
+    header = [head("task", number=False), head("score"), head("metrics", number=False), head("rows")]
+    lines = [
+        el(
+            "tr",
+            el("th", task, scope="row"),
+            number(f"{score.score:.2f}", score.score),
+            el("td", ", ".join(f"{name} {value:.4f}" for name, value in score.metrics.items())),
+            number(f"{score.rows:,}", score.rows),
+            number(NONE if score.majority is None else f"{score.majority:.1f}", score.majority),
+        )
+        for task, score in sorted(record.scores.items(), key=lambda held: order.get(held[0], len(order)))
+    ]
+    return grid([*header, head("majority")], lines, name="Scores of the cell", sortable=False)
+
+
+def _failure(failure: Failure) -> Markup:
+    words = el("p", sentences(f"{failure.kind}: {failure.message}", failure.next_step), class_="bad")
+    return join(words, el("pre", "\n".join(failure.frames)) if failure.frames else None)
+
+
+def _cell(line: Line) -> Iterator[Markup | None]:
+    cell = line.cell
+    plain = {name: value for name, value in vars(cell).items() if isinstance(value, str | int)}
+    yield _pairs("Cell", {"key": line.key, **plain, **cell.plugins})
+    yield _pairs("Settings given", cell.settings)
+
+
+def _pairs(title: str, pairs: Mapping[str, Any]) -> Markup | None:
+    if not pairs:
+        return None
+    lines = [el("tr", el("th", name, scope="row"), el("td", _value(value))) for name, value in pairs.items()]
+    return el("table", el("caption", title), el("tbody", lines), class_="pairs")
+
+
+def _notes(notes: Mapping[str, Any]) -> Markup | None:
+    lines = [f"{name}: {_value(value)}" for name, value in notes.items()]
+    return el("div", el("h4", "Notes"), el("pre", "\n".join(lines))) if lines else None
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
