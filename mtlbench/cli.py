@@ -86,8 +86,8 @@ def run(out: Path | None, executor: str, workers: int, device: str, formats: str
     from mtlbench.runner import run as run_cells
     from mtlbench.store import RunFolder
 
+    reports = _reports(formats or preset_reports(words["preset"]))
     plan = _plan(words)
-    reports = _reports(formats or preset_reports(words.get("preset")))
     starter = load_executor(executor)
     observers = {name: load_observer(name) for name in offers("observers")}
     check_reachable(plan.request.model)

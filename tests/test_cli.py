@@ -39,6 +39,7 @@ RUN = ("run", "--tasks", "glue/rte", "--out", "out")
         ((*RUN, "--methods", "lora", "--executor", "locl"), "Unknown executor 'locl'. Did you mean 'local'?"),
         (("run", "--preset", "glue/quik"), "Unknown preset 'glue/quik'. Did you mean 'glue/quick'?"),
         ((*RUN, "--methods", "lora", "--steps", "0"), "steps must be at least 1, got 0"),
+        ((*RUN, "--methods", "lora", "--as", "chart"), "Unknown report 'chart'. Did you mean 'charts'?"),
         (("report", "nowhere"), "no run folder"),
         (("report",), "There is no run folder under runs/"),
         (("status", "nowhere"), "no run folder"),
@@ -88,3 +89,11 @@ def test_list_shows_names_with_their_distribution(tmp_path: Path):
     for name in ("peml", "mtl_lora", "glue", "markdown", "local", "progress"):
         assert name in done.stdout
     assert "mtlbench 0.1.0" in done.stdout
+
+
+def test_a_preset_ends_in_its_reports(tmp_path: Path):
+    small = ("--tasks", "glue/rte", "--methods", "base", "--seeds", "0", "--eval-rows", "8", "--train-rows", "64")
+    done = call("run", "--preset", "peml/orders", *small, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| base" in done.stdout
+    assert {"report.md", "charts.txt"} <= {path.name for path in (tmp_path / "out" / "report").iterdir()}
