@@ -54,6 +54,7 @@ def test_points_carry_their_numbers_and_rows_without_scores_are_named():
     ]
     found = charts(records, expected=[cell("peml", tasks=TASKS, plugins=INSTALLED)])
     assert "lora: average 70.5 ± 0.7 (2 seeds), 163,840 trainable parameters" in found["score-trainable"].hover.values()
+    assert "Pareto front: lora alone, best and cheapest." in found["score-memory"].caption
     memory = found["score-memory"]
     assert list(memory.hover.values()) == ["lora: average 70.5 ± 0.7 (2 seeds), 512 MiB"]
     assert "without this cost: base" in memory.caption and "peml (1 missing)" in memory.caption

@@ -83,7 +83,11 @@ def _tradeoff(subject: Subject, cost: Cost) -> Chart | LeftOut:
         handles.append(_point(axes, x, scores, subject.looks[row.label], gid=f"point-{at}"))
     sheet.legend(handles, labels, left=_LEGEND, top=0.05)
     spread = "Bars: standard deviation over seeds. " if any(scores.sd is not None for _, scores, _ in points) else ""
-    caption = f"{spread}Pareto front: no other row has a higher average at no higher cost. {_without(subject, rows)}"
+    alone = next(row.label for x, y, row in points if (x, y.mean) == front[0])
+    told = (
+        "no other row has a higher average at no higher cost" if len(front) > 1 else f"{alone} alone, best and cheapest"
+    )
+    caption = f"{spread}Pareto front: {told}. {_without(subject, rows)}"
     return Chart(name=name, title=title, caption=caption.strip(), figure=sheet.figure, hover=hover)
 
 
