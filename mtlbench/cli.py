@@ -3,68 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from mtlbench.options import PROTOCOL, REQUEST, WORKERS, with_options
 
 if TYPE_CHECKING:
     from mtlbench.api.report import Report
     from mtlbench.plan import Plan
     from mtlbench.store import RunFolder
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_REQUEST: tuple[Callable[[Any], Any], ...] = (
-    click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
-    click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
-    click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
-    click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id."),
-    click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
-    click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
-    click.option(
-        "--tuning", metavar="WORDS", help="Effort behind the settings; mtlbench tune says it.  [default: none]"
-    ),
-    click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
-)
-_PROTOCOL: tuple[Callable[[Any], Any], ...] = (
-    click.option("--epochs", type=float, help="Passes over the joint training rows.  [default: 3]"),
-    click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
-    click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
-    click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
-    click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
-    click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
-    click.option("--schedule", help="cosine, linear or constant.  [default: cosine]"),
-    click.option("--mixing", help="proportional, uniform, temperature:T or capped:ROWS.  [default: proportional]"),
-    click.option("--train-rows", type=int, help="At most this many training rows per task."),
-    click.option("--eval-rows", type=int, help="At most this many evaluation rows per task."),
-    click.option(
-        "--eval-from-train", type=float, metavar="SHARE", help="Score this share of the training rows instead."
-    ),
-    click.option("--evals-per-run", type=int, help="Scores of the early-stopping split; 0 never stops.  [default: 4]"),
-    click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
-    click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
-    click.option("--attention", help="sdpa or eager.  [default: sdpa]"),
-    click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
-)
-
-_WORKERS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--executor", default="local", show_default=True, help="How workers are started."),
-    click.option(
-        "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per device]"
-    ),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-)
-
-
-def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
-    def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -74,9 +23,9 @@ def cli() -> None:
 
 
 @cli.command()
-@_with(_REQUEST)
-@_with(_WORKERS)
-@_with(_PROTOCOL)
+@with_options(REQUEST)
+@with_options(WORKERS)
+@with_options(PROTOCOL)
 @click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
 def run(out: Path | None, executor: str, workers: int, device: str, formats: str | None, **words: Any) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
@@ -102,8 +51,8 @@ def run(out: Path | None, executor: str, workers: int, device: str, formats: str
 
 
 @cli.command()
-@_with(_REQUEST)
-@_with(_PROTOCOL)
+@with_options(REQUEST)
+@with_options(PROTOCOL)
 @click.option("--parameters", is_flag=True, help="Count what each method trains; loads torch, but no weights.")
 def plan(out: Path | None, parameters: bool, **words: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
@@ -135,8 +84,8 @@ def plan(out: Path | None, parameters: bool, **words: Any) -> None:
 @click.option("--seed", type=int, help="Seed of the search.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL-tuning]")
 @click.option("--to-optuna", metavar="URL", help="Copy the study to an Optuna storage, such as sqlite:///tuning.db.")
-@_with(_WORKERS)
-@_with(_PROTOCOL)
+@with_options(WORKERS)
+@with_options(PROTOCOL)
 def tune(out: Path | None, to_optuna: str | None, executor: str, workers: int, device: str, **words: Any) -> None:
     """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command again goes on."""
     from mtlbench.errors import RequestError
