@@ -64,7 +64,7 @@ TASKS = (
         "allenai/winogrande",
         {"sentence": "text", "option1": "text", "option2": "text", "answer": ("1", "2")},
         config="winogrande_xl",
-        licence="CC BY, as its repository says; the hub card states none",
+        licence="unknown: not stated by its authors on the hub",
         source="WinoGrande: Sakaguchi et al. 2019, arXiv 1907.10641",
     ),
     _task(
