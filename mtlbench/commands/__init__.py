@@ -1,0 +1,1 @@
+"""The commands, one file each; each imports what it needs when it runs."""

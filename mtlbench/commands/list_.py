@@ -1,0 +1,32 @@
+"""List: what is installed."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("list")
+@click.argument("group", required=False)
+@click.option("-v", "--verbose", is_flag=True, help="Show every task: data set, splits, metrics, source, licence.")
+def list_(group: str | None, verbose: bool) -> None:
+    """List installed methods, tasks, reports, executors and observers, from package metadata alone."""
+    from mtlbench.api.hooks import GROUPS
+    from mtlbench.listing import suite_lines
+    from mtlbench.models import embedded
+    from mtlbench.peft_types import peft_line
+    from mtlbench.plugins import offers
+
+    for name in (group,) if group else GROUPS:
+        found = offers(name)
+        click.echo(f"{name}:")
+        width = max((len(n) for n in found), default=0)
+        for offered in found.values():
+            origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
+            clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
+            click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
+            for line in suite_lines(offered[0].name) if verbose and name == "tasks" else ():
+                click.echo(f"    {line}")
+        if name == "methods":
+            click.echo(f"  {peft_line()}")
+    if group is None:
+        click.echo(f"models embedded: {', '.join(embedded())}")

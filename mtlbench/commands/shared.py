@@ -1,0 +1,94 @@
+"""What several commands do: words to a plan, a run folder, rendered reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mtlbench.api.report import Report
+    from mtlbench.plan import Plan
+    from mtlbench.store import RunFolder
+
+
+def plan_from(words: dict[str, Any]) -> Plan:
+    """The plan of a command's words, on top of those of its preset."""
+    from mtlbench.errors import RequestError
+    from mtlbench.plan import Request, make_plan, preset
+
+    name = words.pop("preset")
+    given = {k: v for k, v in words.items() if v is not None}
+    merged = {**(preset(name) if name else {}), **given}
+    merged.pop("reports", None)
+    for needed in ("methods", "tasks"):
+        if needed not in merged:
+            raise RequestError(f"--{needed} is missing. Example: mtlbench run --methods peml,mtl_lora --tasks glue")
+    request = {k: merged.pop(k) for k in ("methods", "tasks", "model", "data") if k in merged}
+    seeds = _seeds(str(merged.pop("seeds", "0")))
+    return make_plan(Request(**request, seeds=seeds, protocol=merged))
+
+
+def _seeds(words: str) -> tuple[int, ...]:
+    from mtlbench.errors import RequestError
+
+    try:
+        seeds = tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise RequestError(
+            f"--seeds {words!r} cannot be read. Write whole numbers with commas, such as 0,1,2."
+        ) from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RequestError(f"--seeds {words!r}: seeds must be different and not negative.")
+    return seeds
+
+
+def reports_named(formats: str | None) -> list[Report]:
+    """The reports that ``--as`` names, loaded."""
+    from mtlbench.plugins import load_report
+
+    return [] if formats is None else [load_report(name) for name in _names(formats, "--as")]
+
+
+def render_reports(store: RunFolder, reports: list[Report], target: Path) -> None:
+    """Write the documents of a run folder to ``target``; those meant for a terminal are printed too."""
+    from mtlbench.study import study_of
+
+    study = study_of(store.records().values(), expected=store.expected(), steps=store.steps)
+    for renderer in reports:
+        documents = renderer.render(study)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in documents.items():
+            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        if renderer.on_terminal:
+            content = next(iter(documents.values()))
+            click.echo(content.decode() if isinstance(content, bytes) else content)
+        click.echo(f"wrote {', '.join(str(target / name) for name in documents)}", err=True)
+
+
+def _names(words: str, option: str) -> list[str]:
+    from mtlbench.errors import RequestError
+
+    names = [w.strip() for w in words.split(",") if w.strip()]
+    if not names:
+        raise RequestError(f"{option} is empty.")
+    return names
+
+
+def run_folder(path: Path | None) -> RunFolder:
+    """The run folder at ``path``, or the newest one under ``runs/``."""
+    from mtlbench.errors import RequestError
+    from mtlbench.store import RunFolder, newest
+
+    found = path or newest(Path("runs"))
+    if found is None:
+        raise RequestError(
+            "There is no run folder under runs/. Name one, or start with: "
+            "mtlbench run --methods peml,mtl_lora --tasks glue"
+        )
+    if not (found / "requests").is_dir():
+        raise RequestError(
+            f"{str(found)!r} is no run folder: it has no requests/. Name the folder that `mtlbench run` printed."
+        )
+    return RunFolder(found)
