@@ -17,7 +17,7 @@ from mtlbench.engine.splits import Splits
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.engine.train import Loop
 
-BATCH = 16
+BATCH = 32
 
 
 @dataclass

@@ -1,37 +1,117 @@
-"""How tasks of different sizes share a batch, as words."""
+"""How tasks of different sizes share the batches, as words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from mtlbench.errors import RequestError
+from mtlbench.errors import RequestError, did_you_mean
 
-Weigh = Callable[[int], float]
-"""From the rows of a task to its weight in the mixture."""
+KNOWN = (
+    "proportional, uniform, fraction, temperature:T with T > 0, such as temperature:2, capped:ROWS with ROWS >= 1, "
+    "such as capped:10000, weights:TASK=W,TASK=W with W > 0, such as weights:glue/rte=2,glue/sst2=1"
+)
 
 
-def parse_mixing(words: str) -> Weigh:
-    """The weight of a task from its rows: ``proportional``, ``uniform``, ``temperature:T`` (n^(1/T)), ``capped:ROWS``.
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """A mixture in words, read."""
+
+    kind: str
+    value: float = 0.0
+    """``T`` of ``temperature:T``, ``ROWS`` of ``capped:ROWS``."""
+    of_task: Mapping[str, float] | None = None
+    """The weights of ``weights:``, in the order of the words."""
+
+    @property
+    def every_step(self) -> bool:
+        """Whether each step holds the tasks in the same numbers, at least one row of each."""
+        return self.kind == "fraction"
+
+    def weights(self, rows: Sequence[int]) -> list[float]:
+        """The weight of each task from the rows it has; 0 for a task without rows.
+
+        Fixed weights go by position: :func:`ordered` brings their words into the order of a cell's tasks.
+
+        Raises:
+            RequestError: the fixed weights are not as many as the tasks.
+        """
+        if self.of_task is not None:
+            if len(self.of_task) != len(rows):
+                raise RequestError(f"mixing names {len(self.of_task)} tasks and the cell has {len(rows)}.")
+            return [weight if n else 0.0 for weight, n in zip(self.of_task.values(), rows, strict=True)]
+        return [self._weight(n) for n in rows]
+
+    def rows_per_epoch(self, rows: Sequence[int]) -> int:
+        """Rows of one pass over the joint data: a capped task counts with its cap."""
+        return sum(min(n, round(self.value)) if self.kind == "capped" else n for n in rows)
+
+    def _weight(self, rows: int) -> float:
+        if self.kind == "uniform":
+            return float(rows > 0)
+        if self.kind == "temperature":
+            return float(float(rows) ** (1 / self.value))
+        return min(float(rows), self.value) if self.kind == "capped" else float(rows)
+
+
+def read_mixing(words: str) -> Mixing:
+    """What ``words`` say.
+
+    - ``proportional``: by rows;
+    - ``uniform``: all tasks alike;
+    - ``temperature:T``: by rows to the power of 1/T (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2);
+    - ``capped:ROWS``: by rows, of which at most ``ROWS`` count (same place);
+    - ``weights:glue/rte=2,glue/sst2=1``: as given;
+    - ``fraction``: every step holds the same fraction of each task's rows, and at least one (PEML, arXiv:2605.14055,
+      eq. 1: floor(gamma m_i) rows, here with the gamma that gives the batch size).
 
     Raises:
         RequestError: for anything else.
     """
     kind, _, argument = words.partition(":")
-    if words == "proportional":
-        return float
-    if words == "uniform":
-        return lambda rows: float(rows > 0)
+    if words in ("proportional", "uniform", "fraction"):
+        return Mixing(kind=kind)
+    if kind == "weights" and argument:
+        return Mixing(kind=kind, of_task=_fixed(words, argument))
+    value = _number(argument)
+    if (kind == "temperature" and value > 0) or (kind == "capped" and value >= 1 and value.is_integer()):
+        return Mixing(kind=kind, value=value)
+    raise RequestError(f"mixing={words!r} is not known. Known: {KNOWN}.")
+
+
+def ordered(words: str, tasks: Sequence[str]) -> str:
+    """``words`` with fixed weights in the order of ``tasks``; other words as they are.
+
+    Raises:
+        RequestError: the words are not known, or a task has no weight or is not among ``tasks``.
+    """
+    weights = read_mixing(words).of_task
+    if weights is None:
+        return words
+    for task in weights:
+        if task not in tasks:
+            raise RequestError(f"mixing={words!r}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
+    without = [task for task in tasks if task not in weights]
+    if without:
+        raise RequestError(f"mixing={words!r} gives no weight to {', '.join(without)}. Give one to every task.")
+    return "weights:" + ",".join(f"{task}={weights[task]:g}" for task in tasks)
+
+
+def _fixed(words: str, argument: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in argument.split(","):
+        task, _, weight = part.partition("=")
+        if task in found or not task or not _number(weight) > 0:
+            raise RequestError(f"mixing={words!r}: {part!r} must be TASK=W with W > 0, each task once. Known: {KNOWN}.")
+        found[task] = _number(weight)
+    return found
+
+
+def _number(word: str) -> float:
+    """The number, or 0 where there is no finite one."""
     try:
-        value = float(argument)
+        value = float(word)
     except ValueError:
-        value = 0.0
-    if math.isfinite(value):
-        if kind == "temperature" and value > 0:
-            return lambda rows: float(rows) ** (1 / value)
-        if kind == "capped" and value >= 1 and value.is_integer():
-            return lambda rows: min(float(rows), value)
-    raise RequestError(
-        f"mixing={words!r} is not known. Known: proportional, uniform, temperature:T with T > 0, such as "
-        "temperature:2, capped:ROWS with ROWS >= 1, such as capped:10000."
-    )
+        return 0.0
+    return value if math.isfinite(value) else 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError
-from mtlbench.mixing import parse_mixing
+from mtlbench.mixing import read_mixing
 
 WINDOW = 32
 """Batches within which rows of like length are brought together."""
@@ -26,8 +26,7 @@ def planned_steps(
     """Optimizer steps of the budget: ``steps``, or ``epochs`` passes over the joint rows, capped where they are."""
     if steps is not None:
         return steps
-    rows = sum(min(n, parse_mixing(mixing)(n)) if mixing.startswith("capped") else n for n in rows_per_task)
-    return max(1, math.ceil(epochs * rows / batch_size))
+    return max(1, math.ceil(epochs * read_mixing(mixing).rows_per_epoch(rows_per_task) / batch_size))
 
 
 def plan_batches(
@@ -41,9 +40,9 @@ def plan_batches(
 ) -> list[list[int]]:
     """The rows of every step, the same for every method.
 
-    Each window of :data:`WINDOW` batches holds the tasks in the shares of the mixture, to the row; each task's rows are
-    visited in shuffled passes without replacement. Inside a window rows of like length share a batch, and the batches
-    are shuffled.
+    Each window of :data:`WINDOW` batches holds the tasks in the shares of the mixture, to the row; with ``fraction``
+    each batch does, and no task is without a row in a batch that has room for all. Each task's rows are visited in
+    shuffled passes without replacement. In a window rows of like length share a batch, and the batches are shuffled.
 
     Args:
         rows_of_task: For each task the indices of its rows.
@@ -52,27 +51,48 @@ def plan_batches(
     Returns:
         ``steps`` lists of ``batch_size`` row indices, shortest row first where ``lengths`` are given.
     """
-    weigh = parse_mixing(mixing)
-    shares = np.array([weigh(len(rows)) for rows in rows_of_task])
+    mixture = read_mixing(mixing)
+    shares = np.array(mixture.weights([len(rows) for rows in rows_of_task]))
     if not shares.sum():
         raise RequestError("There are no training rows.")
     shares /= shares.sum()
     random = np.random.default_rng(seed)
     streams = [_passes(rows, np.random.default_rng([seed, i])) for i, rows in enumerate(rows_of_task)]
     used = np.zeros(len(shares), dtype=np.int64)
+    fixed = _every_step(shares, batch_size) if mixture.every_step else None
     plan: list[list[int]] = []
     while len(plan) < steps:
         batches = min(WINDOW, steps - len(plan))
-        counts = _quota(shares * (used.sum() + batches * batch_size) - used, batches * batch_size)
+        if fixed is None:
+            counts = _quota(shares * (used.sum() + batches * batch_size) - used, batches * batch_size)
+        else:
+            counts = fixed * batches
         used += counts
-        window = np.array([next(streams[i]) for i, count in enumerate(counts) for _ in range(count)])
-        random.shuffle(window)
-        if lengths is not None:
-            window = window[np.argsort([lengths[i] for i in window], kind="stable")]
-        grouped = window.reshape(batches, batch_size)
+        drawn = [np.array([next(streams[i]) for _ in range(count)], dtype=np.int64) for i, count in enumerate(counts)]
+        if fixed is None:
+            window = np.concatenate(drawn)
+            random.shuffle(window)
+            grouped = _by_length(window, lengths).reshape(batches, batch_size)
+        else:
+            parts = [_by_length(rows, lengths).reshape(batches, -1) for rows in drawn]
+            grouped = np.stack([_by_length(batch, lengths) for batch in np.concatenate(parts, axis=1)])
         random.shuffle(grouped)
         plan.extend(grouped.tolist())
     return plan
+
+
+def _by_length(rows: NDArray[Any], lengths: Sequence[int] | None) -> NDArray[Any]:
+    return rows if lengths is None else rows[np.argsort([lengths[i] for i in rows], kind="stable")]
+
+
+def _every_step(shares: NDArray[Any], batch_size: int) -> NDArray[np.int64] | None:
+    """Rows of each task in every batch: one, and the rest by share; ``None`` where a batch has not room for all."""
+    some = (shares > 0).astype(np.int64)
+    rest = batch_size - int(some.sum())
+    if rest < 0:
+        return None
+    due = np.maximum(shares * batch_size - some, 0)
+    return some + _quota(due * (rest / due.sum()) if due.any() else due, rest)
 
 
 def _passes(rows: Sequence[int], random: np.random.Generator) -> Iterator[int]:
@@ -99,8 +119,8 @@ class Batch:
     tasks: Tensor
     """Task ids ``[rows]``."""
     inputs: Mapping[str, Tensor]
-    """What the model is called with: ``input_ids`` and ``attention_mask [rows, length]``, and ``position_ids`` (causal)
-    or ``decoder_input_ids`` (seq2seq)."""
+    """What the model is called with: ``input_ids [rows, length]``, and with an encoder-decoder ``attention_mask`` and
+    ``decoder_input_ids`` too."""
     label_index: Tensor
     """Where labels are, as flat positions in ``[rows * length]`` of the (decoder's) hidden states: ``[labels]``."""
     label_ids: Tensor
@@ -108,6 +128,8 @@ class Batch:
     """The row of each label."""
     label_weights: Tensor
     """One over the number of labels of the row, float32."""
+    answers: Tensor | None
+    """Flat positions that hold all labels of each row ``[rows, width]``; ``None`` where that is most of the row."""
     real_tokens: int
     padded_tokens: int
     """Token slots computed, padding included."""
@@ -132,8 +154,8 @@ def collate(
     if architecture == "causal":
         texts = [np.asarray(row.context + row.target[:-1], dtype=np.int64) for row in rows]
         ids, mask = _pad(texts, pad_id)
-        positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        # No token looks at the padding behind it, so causal rows need no mask, which the kernels are faster without.
+        inputs = {"input_ids": ids}
         starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
         real, padded = int(mask.sum()), ids.size
     else:
@@ -157,9 +179,17 @@ def collate(
         label_ids=put(np.concatenate(targets)),
         label_rows=put(label_rows),
         label_weights=put((1 / sizes)[label_rows].astype(np.float32)),
+        answers=None if 2 * sizes.max() > width else put(_windows(starts + sizes, width=sizes.max(), length=width)),
         real_tokens=real,
         padded_tokens=padded,
     )
+
+
+def _windows(ends: NDArray[Any], *, width: int, length: int) -> NDArray[np.int64]:
+    """The ``width`` positions of each row up to ``ends [rows]``, flat in ``[rows * length]``: ``[rows, width]``."""
+    first = np.maximum(ends - width, 0) + np.arange(len(ends)) * length
+    windows: NDArray[np.int64] = first[:, None] + np.arange(width)
+    return windows
 
 
 def _pad(texts: Sequence[NDArray[Any]], pad_id: int) -> tuple[NDArray[Any], NDArray[Any]]:

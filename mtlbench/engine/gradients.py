@@ -13,6 +13,7 @@ from mtlbench.api.method import Method
 from mtlbench.engine.batches import Batch
 from mtlbench.engine.loss import row_losses
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.tail import narrow_tail
 from mtlbench.errors import RequestError
 
 
@@ -21,7 +22,7 @@ class Gradients:
 
     def __init__(self, *, model: nn.Module, method: Method, routing: Routing, autocast: torch.dtype | None) -> None:
         self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
-        self._linear = type(method).loss is Method.loss
+        self._linear: bool | None = True if type(method).loss is Method.loss else None
 
     def forward(self, batch: Batch) -> Tensor:
         """Row losses ``[rows]``."""
@@ -45,7 +46,7 @@ class Gradients:
         """
         tasks = torch.cat([batch.tasks for batch in batches])
         if len(batches) == 1:
-            with self.routing.of(tasks):
+            with self.routing.of(tasks), narrow_tail(self.model, batches[0].answers):
                 losses = self.forward(batches[0])
                 loss = self.method.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
@@ -53,7 +54,7 @@ class Gradients:
         weights = torch.split(self._row_weights(tasks), [batch.rows for batch in batches])
         parts = []
         for batch, weight in zip(batches, weights, strict=True):
-            with self.routing.of(batch.tasks):
+            with self.routing.of(batch.tasks), narrow_tail(self.model, batch.answers):
                 losses = self.forward(batch)
                 torch.autograd.backward((losses * weight).sum())
             parts.append(losses.detach())
@@ -64,23 +65,35 @@ class Gradients:
                 torch.autograd.backward(loss)
         return loss.detach(), losses, tasks
 
+    def is_linear(self, tasks: Tensor) -> bool:
+        """The loss is linear in the losses of rows of these tasks, so that micro-batches sum to its gradient.
+
+        A method's own loss is tried once, at two points.
+        """
+        if self._linear is None:
+            one, other = torch.ones(len(tasks)), torch.linspace(0.5, 2.0, len(tasks))
+            first, second = (self._derivative(point.to(tasks.device), tasks) for point in (one, other))
+            self._linear = torch.allclose(first, second, rtol=1e-4)
+        return self._linear
+
     def _row_weights(self, tasks: Tensor) -> Tensor:
         """Derivative of the method's loss by each row's loss ``[rows]``: the same everywhere, as the loss is linear."""
+        if not self.is_linear(tasks):
+            raise RequestError(
+                f"The loss of {self.method.name!r} is not linear in the losses of the rows, so its gradient cannot "
+                "be summed from micro-batches. Leave micro_batch out, or make batch_size as small."
+            )
+        return self._derivative(torch.ones(len(tasks), device=tasks.device), tasks)
 
-        def at(point: Tensor) -> Tensor:
-            point.requires_grad_()
-            return torch.autograd.grad(self.method.loss(point, tasks, self.model), point)[0]
+    def _derivative(self, point: Tensor, tasks: Tensor) -> Tensor:
+        point.requires_grad_()
+        return torch.autograd.grad(self.method.loss(point, tasks, self.model), point)[0]
 
-        weights = at(torch.ones(len(tasks), device=tasks.device))
-        if not self._linear:
-            other = at(torch.linspace(0.5, 2.0, len(tasks), device=tasks.device))
-            if not torch.allclose(weights, other, rtol=1e-4):
-                raise RequestError(
-                    f"The loss of {self.method.name!r} is not linear in the losses of the rows, so its gradient cannot "
-                    "be summed from micro-batches. Leave micro_batch out, or make batch_size as small."
-                )
-            self._linear = True
-        return weights
+
+def clear(params: Sequence[Tensor]) -> None:
+    """Let go of the gradients."""
+    for p in params:
+        p.grad = None
 
 
 @contextmanager

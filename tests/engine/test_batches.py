@@ -8,10 +8,11 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from mtlbench.engine.batches import WINDOW, collate, parse_mixing, plan_batches, planned_steps
+from mtlbench.engine.batches import WINDOW, collate, plan_batches, planned_steps
 from mtlbench.engine.splits import carve
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError
+from mtlbench.mixing import read_mixing
 from mtlbench.testing import toy_rows
 
 SIZES = (1000, 100, 10)
@@ -43,6 +44,7 @@ def test_the_plan_depends_on_the_seed_and_nothing_global():
         ("uniform", (1, 1, 1)),
         ("temperature:2", (1000**0.5, 100**0.5, 10**0.5)),
         ("capped:50", (50, 50, 10)),
+        ("weights:a=3,b=1,c=1", (3, 1, 1)),
     ],
 )
 def test_every_window_holds_the_mixture_to_the_row(mixing, weights):
@@ -82,6 +84,32 @@ def test_rows_of_like_length_share_a_batch_and_the_window_keeps_its_rows():
     assert longest != sorted(longest)
 
 
+@pytest.mark.parametrize("lengths", [None, [5 + (i * 7919) % 200 for i in range(1110)]])
+def test_a_fraction_holds_in_every_step(lengths):
+    batches = plan("fraction", lengths=lengths)
+    counts = [Counter(task_of(row) for row in batch) for batch in batches]
+    assert all(count == {0: 14, 1: 1, 2: 1} for count in counts), "of 14.4, 1.4 and 0.1 rows"
+    visited = Counter(row for batch in batches for row in batch)
+    for task in range(3):
+        times = [visited[row] for row in range(1110) if task_of(row) == task]
+        assert max(times) - min(times) <= 1
+    if lengths is not None:
+        padded = sum(16 * max(lengths[i] for i in batch) for batch in batches)
+        loose = sum(16 * max(lengths[i] for i in batch) for batch in plan("fraction"))
+        assert padded < 0.8 * loose
+        assert all(batch == sorted(batch, key=lengths.__getitem__) for batch in batches)
+
+
+def test_a_fraction_of_a_batch_with_fewer_rows_than_tasks_takes_them_in_turn():
+    batches = plan("fraction", sizes=(4, 4, 4), steps=6, batch_size=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(12))
+
+
+def test_fixed_weights_of_another_number_of_tasks_are_refused():
+    with pytest.raises(RequestError, match="names 2 tasks and the cell has 3"):
+        plan("weights:a=1,b=1")
+
+
 def test_an_empty_task_is_left_out():
     assert {row for batch in plan("uniform", sizes=(4, 0), steps=8, batch_size=4) for row in batch} == {0, 1, 2, 3}
 
@@ -91,7 +119,7 @@ def test_an_empty_task_is_left_out():
 )
 def test_a_bad_mixing_is_named_with_what_is_known(words):
     with pytest.raises(RequestError, match="temperature:T") as caught:
-        parse_mixing(words)
+        read_mixing(words)
     assert repr(words) in str(caught.value)
 
 
@@ -112,8 +140,7 @@ def collated(architecture, rows=ROWS, start=9):
 def test_causal_labels_sit_one_before_their_tokens():
     batch = collated("causal")
     assert batch.inputs["input_ids"].tolist() == [[1, 11, 12, 40, 0, 0], [1, 13, 0, 0, 0, 0], [1, 14, 15, 16, 43, 44]]
-    assert batch.inputs["attention_mask"].sum(1).tolist() == [4, 2, 6]
-    assert batch.inputs["position_ids"].tolist() == [list(range(6))] * 3
+    assert list(batch.inputs) == ["input_ids"]  # no token looks at the padding behind it
     assert batch.tasks.tolist() == [2, 0, 1]
     assert batch.label_index.tolist() == [2, 3, 7, 15, 16, 17]
     assert batch.label_ids.tolist() == [40, 41, 42, 43, 44, 2]

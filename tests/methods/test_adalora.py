@@ -209,7 +209,7 @@ def test_the_penalty_equals_pefts_and_stays_out_of_row_losses(build):
     total = method.loss(rows, batch.tasks, ours)
     labels = torch.full(batch.inputs["input_ids"].shape, -100)
     labels[:, 1] = 5
-    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+    inputs = {n: batch.inputs[n] for n in ("input_ids", "attention_mask") if n in batch.inputs}
     with_penalty = theirs(**inputs, labels=labels).loss
     without = theirs.base_model.model(**inputs, labels=labels).loss
     penalty = total - rows.mean()
