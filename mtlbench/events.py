@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pluggy
 
 from mtlbench.api.hooks import PROJECT, EventHooks, NounHooks, hookimpl
+from mtlbench.store.files import overwrite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +54,9 @@ class Events:
         """A worker has the cell."""
         self._relay("mtlbench_cell_started", cell=cell)
 
-    def training_planned(self, cell: Cell, total_steps: int) -> None:
-        """The training budget of the cell is known."""
-        self._relay("mtlbench_training_planned", cell=cell, total_steps=total_steps)
+    def training_planned(self, cell: Cell, total_steps: int, done: int = 0) -> None:
+        """The training budget of the cell is known, and the steps ``done`` by attempts that it goes on from."""
+        self._relay("mtlbench_training_planned", cell=cell, total_steps=total_steps, done=done)
 
     def step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
         """An optimizer step is done; ``row_losses`` and ``tasks`` are ``[rows]``, detached and on the device."""
@@ -94,7 +95,9 @@ class StepLog:
 
     A line holds ``step``, ``loss`` (mean over the rows of that step), ``tasks`` (full task name to mean loss over its
     rows in that step) and ``seconds`` since the attempt started. An attempt begins with ``{"started": time}`` and,
-    once the budget is known, ``{"total": steps}``. Losses are read from the device only for steps that are written.
+    once the budget is known, ``{"total": steps}``; one that goes on from a checkpoint adds ``"done": steps`` and counts
+    its seconds on. The log of a cell that needed such an attempt is cleaned at the end, so that every step is there
+    once. Losses are read from the device only for steps that are written.
     """
 
     lines = 200
@@ -105,6 +108,7 @@ class StepLog:
         self._began = 0.0
         self._total: int | None = None
         self._next = 1
+        self._resumed = False
 
     @hookimpl
     def mtlbench_cell_started(self, cell: Cell) -> None:
@@ -113,14 +117,19 @@ class StepLog:
         self._file = self._folder.steps_file(cell.key).open("ab", buffering=0)
         # An attempt that was killed may have left a torn line: end it.
         self._file.write(b"\n")
-        self._began, self._total, self._next = time.monotonic(), None, 1
+        self._began, self._total, self._next, self._resumed = time.monotonic(), None, 1, False
         self._write({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     @hookimpl
-    def mtlbench_training_planned(self, cell: Cell, total_steps: int) -> None:
+    def mtlbench_training_planned(self, cell: Cell, total_steps: int, done: int) -> None:
         """Spread the lines evenly over the budget."""
-        self._total = total_steps
-        self._write({"total": total_steps})
+        self._total, self._resumed = total_steps, done > 0
+        self._write({"total": total_steps, **({"done": done} if done else {})})
+        if done:
+            gap = self._gap(done)
+            self._next = 1 + gap * math.ceil(done / gap)
+            earlier = [line["seconds"] for line in self._folder.steps(cell.key) if "seconds" in line]
+            self._began -= earlier[-1] if earlier else 0.0
 
     @hookimpl
     def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
@@ -128,7 +137,7 @@ class StepLog:
         if self._file is None or (step < self._next and step != self._total):
             return
         # Without a known budget the gaps grow with the step, which keeps the log short for any length.
-        self._next = step + max(1, math.ceil(self._total / self.lines) if self._total else step // 25)
+        self._next = step + self._gap(step)
         losses: list[float] = row_losses.tolist()
         by_task: dict[str, list[float]] = {}
         for loss, task in zip(losses, tasks.tolist(), strict=True):
@@ -146,6 +155,13 @@ class StepLog:
     def mtlbench_cell_finished(self, record: Record) -> None:
         """Close the log."""
         self._close()
+        if self._resumed:
+            lines = [{k: v for k, v in line.items() if k != "done"} for line in self._folder.steps(record.key)]
+            whole = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            overwrite(self._folder.steps_file(record.key), whole)
+
+    def _gap(self, step: int) -> int:
+        return max(1, math.ceil(self._total / self.lines) if self._total else step // 25)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import logging
 import os
@@ -11,67 +10,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
+from mtlbench import pulse
 from mtlbench.api.cell import Cell
+from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Failure, Record
+from mtlbench.errors import MtlbenchError
 from mtlbench.events import Events, StepLog
+from mtlbench.failpoints import reach
+from mtlbench.redact import log_to_stderr
+from mtlbench.stacks import Stacks, crash_of
+from mtlbench.stopping import Stop
 from mtlbench.store import Claim, RunFolder
 
 MAX_DEATHS = 2
 """A cell whose worker died this often is recorded as failed instead of being run again."""
-ORPHAN_GRACE_S = 10.0
+ORPHAN_GRACE_S = 30.0
 """How long a worker without a parent may take to unwind, in seconds."""
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(SystemExit):
-    """The worker was asked to end: unwind, leave the cell unrecorded."""
-
-
-class Stop:
-    """Turns SIGTERM and SIGINT into :class:`Stopped`.
-
-    Python swallows an exception that a signal raises inside a finalizer or a fork handler, so whoever stops a worker
-    signals again until it ends; :meth:`held` and :meth:`ignore` keep that from breaking what must not be broken.
-    """
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._held = False
-
-    def install(self) -> None:
-        """Listen from now on; only the main thread may do this."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-
-    def ignore(self) -> None:
-        """The process ends anyway: more signals change nothing."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-    def check(self) -> None:
-        """Raise :class:`Stopped` if a signal came."""
-        if self._signal is not None:
-            raise Stopped(128 + self._signal)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Do not raise inside; a signal that comes waits for the next :meth:`check`."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        if not self._held:
-            self.check()
 
 
 def work(
@@ -82,23 +42,27 @@ def work(
     events: Events | None = None,
     index: int = 0,
     stop: Stop | None = None,
+    takes: Callable[[Cell], bool] = lambda cell: True,
+    last: str | None = None,
     poll_s: float = 0.5,
 ) -> None:
-    """Run cells of ``request`` until every one has a record.
+    """Run cells of ``request`` until every one that this worker ``takes`` has a record.
 
     ``run`` gives the record of a cell and raises only to end the worker. Cells that other workers hold are waited for
-    and taken over when their worker died. Worker ``index`` starts at another cell than its siblings.
+    and taken over when their worker died. Worker ``index`` starts at another cell than its siblings, and
+    tries the cell with the key ``last`` after all others.
 
     Raises:
         StoreError: the request or a record cannot be read.
         Stopped: the worker was asked to end; the cell in hand is given back unrecorded.
     """
-    cells = folder.cells(request)
+    cells = [cell for cell in folder.cells(request) if takes(cell)]
     shift = index % len(cells) if cells else 0
-    pending = cells[shift:] + cells[:shift]
+    pending = sorted(cells[shift:] + cells[:shift], key=lambda cell: cell.key == last)
     relay = events if events is not None else Events({})
     stop = stop if stop is not None else Stop()
     told: set[str] = set()
+    folder.drop_finished_checkpoints()
     while pending:
         with stop.held():
             pending = folder.missing(pending)
@@ -112,12 +76,17 @@ def work(
             stop.check()
             cell = next(cell for cell in pending if cell.key == claim.key)
             relay.cell_started(cell)
-            record = run(cell) if claim.deaths < MAX_DEATHS else _killed(cell, claim)
+            reach("worker.claimed")
+            record = run(cell) if claim.deaths < MAX_DEATHS else _killed(folder, cell, claim)
             if record.status == "failed":
                 # The signal may be the cause: it goes to the children of the worker too.
                 stop.check()
+            reach("worker.computed")
             with stop.held():
                 record, published = _publish(folder, record, claim)
+            reach("worker.published")
+            if published and record.status != "failed":
+                folder.drop_checkpoints(cell.key)
             if published:
                 _log.info("%s %s seed %d: %s", cell.key, cell.variant, cell.seed, record.status)
                 relay.cell_finished(record)
@@ -136,7 +105,17 @@ def _publish(folder: RunFolder, record: Record, claim: Claim) -> tuple[Record, b
         return record, folder.publish(record, claim)
 
 
-def _killed(cell: Cell, claim: Claim) -> Record:
+def _killed(folder: RunFolder, cell: Cell, claim: Claim) -> Record:
+    crash = crash_of(folder.path, cell.key)
+    if crash is not None:
+        what, frames = crash
+        failure = Failure(
+            kind="plugin",
+            message=f"{claim.deaths} workers crashed while they ran this cell: {what}.",
+            next_step="The frames show the code that crashed: report them to the authors of that package.",
+            frames=frames,
+        )
+        return Record(cell=cell, status="failed", failure=failure)
     return Record(
         cell=cell,
         status="failed",
@@ -208,6 +187,16 @@ class Assignment:
     device: str
     threads: int | None
     parent: int | None
+    devices: int = 1
+    """Devices of each cell of this worker."""
+    devices_per_cell: str = "1"
+    """How many devices which cells get: it takes those that get ``devices``."""
+    last: str | None = None
+    """Key of the cell that killed the worker before this one: siblings get to try it first."""
+    pulse: int | None = None
+    """Open file for signs of life."""
+    stop: Stop = field(default_factory=Stop)
+    """Tells when the worker is asked to end."""
 
 
 Engine = Callable[[Assignment, RunFolder, Events], Callable[[Cell], Record]]
@@ -217,26 +206,46 @@ Engine = Callable[[Assignment, RunFolder, Events], Callable[[Cell], Record]]
 def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
     """The real engine; backbone and tokenised data stay warm between cells."""
     from mtlbench.engine.cell import Bench, run_cell
+    from mtlbench.engine.recovery import checkpoint_seconds
 
+    every_s = checkpoint_seconds()
     words = folder.words(given.request)
     bench = Bench(device=given.device, threads=given.threads, data=words["data"])
-    return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events)
+    return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=given.stop, checkpoint_s=every_s)
 
 
 def main(words: Sequence[str] | None = None, *, engine: Engine = torch_engine) -> int:
     """Entry point of ``python -m mtlbench.worker``."""
     given = _read(words)
     faulthandler.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO, "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     stop = Stop()
     stop.install()
+    if hasattr(signal, "SIGUSR2"):
+        # A job's warning of its end is for the process that started this worker, and it asks then.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if given.parent is not None:
         follow_parent(given.parent)
     folder = RunFolder(given.folder)
-    events = Events({"step log": StepLog(folder), **_observers()})
+    beats = {"pulse": pulse.install(given.pulse)} if given.pulse is not None else {}
+    events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beats, **_observers()})
+    rule = DevicesPerCell.read(given.devices_per_cell)
     try:
-        run = engine(given, folder, events)
-        work(folder, given.request, run=run, events=events, index=given.index, stop=stop)
+        run = engine(replace(given, stop=stop), folder, events)
+        work(
+            folder,
+            given.request,
+            run=run,
+            events=events,
+            index=given.index,
+            stop=stop,
+            takes=lambda cell: rule(cell) == given.devices,
+            last=given.last,
+        )
+    except MtlbenchError as error:
+        # Its one sentence says all; the traceback would push it out of what the parent shows.
+        _log.error("this worker ends: %s", error)
+        return 1
     finally:
         stop.ignore()
         if given.parent is not None and os.getppid() != given.parent:
@@ -252,11 +261,14 @@ def _read(words: Sequence[str] | None) -> Assignment:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--parent", type=int, help="end when this process is gone")
+    parser.add_argument("--devices", type=int, default=1, help="devices of each cell")
+    parser.add_argument("--devices-per-cell", default="1", help="run the cells that get --devices by this rule")
+    parser.add_argument("--last", help="key of a cell to try after all others")
+    parser.add_argument("--pulse", type=int, help="open file for signs of life")
     return Assignment(**vars(parser.parse_args(words)))
 
 
 def _observers() -> dict[str, object]:
-    from mtlbench.errors import MtlbenchError
     from mtlbench.plugins import load_observer, offers
 
     found: dict[str, object] = {}

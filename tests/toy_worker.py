@@ -1,14 +1,19 @@
 """A worker whose cells do what their settings say: everything of a real worker except the engine.
 
 ``python toy_worker.py`` takes the words of ``mtlbench.worker``. Each run of a cell appends its key to ``ran`` in the
-run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``fork`` (hang
-with a child that ignores SIGTERM) or ``fail_when_stopped``; ``seconds`` is how long it works.
+run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
+Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
+that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
+device with this word in its name) or ``fail_when_stopped``; ``seconds`` is how long it works.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +25,7 @@ from mtlbench.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.worker import Assignment, main
 
-ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MTLBENCH_FOREIGN_BYTES")
 COMMAND = (sys.executable, __file__)
 
 
@@ -31,9 +36,9 @@ class Numbers(list[float]):
         return list(self)
 
 
-def toy_cell(seed: int = 0, do: str = "ok", seconds: float = 0.0) -> Cell:
+def toy_cell(seed: int = 0, do: str = "ok", seconds: float = 0.0, method: str = "toy") -> Cell:
     settings = {"do": do, "seconds": seconds}
-    return Cell(method="toy", settings=settings, tasks=("toy/a", "toy/b"), model="m", protocol=Protocol(), seed=seed)
+    return Cell(method=method, settings=settings, tasks=("toy/a", "toy/b"), model="m", protocol=Protocol(), seed=seed)
 
 
 def ran(folder: RunFolder) -> list[str]:
@@ -48,14 +53,26 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     do = cell.settings["do"]
     if do == "die" or (do == "die_once" and ran(folder).count(cell.key) == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    if do == "fork":
-        child = os.fork()
-        if child == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            (folder.path / "child").write_text(str(os.getpid()))
-            time.sleep(600)
+    if do == "fork" and os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (folder.path / "child").write_text(str(os.getpid()))
+        time.sleep(600)
+    if do == "bad_gpu" and "bad" in os.environ["CUDA_VISIBLE_DEVICES"]:
+        os.abort()
     if do in ("hang", "fork"):
         time.sleep(600)
+    if do == "spin":
+        library, lock = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        library.pthread_mutex_lock(lock)
+        library.pthread_mutex_lock(lock)  # never comes back, and keeps Python's lock meanwhile
+    if do == "crash":
+        ctypes.string_at(0)
+    if do == "stray":
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        (folder.path / "stray").write_text(str(child.pid))
+    while do == "deaf":
+        with contextlib.suppress(BaseException):
+            time.sleep(600)
     if do == "fail_when_stopped":
         try:
             time.sleep(600)
@@ -65,12 +82,19 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
         return Record(cell=cell, status="failed", failure=Failure(kind="oom", message="m", next_step="n"))
     if do == "skip":
         return Record(cell=cell, status="skipped", failure=Failure(kind="refused", message="m", next_step="n"))
+    began = time.monotonic()
     events.training_planned(cell, 4)
     for step in range(1, 5):
         time.sleep(float(cell.settings["seconds"] or 0) / 4)
         events.step_finished(cell, step, Numbers([1.0, 2.0, 6.0]), Numbers([0, 1, 1]))  # type: ignore[arg-type]
     loss = float("nan") if do == "nan" else 0.0
-    notes = {"pid": os.getpid(), "loss": loss, **{name: os.environ.get(name) for name in ENVIRONMENT}}
+    notes = {
+        "pid": os.getpid(),
+        "began": began,
+        "ended": time.monotonic(),
+        "loss": loss,
+        **{name: os.environ.get(name) for name in ENVIRONMENT},
+    }
     return Record(cell=cell, status="ok", notes=notes)
 
 

@@ -29,6 +29,7 @@ class AdaLora(Method):
     """
 
     name: ClassVar[str] = "adalora"
+    resumable: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Zhang et al. 2023, arXiv:2303.10512, Algorithm 1; QingruZhang/AdaLoRA; "
         "huggingface/peft 0.21.2: peft.tuners.adalora"
@@ -121,7 +122,9 @@ class AdaLora(Method):
         _budget(model).allocate(step + 1)
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        trainer.run(patience_from=_budget(model).schedule.last)
+        budget = _budget(model)
+        trainer.keep(budget.memory(), modules=[budget])
+        trainer.run(patience_from=budget.schedule.last)
 
     def finish(self, model: nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""

@@ -26,11 +26,14 @@ class LoraSt(Lora):
     """
 
     name: ClassVar[str] = "lora_st"
+    resumable: ClassVar[bool] = True
     source: ClassVar[str] = "Hu et al. 2022, arXiv:2106.09685; pUmpKin-Co/MTL-LoRA@7848a70:lora_finetune_single.py"
     composable: ClassVar[bool] = False
     task_routed: ClassVar[bool] = True
 
     def refuse(self, setup: Setup) -> str | None:
+        if setup.sources:
+            return "its tasks share nothing, so nothing of the sources reaches a target. Take lora, or leave it out."
         if setup.total_steps < len(setup.tasks):
             return (
                 f"{setup.total_steps} steps cannot be shared by {len(setup.tasks)} tasks that train one after another: "

@@ -11,6 +11,7 @@ from mtlbench import Composite, Method, hookimpl
 from mtlbench.api.method import Value
 from mtlbench.errors import RequestError
 from mtlbench_methods.lora import Lora
+from mtlbench_methods.peml_tables import TABLES
 from mtlbench_methods.prefixnas import CANDIDATES, PrefixNas
 from mtlbench_methods.settings import check
 
@@ -31,6 +32,24 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                 "peml[reduction=true]",
             ]
         ),
+    },
+    "peml/figure-4": {
+        "measure": {
+            "model": "random:llama-7b",
+            "lengths": "1024",
+            "batch_size": 4,
+            "dtype": "bfloat16",
+            "parts": "training",
+            "methods": ",".join(
+                word
+                for rank in (32, 64, 96, 128, 160)
+                for word in (
+                    f"lora[rank={rank}]",
+                    f"multilora[modules={rank // 32},rank=32]",
+                    f"peml[rank={rank}]",
+                )
+            ),
+        }
     },
     "peml/operations": {
         **_GLUE,
@@ -61,7 +80,7 @@ class Peml(Composite):
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
     identity_at_start: ClassVar[bool] = False
     composable: ClassVar[bool] = False
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, **TABLES}
 
     prefix_length: int = 20
     layers: int = 6

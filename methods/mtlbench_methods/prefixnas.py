@@ -35,6 +35,7 @@ class PrefixNas(PrefixMethod):
     """
 
     name: ClassVar[str] = "prefixnas"
+    resumable: ClassVar[bool] = True
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
 
     layers: int = 6
@@ -157,6 +158,7 @@ class PrefixNas(PrefixMethod):
             learning_rate=self.arch_learning_rate,
             entropy_weight=self.entropy,
         )
+        trainer.keep(search, modules=search.encoders)
         # The last cut comes before the step after the search; a state kept before it would be another network.
         trainer.run(before_step=search.before_step, patience_from=plan.steps + 1)
         for encoder in encoder_of(model).encoders():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from mtlbench.api.method import Value
@@ -23,23 +23,43 @@ def digest(value: Any, *, length: int = 16) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything that must be equal for two rows to be compared."""
+    """Everything that must be equal for two rows to be compared.
 
+    A named protocol (:mod:`mtlbench.protocols`) is a set of these fields; ``data`` and ``prompts`` come with the tasks.
+    """
+
+    name: str = ""
+    """The named protocol it was made from and what was changed: ``peml_holdout`` or ``standard + steps=10``. What is
+    compared is the other fields: this one is in no hash and no key."""
     data: str = "demo"
-    """Where rows come from, with a digest of what is there: ``demo:<digest>``, ``hub`` or ``folder:<digest>``."""
+    """Where rows come from, with a digest of what is there: ``demo:<digest>``, ``folder:<digest>`` or, from the data
+    sets' revisions, ``hub:<digest>``."""
     prompts: str = ""
-    """Version of lm-eval whose task objects make the prompts."""
+    """Version of lm-eval whose task objects make the prompts, with a digest of the tasks' prompt definitions."""
     max_length: int = 256
     """Rows longer than this many tokens are cut on the left of the prompt."""
     train_rows: int | None = None
     """At most this many training rows per task; ``None`` takes all."""
     eval_rows: int | None = None
     """At most this many evaluation rows per task; ``None`` takes all."""
+    k_shot: str = ""
+    """``16``: train on 16 rows of each task, drawn by the cell's seed; ``16:class``: on 16 rows of each label. With
+    ``sources`` of each target only. Rows kept out of training (``held_out``) are among them."""
+    holdout: float = 0.0
+    """Share of each task's training split that becomes its evaluation split, the same rows for every cell; the official
+    evaluation split is then not used at all. 0 scores the official one."""
     eval_from_train: float = 0.0
     """Share of each task's training rows that is kept from training and scored instead of the evaluation split, which
-    is then not used at all; 0 scores the evaluation split."""
+    is then not used at all: for tuning. 0 scores the evaluation split."""
     held_out: float = 0.1
     """Share of the training rows kept from training: half stops training early, half is for architecture search."""
+    sources: str = ""
+    """Full names of the tasks that are trained first, with commas. The cell's other tasks, the targets, are trained
+    afterwards from that state, and they alone are scored. Empty: all tasks are trained together and scored."""
+    adapt_epochs: float | None = None
+    """Passes over the targets' rows after the sources; ``None`` takes ``epochs``."""
+    adapt_steps: int | None = None
+    """Steps on the targets, instead of ``adapt_epochs``; where neither is given, ``steps``."""
     epochs: float = 3.0
     """Passes over the joint training rows; ignored when ``steps`` is given."""
     steps: int | None = None
@@ -57,7 +77,8 @@ class Protocol:
     clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     mixing: str = "proportional"
-    """``proportional``, ``uniform``, ``temperature:T`` or ``capped:ROWS``."""
+    """``proportional``, ``uniform``, ``temperature:T``, ``capped:ROWS``, ``fraction`` or ``weights:TASK=W,...``; see
+    :func:`mtlbench.mixing.read_mixing`."""
     evals_per_run: int = 4
     """How often the early-stopping split is scored during training; 0 never stops early."""
     patience: int = 2
@@ -71,9 +92,35 @@ class Protocol:
     tuning: str = "none"
     """How much tuning produced the settings, in words: ``none``, or what ``mtlbench tune`` says."""
 
+    @property
+    def label(self) -> str:
+        """Name and hash, as tables show it."""
+        return f"{self.name} ({self.hash()})" if self.name else self.hash()
+
+    @property
+    def source_tasks(self) -> tuple[str, ...]:
+        """Full names of the tasks trained first."""
+        return tuple(self.sources.split(",")) if self.sources else ()
+
+    def adaptation(self) -> Protocol:
+        """The protocol with the budget of the targets, after the sources."""
+        if self.adapt_steps is not None:
+            return replace(self, steps=self.adapt_steps)
+        return self if self.adapt_epochs is None else replace(self, epochs=self.adapt_epochs, steps=None)
+
+    def identity(self) -> dict[str, Any]:
+        """What two rows must share: all fields but the name.
+
+        A field that stands at nothing (``None``, 0, no, empty) by default is left out while it does, so that a field
+        added for a new feature changes no key of cells that do not use it.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        unused = {f.name for f in fields(self) if not f.default and values.get(f.name) == f.default}
+        return {name: value for name, value in values.items() if name not in unused}
+
     def hash(self) -> str:
-        """Short digest of all fields."""
-        return digest(asdict(self), length=12)
+        """Short digest of :meth:`identity`."""
+        return digest(self.identity(), length=12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +143,12 @@ class Cell:
     @property
     def key(self) -> str:
         """Name of everything this cell leaves behind: 24 hexadecimal digits."""
-        return digest(self.to_json(), length=24)
+        return digest({**self.to_json(), "protocol": self.protocol.identity()}, length=24)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The tasks that are evaluated: all, or with ``protocol.sources`` the targets."""
+        return tuple(task for task in self.tasks if task not in self.protocol.source_tasks)
 
     @property
     def variant(self) -> str:

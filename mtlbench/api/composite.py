@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench.api.method import Method, Setup, Trainer, Value
+from mtlbench.api.method import Holder, Method, Setup, Trainer, Value
 from mtlbench.errors import PluginError, RequestError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class Composite(Method):
     while it trains (search, rank budgets, stages) goes on inside the training of the others.
     """
 
+    resumable: ClassVar[bool] = True
+
     @abstractmethod
     def parts(self) -> tuple[Method, ...]:
         """The methods, in the order they are attached."""
@@ -34,6 +36,9 @@ class Composite(Method):
         Each part then has an equal share of the budget, in which the others are frozen and those to come switched off.
         """
         return None
+
+    def resumes(self) -> bool:
+        return super().resumes() and all(part.resumes() for part in self.parts())
 
     def refuse(self, setup: Setup) -> str | None:
         reasons = (part.refuse(self._share(setup)) for part in self.parts())
@@ -197,6 +202,9 @@ class _Inside:
     def run(self, **given: Any) -> None:
         self._part.fit(self._model, _With(self._trainer, given))
 
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
+
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)
 
@@ -220,6 +228,9 @@ class _With:
             raise PluginError("Two composed methods both train tasks one after another. Compose at most one of them.")
         self._trainer.run(**merged)
 
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
+
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)
 
@@ -236,6 +247,9 @@ class _Share:
 
     def run(self, **given: Any) -> None:
         self._trainer.run(**{**given, "share": self._share * given.get("share", 1.0)})
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)

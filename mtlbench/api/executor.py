@@ -3,9 +3,63 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
+
+from mtlbench.api.cell import Cell
+from mtlbench.errors import RequestError, did_you_mean
+
+SILENCE_S = 1800.0
+"""A cell that shows no sign of progress for this many seconds is ended."""
+
+
+@dataclass(frozen=True)
+class DevicesPerCell:
+    """How many devices a cell gets: the same for all, or by method."""
+
+    usual: int = 1
+    of: Mapping[str, int] = field(default_factory=dict)
+    """Method name to its own number."""
+
+    def __call__(self, cell: Cell) -> int:
+        return self.of.get(cell.method, self.usual)
+
+    def __str__(self) -> str:
+        return ",".join([str(self.usual), *(f"{name}={count}" for name, count in self.of.items())])
+
+    @classmethod
+    def read(cls, words: str) -> DevicesPerCell:
+        """``"2"``, ``"full=4"`` or ``"1,full=4"``.
+
+        Raises:
+            RequestError: the words are no numbers of devices.
+        """
+        usual, of = 1, dict[str, int]()
+        for word in words.split(","):
+            name, equals, number = word.strip().rpartition("=")
+            if not number.isdigit() or int(number) < 1 or (equals and not name):
+                raise RequestError(
+                    f"--devices-per-cell {words!r} cannot be read at {word!r}. Write a number, or a number for each "
+                    "method that needs another one: 1,full=4."
+                )
+            if name:
+                of[name.strip()] = int(number)
+            else:
+                usual = int(number)
+        return cls(usual=usual, of=of)
+
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Refuse a method that no cell is of.
+
+        Raises:
+            RequestError: naming it.
+        """
+        methods = {cell.method for cell in cells}
+        for name in self.of:
+            if name not in methods:
+                raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")
 
 
 @dataclass(frozen=True)
@@ -20,6 +74,12 @@ class Launch:
     """How many workers at most; 0 lets the executor choose (one per accelerator, or one per core)."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
+    devices: DevicesPerCell = field(default_factory=DevicesPerCell)
+    """How many of them each cell gets."""
+    silence_s: float = SILENCE_S
+    """A cell without a step or a scored batch for so many seconds is ended with class ``timeout``."""
+    cell_timeout_s: float | None = None
+    """A cell that runs longer than this many seconds is ended with class ``timeout``."""
 
 
 class Workers(ABC):
@@ -38,6 +98,15 @@ class Executor(ABC):
     """Starts workers; it decides nothing about cells, claims or records."""
 
     name: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Fields that words in brackets set, as in ``slurm[partition=gpu]``; the executor is a frozen dataclass then."""
+
+    def check(self, device: str) -> None:  # noqa: B027
+        """Refuse, before anything is created, what cannot be had here.
+
+        Raises:
+            RequestError: what is missing and what to do.
+        """
 
     @abstractmethod
     def start(self, launch: Launch) -> Workers:

@@ -1,7 +1,7 @@
 """The pluggy hooks of mtlbench: the nouns a plugin may provide, the events an observer may watch.
 
 A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
-(``mtlbench.methods``, ``.tasks``, ``.reports``, ``.executors``, ``.observers``) names the module.
+(``mtlbench.methods``, ``.tasks``, ``.reports``, ``.published``, ``.executors``, ``.observers``) names the module.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtlbench.api.cell import Cell
     from mtlbench.api.executor import Executor
     from mtlbench.api.method import Method
+    from mtlbench.api.published import Ledger
     from mtlbench.api.record import Record
     from mtlbench.api.report import Report
     from mtlbench.api.task import TaskSuite
@@ -42,6 +43,10 @@ class NounHooks:
         """The module's reports: pure renderers that never import torch."""
 
     @hookspec
+    def mtlbench_published(self) -> Iterable[Ledger]:  # type: ignore[empty-body]
+        """The module's ledgers: folders of published tables, one JSON file per paper."""
+
+    @hookspec
     def mtlbench_executors(self) -> Iterable[Executor]:  # type: ignore[empty-body]
         """The module's ways to start workers."""
 
@@ -58,8 +63,11 @@ class EventHooks:
         """Called in the worker that claimed the cell, and in the parent when it sees the claim."""
 
     @hookspec
-    def mtlbench_training_planned(self, cell: Cell, total_steps: int) -> None:
-        """Called in the worker before the first step, with the optimizer steps of the whole budget."""
+    def mtlbench_training_planned(self, cell: Cell, total_steps: int, done: int) -> None:
+        """Called in the worker before the first step, with the optimizer steps of the whole budget.
+
+        ``done`` of them were done by an earlier attempt that ended, and are not told again.
+        """
 
     @hookspec
     def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
@@ -88,6 +96,7 @@ NOUN_HOOKS: dict[str, str] = {
     "methods": "mtlbench_methods",
     "tasks": "mtlbench_tasks",
     "reports": "mtlbench_reports",
+    "published": "mtlbench_published",
     "executors": "mtlbench_executors",
 }
 GROUPS: tuple[str, ...] = (*NOUN_HOOKS, "observers")

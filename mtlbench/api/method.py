@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -48,6 +48,19 @@ class Setup:
     max_length: int
     """Longest row in tokens, prompt and answer together."""
     seed: int
+    sources: int = 0
+    """How many of the first tasks are trained before the others, in :meth:`Method.fit`; the others follow in
+    :meth:`Method.adapt`. 0 where all are trained together."""
+
+
+class Holder(Protocol):
+    """Something with state between steps: an optimizer, a budget, a search."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors, numbers, words, ``None``, and lists and dictionaries of them; a tuple comes back as a list."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Take over what :meth:`state_dict` gave; tensors come on the processor."""
 
 
 class Trainer(Protocol):
@@ -75,6 +88,12 @@ class Trainer(Protocol):
 
         ``before_step(step)`` runs before each step, early stopping counts from step ``patience_from``; steps are
         counted from 0 in each run, for :meth:`Method.after_step` too.
+        """
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        """Let checkpoints hold what ``holder`` has between steps. Call it before :meth:`run`.
+
+        ``modules`` are modules of the model whose plain attributes the holder takes care of.
         """
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
@@ -107,8 +126,16 @@ class Method(ABC):
     adapts: ClassVar[str] = "weights"
     """What it changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
 
+    resumable: ClassVar[bool] = True
+    """Whether training can go on from a checkpoint. That holds parameters, buffers, optimizer, random states and what
+    ``fit`` gives to :meth:`Trainer.keep`; on the way back ``fit`` runs again and its finished runs are skipped. A class
+    that overrides :meth:`fit`, :meth:`adapt` or :meth:`after_step` says ``resumable = True`` itself, if nothing else is
+    kept between steps; otherwise its cells start from zero."""
+
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`."""
+    """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`; see :mod:`mtlbench.presets`."""
+    protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named protocols: name such as ``peml/strict`` to fields; see :mod:`mtlbench.protocols`."""
 
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""
@@ -145,8 +172,27 @@ class Method(ABC):
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step and before gradients are cleared (rank budgets, schedules, pruning)."""
 
+    def resumes(self) -> bool:
+        """Whether a checkpoint holds all that this method has between steps: see :attr:`resumable`."""
+        for cls in type(self).__mro__:
+            if "resumable" in vars(cls):
+                return bool(vars(cls)["resumable"])
+            if vars(cls).keys() & {"fit", "adapt", "after_step"}:
+                return False
+        return False
+
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
         """Train. The default is one run over the budget; override for stages and bilevel search."""
+        trainer.run()
+
+    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+        """Train on tasks that :meth:`fit` did not see, from the state it left. Called where a protocol has ``sources``.
+
+        ``trainer`` now has the rows and the budget of the targets; steps for :meth:`after_step` go on from the end of
+        the budget of :meth:`fit`. The default is one run on all targets together: what tasks share goes on from where
+        the sources left it, and what belongs to one task starts as it was attached. Override it to start a target from
+        what its sources learned, or to freeze what is shared.
+        """
         trainer.run()
 
     def finish(self, model: nn.Module) -> None:

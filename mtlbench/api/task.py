@@ -32,11 +32,18 @@ class Task:
     eval_split: str = "validation"
     shots: int = 0
     """Worked examples before every prompt: the first rows of the training split, never the row that is asked."""
+    shots_split: str | None = None
+    """Split the worked examples come from, where it is another one; it is neither trained on nor scored."""
+    shots_by: str | None = None
+    """Column whose value a worked example shares with the row that is asked, such as ``subject``; rows whose value no
+    example has are asked without."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """What the prompt and the target read, and what it holds; ``choices.text`` is a field of a column of structures.
     Checked before any compute."""
     licence: str = ""
     source: str = ""
+    tables: tuple[str, ...] = ()
+    """Paper tables that show the task, such as ``peml/table-2``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,4 +58,6 @@ class TaskSuite:
     demo_fingerprint: Callable[[], str] | None = None
     """A digest that changes when the generated rows can change."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Named requests, such as ``glue/quick``: words of the command line by option name."""
+    """Named requests, such as ``glue/quick``: words of the command line by option name; see :mod:`mtlbench.presets`."""
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named protocols, such as ``glue/strict``: fields by name; see :mod:`mtlbench.protocols`."""

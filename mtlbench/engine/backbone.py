@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtlbench.engine.checksum import Checksum
 from mtlbench.errors import RequestError
-from mtlbench.models import BACKBONES, check_model, is_embedded
+from mtlbench.models import BACKBONES, check_model, is_embedded, remote_code
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,19 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
 
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
         # accelerate puts each weight straight on the device: no second copy on the host
         placed = {"": str(device)}
         model = auto.from_pretrained(
-            where, config=config, dtype=dtype, attn_implementation=attention, device_map=placed
+            where,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=placed,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(_unloadable(name, error)) from error
     model = model.eval().requires_grad_(False)
@@ -107,13 +112,28 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(_unloadable(name, error)) from error
     auto, architecture = _auto_class(name, config)
     with torch.device("meta"):
-        model = auto.from_config(config, attn_implementation=attention)
+        model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
     return model.eval().requires_grad_(False), architecture
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a backbone.
+
+    Raises:
+        RequestError: as :func:`load_backbone`.
+    """
+    where = _locate(name)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -157,6 +177,8 @@ def _auto_class(name: str, config: Any) -> tuple[Any, str]:
 
 def _unloadable(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "custom code" in first:
+        return remote_code(name)
     if Path(name).expanduser().is_dir():
         return f"The backbone in {name!r} cannot be loaded: {first}"
     return (

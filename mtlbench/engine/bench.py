@@ -13,12 +13,14 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
-from mtlbench.data.from_train import scored_from_train
+from mtlbench.data.from_train import splits_under
+from mtlbench.data.k_shot import chosen_rows
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
 from mtlbench.engine.backbone import Backbone, load_backbone
 from mtlbench.engine.encode import encode_rows
 from mtlbench.engine.machine import Machine, choose_dtype, probe
+from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import DataError
 from mtlbench.models import weights_digest
@@ -60,6 +62,7 @@ class Bench:
         self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
+        self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
 
     def dtypes(self, cell: Cell) -> tuple[torch.dtype, torch.dtype | None]:
         """Dtype of the frozen weights, and of autocast where it is on."""
@@ -94,14 +97,17 @@ class Bench:
         """
         protocol = cell.protocol
         key = (
-            cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train
+            cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train,
+            protocol.holdout, protocol.k_shot, protocol.sources, cell.seed if protocol.k_shot else None,
         )  # fmt: skip
         if key not in self._prepared:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
             for index, (name, lm_task) in enumerate(lm_tasks.items()):
                 evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
-                wanted = choose_rows(len(lm_task.training_docs()), protocol.train_rows)
+                shots = "" if name in protocol.source_tasks else protocol.k_shot
+                draw = axis_seed(axis_seed(cell.seed, "split"), f"k-shot/{name}")
+                wanted = chosen_rows(lm_task, limit=protocol.train_rows, k_shot=shots, seed=draw)
                 rows += encode_rows(
                     backbone.tokenizer,
                     training_pairs(lm_task, wanted),
@@ -114,20 +120,23 @@ class Bench:
             self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
         return self._prepared[key]
 
+    def revisions(self, cell: Cell) -> Mapping[str, str]:
+        """Data set to its revision on the hub, where that is known; once the cell is :meth:`prepared`."""
+        return self._revisions.get(cell.tasks, {})
+
     def _tasks(self, cell: Cell) -> tuple[dict[str, Task], dict[str, ConfigurableTask]]:
-        share, train_rows = cell.protocol.eval_from_train, cell.protocol.train_rows
-        key = (cell.tasks, cell.protocol.data, share, train_rows if share else None)
+        protocol = cell.protocol
+        share = protocol.eval_from_train
+        key = (cell.tasks, protocol.data, protocol.holdout, share, protocol.train_rows if share else None)
         if key not in self._lm_tasks:
             suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in cell.tasks)}
             tasks = {name: find_task(suites, name) for name in cell.tasks}
             source = open_source(self._data, suites=suites)
             _same_data(source, list(tasks.values()), cell)
+            self._revisions[cell.tasks] = dict(source.revisions(list(tasks.values())))
             lm_tasks = {}
             for name, task in tasks.items():
-                splits = source.splits(task)
-                if share:
-                    splits = scored_from_train(task, splits, share=share, train_rows=train_rows)
-                lm_tasks[name] = load_lm_task(task, splits, name=name)
+                lm_tasks[name] = load_lm_task(task, splits_under(task, source.splits(task), protocol), name=name)
             self._lm_tasks[key] = (tasks, lm_tasks)
         return self._lm_tasks[key]
 

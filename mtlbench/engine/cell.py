@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -22,18 +21,25 @@ from mtlbench.engine import guards
 from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.batches import Batch, collate
 from mtlbench.engine.bench import Bench, Prepared, token_budget
+from mtlbench.engine.checkpoint import Checkpoints
 from mtlbench.engine.cost import Peak, folder_bytes, read_peak, reset_peak, stored_count, trainable_count
 from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
+from mtlbench.engine.identity import training_identity
+from mtlbench.engine.memory import free_memory, is_out_of_memory
+from mtlbench.engine.model_state import Unusable
 from mtlbench.engine.rebuild import setup_of
+from mtlbench.engine.recovery import EVERY_S, Recovery
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
-from mtlbench.engine.splits import Splits, carve
+from mtlbench.engine.splits import Splits, carve, phases
 from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
-from mtlbench.engine.train import Loop
+from mtlbench.engine.train import Loop, budget_steps
 from mtlbench.errors import RequestError
 from mtlbench.events import Events
+from mtlbench.failpoints import reach
 from mtlbench.settings import build
+from mtlbench.stopping import Stop
 from mtlbench.store import RunFolder
 
 __all__ = ["Bench", "run_cell"]
@@ -45,19 +51,38 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
-def run_cell(cell: Cell, *, bench: Bench, folder: RunFolder, events: Events) -> Record:
-    """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step."""
+def run_cell(
+    cell: Cell,
+    *,
+    bench: Bench,
+    folder: RunFolder,
+    events: Events,
+    stop: Stop | None = None,
+    checkpoint_s: float = EVERY_S,
+) -> Record:
+    """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step.
+
+    Training goes on from the checkpoint of an earlier attempt where there is one. When ``stop`` is asked, training ends
+    after its step with a checkpoint.
+
+    Raises:
+        Stopped: the worker was asked to end.
+    """
     started = time.time()
+    stop = Stop() if stop is None else stop
+    run = _Run(cell, bench=bench, folder=folder, events=events, stop=stop, checkpoint_s=checkpoint_s)
     try:
-        record = _Run(cell, bench=bench, folder=folder, events=events).record()
+        try:
+            record = run.record()
+        except Unusable as error:
+            run = run.afresh(str(error))
+            record = run.record()
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         record = Record(cell=cell, status="failed", failure=failure_of(error, cell))
     finally:
-        gc.collect()
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
-    provenance = {**_provenance(bench), **record.provenance, "started": started, "finished": time.time()}
+        free_memory(bench.device)
+    provenance = {**_provenance(bench), **record.provenance, **run.told(), "started": started, "finished": time.time()}
     return Record(**{**vars(record), "provenance": provenance})
 
 
@@ -69,41 +94,61 @@ class _Run:
     bench: Bench
     folder: RunFolder
     events: Events
+    stop: Stop
+    checkpoint_s: float
     checks: dict[str, bool] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """Why earlier checkpoints were not used."""
+    begun: float = field(default_factory=time.perf_counter)
+    recovery: Recovery | None = None
+    loop: Loop | None = None
+    was_reset: bool = False
+    token_budget: int = 0
 
     def record(self) -> Record:
-        begun = time.perf_counter()
         cell, bench = self.cell, self.bench
+        reach("cell.started")
         method = build(cell.method, cell.settings)
         backbone = bench.backbone(cell)
         prepared = bench.prepared(cell, backbone)
+        reach("cell.prepared")
         splits = carve(prepared.rows, held_out=cell.protocol.held_out, seed=axis_seed(cell.seed, "split"))
         routing = Routing()
         model = backbone.fresh()
-        loop = self._loop(model, method, backbone, splits, routing)
+        recovery = self.recovery = self._recovery(method, backbone)
+        first, *later = phases(splits, cell.protocol)
+        loop = self.loop = self._loop(model, method, backbone, first[0], routing)
         setup = self._setup(model, backbone, prepared, splits, routing, loop.total_steps)
-        was_reset = reset_peak(bench.device)
+        self.was_reset = reset_peak(bench.device)
         reason = _attach(method, model, setup)
         if reason is not None:
             return Record(cell=cell, status="skipped", failure=_refusal(reason))
+        reach("cell.attached")
         attached = trainable_count(model)
         sample = self._sample(splits, backbone)
         before = trainable_state(model)
         if method.identity_at_start:
             stock = guards.label_logits(backbone.fresh(), sample, routing)
             self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
-        self.events.training_planned(cell, loop.total_steps if before else 0)
+        planned = sum(budget_steps(*phase) for phase in (first, *later)) if before else 0
+        self.events.training_planned(cell, planned, recovery.before.get("steps", 0))
         method.fit(model, loop)
-        peak = read_peak(bench.device, was_reset=was_reset)
+        for phase in later if before else []:
+            loop.turn_to(*phase)
+            method.adapt(model, loop)
+        reach("cell.trained")
+        peak = self._peak()
         model.eval()
         trainable = trainable_count(model)
         if before:
             self._check("trained", guards.trained(before, trainable_state(model)))
             self._reload(model, method, backbone, setup, sample, routing)
+        reach("cell.saved")
         method.finish(model)
         evaluated = time.perf_counter()
         evaluation = self._evaluate(model, backbone, prepared, routing)
         eval_seconds = time.perf_counter() - evaluated
+        reach("cell.evaluated")
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         self.folder.put_samples(cell.key, evaluation.samples)
         done = loop.progress
@@ -117,7 +162,7 @@ class _Run:
                 inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
                 train_seconds=done.seconds,
                 eval_seconds=eval_seconds,
-                total_seconds=time.perf_counter() - begun,
+                total_seconds=self._seconds(),
                 steps=done.steps,
                 train_rows=done.rows,
                 train_tokens=done.real_tokens,
@@ -128,8 +173,68 @@ class _Run:
             ),
             guards=self.checks,
             notes=self._notes(model, loop, attached),
-            provenance={"backbone_fingerprint": backbone.fingerprint, "dtype": str(bench.dtypes(cell)[0])},
+            provenance={
+                "backbone_fingerprint": backbone.fingerprint,
+                "dtype": str(bench.dtypes(cell)[0]),
+                "protocol_hash": cell.protocol.hash(),
+                **({"data_revisions": dict(revisions)} if (revisions := bench.revisions(cell)) else {}),
+            },
         )
+
+    def afresh(self, reason: str) -> _Run:
+        """The same cell from zero, without its checkpoints."""
+        logger.warning("cell %s starts from zero: %s", self.cell.key, reason)
+        self.folder.drop_checkpoints(self.cell.key)
+        problems = [*self.problems, *(self.recovery.problems if self.recovery else []), f"started from zero: {reason}"]
+        return replace(self, checks={}, problems=problems, recovery=None, loop=None)
+
+    def told(self) -> dict[str, Any]:
+        """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
+        told: dict[str, Any] = {}
+        recovery, loop = self.recovery, self.loop
+        if recovery is not None and recovery.before:
+            told["attempts"] = recovery.before["attempts"] + 1
+            told["resumed_from_step"] = [*recovery.before["resumed_from_step"], recovery.before["steps"]]
+        problems = [*self.problems, *(recovery.problems if recovery is not None else [])]
+        if problems:
+            told["checkpoint_problems"] = problems
+        if loop is not None and loop.progress.micro_batches:
+            told["micro_batch"] = [{"after_step": step, "rows": rows} for step, rows in loop.progress.micro_batches]
+        if self.token_budget and self.token_budget < token_budget(self.bench.device):
+            told["eval_tokens_per_batch"] = self.token_budget
+        return told
+
+    def _recovery(self, method: Method, backbone: Backbone) -> Recovery:
+        identity = training_identity(
+            self.cell, method, backbone, device=self.bench.device, dtypes=self.bench.dtypes(self.cell)
+        )
+        files = Checkpoints(self.folder.checkpoints(self.cell.key), identity=identity)
+        return Recovery(
+            files if method.resumes() else None, stop=self.stop, every_s=self.checkpoint_s, about=self._about
+        )
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint tells beside the state of training: how far it is, and what attempts so far cost."""
+        before = self.recovery.before if self.recovery is not None else {}
+        resumed = [*before["resumed_from_step"], before["steps"]] if before else []
+        return {
+            "steps": self.loop.progress.steps if self.loop is not None else 0,
+            "seconds": self._seconds(),
+            "peak": self._peak().amount,
+            "attempts": len(resumed) + 1,
+            "resumed_from_step": resumed,
+        }
+
+    def _seconds(self) -> float:
+        """Of this attempt, and of earlier ones up to the checkpoints that were gone on from."""
+        before = self.recovery.before if self.recovery is not None else {}
+        return float(before.get("seconds", 0.0)) + time.perf_counter() - self.begun
+
+    def _peak(self) -> Peak:
+        """Of all attempts."""
+        peak = read_peak(self.bench.device, was_reset=self.was_reset)
+        earlier = self.recovery.before.get("peak") if self.recovery is not None else None
+        return peak if earlier is None or peak.amount is None else replace(peak, amount=max(peak.amount, earlier))
 
     def _loop(self, model: nn.Module, method: Method, backbone: Backbone, splits: Splits, routing: Routing) -> Loop:
         return Loop(
@@ -145,8 +250,13 @@ class _Run:
             seed=self.cell.seed,
             device=self.bench.device,
             autocast=self.bench.dtypes(self.cell)[1],
-            on_step=lambda step, losses, tasks: self.events.step_finished(self.cell, step + 1, losses, tasks),
+            on_step=self._stepped,
+            recovery=self.recovery,
         )
+
+    def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        reach("cell.step")
+        self.events.step_finished(self.cell, step + 1, losses, tasks)
 
     def _setup(
         self, model: nn.Module, backbone: Backbone, prepared: Prepared, splits: Splits, routing: Routing, steps: int
@@ -190,16 +300,32 @@ class _Run:
         self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
 
     def _evaluate(self, model: nn.Module, backbone: Backbone, prepared: Prepared, routing: Routing) -> Evaluation:
+        """Score the tasks; where memory runs out, again with half the tokens at once, until one row is left.
+
+        The longest rows come first, so that little is computed twice.
+        """
+        self.token_budget = token_budget(self.bench.device)
+        while True:
+            try:
+                return self._scored(model, backbone, prepared, routing)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.token_budget == 1:
+                    raise
+                self.token_budget //= 2
+                logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
+            free_memory(self.bench.device)
+
+    def _scored(self, model: nn.Module, backbone: Backbone, prepared: Prepared, routing: Routing) -> Evaluation:
         return evaluate(
             model,
             backbone.tokenizer,
             architecture=backbone.architecture,
-            lm_tasks=prepared.lm_tasks,
+            lm_tasks={name: prepared.lm_tasks[name] for name in self.cell.scored},
             task_ids={name: i for i, name in enumerate(prepared.tasks)},
             metrics={name: task.metrics for name, task in prepared.tasks.items()},
             routing=routing,
             max_length=self.cell.protocol.max_length,
-            token_budget=token_budget(self.bench.device),
+            token_budget=self.token_budget,
             eval_rows=self.cell.protocol.eval_rows,
         )
 
@@ -276,6 +402,7 @@ def _provenance(bench: Bench) -> dict[str, Any]:
         "system": platform.platform(),
         "host": platform.node(),
         "pid": os.getpid(),
+        **({"foreign_device_bytes": int(taken)} if (taken := os.environ.get("MTLBENCH_FOREIGN_BYTES")) else {}),
         "device": bench.machine.name,
         "threads": bench.machine.threads,
         "float32_gflops": round(bench.machine.float32_gflops, 1),

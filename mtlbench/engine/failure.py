@@ -5,18 +5,23 @@ from __future__ import annotations
 import errno
 import traceback
 from importlib import metadata
+from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, FailureClass
-from mtlbench.errors import PluginError, RequestError
+from mtlbench.engine.memory import is_out_of_memory
+from mtlbench.errors import PluginError, RequestError, StoreError
 from mtlbench.plugins import offer_of
+from mtlbench.store.disk import disk_error
+from mtlbench.store.files import Damaged
 
 _NEXT: dict[FailureClass, str] = {
     "oom": "Give the cell less at once: a smaller --micro-batch, --max-length, or --checkpointing.",
     "user": "Correct the request as the message says and run the same command again.",
     "disk": "Free space or raise the quota of the run folder, then run the same command again.",
+    "corrupt": "Remove or restore the file that the message names, then run the same command again.",
     "plugin": "The failure is in the method's own code: report it to its authors with the frames of this record.",
     "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
 }
@@ -40,10 +45,12 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
 
 
 def _class_of(error: BaseException, cell: Cell) -> FailureClass:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "oom"
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if (isinstance(error, OSError) and error.errno in _DISK) or disk_error(error, Path(), needed=0):
         return "disk"
+    if isinstance(error, (StoreError, Damaged, SafetensorError)):
+        return "corrupt"
     if isinstance(error, RequestError):
         return "user"
     if isinstance(error, (PluginError, GuardError)):

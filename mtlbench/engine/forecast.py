@@ -10,7 +10,8 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.engine.backbone import empty_backbone
-from mtlbench.engine.cost import stored_count, trainable_count
+from mtlbench.engine.cost import trainable_count
+from mtlbench.engine.footprint import Footprint, footprint
 from mtlbench.engine.rebuild import setup_of
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import RequestError
@@ -29,6 +30,8 @@ class Counts:
     """That train at the start."""
     dropped: int
     """Of these, what a search drops."""
+    footprint: Footprint
+    architecture: str
 
 
 def count_parameters(cell: Cell) -> Counts:
@@ -38,7 +41,7 @@ def count_parameters(cell: Cell) -> Counts:
         RequestError: the method refuses the backbone, or the backbone's configuration cannot be had.
     """
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
-    backbone = stored_count(model)
+    found = footprint(model)
     method = build(cell.method, cell.settings)
     setup = setup_of(
         model,
@@ -55,7 +58,13 @@ def count_parameters(cell: Cell) -> Counts:
         method.attach(model, setup)
     searched = (getattr(module, "temporary_parameters", None) for module in model.modules())
     dropped = sum(int(count()) for count in searched if callable(count))
-    return Counts(backbone=backbone, training=trainable_count(model), dropped=dropped)
+    return Counts(
+        backbone=found.parameters,
+        training=trainable_count(model),
+        dropped=dropped,
+        footprint=found,
+        architecture=architecture,
+    )
 
 
 def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:

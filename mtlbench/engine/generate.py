@@ -12,6 +12,7 @@ from torch import nn
 from mtlbench.engine.encode import encode_texts
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import DataError
+from mtlbench.pulse import beat
 
 MAX_NEW_TOKENS = 256
 """lm-eval's own limit where a task sets none."""
@@ -61,6 +62,7 @@ def generate(
                 new_tokens=new_tokens,
             )
             made.update(zip(batch, texts, strict=True))
+            beat()
     return [made[number] for number in range(len(prompts))]
 
 

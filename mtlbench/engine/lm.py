@@ -1,8 +1,9 @@
-"""lm-eval's model class over a backbone with per-row task routing: batched by length, shared rows, few logits."""
+"""lm-eval's model class over a backbone with per-row task routing: what requests share is computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,24 @@ from torch import Tensor, nn
 
 from mtlbench.engine.encode import Tokens, encode_pairs, fit
 from mtlbench.engine.generate import generate
-from mtlbench.engine.head import picked_rows
+from mtlbench.engine.packable import packable
+from mtlbench.engine.packs import Pack, pack_of, pack_rows
+from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.sharing import SharedRow, Wish, share_rows
+from mtlbench.engine.sharing import Wish, share_rows
+from mtlbench.pulse import beat
 
 LOGITS_PER_BATCH = 2**26
 """Most logits computed at once: 256 MiB in float32."""
+TRUNK_SHARE = 4
+"""Trunks read at once have at most the token budget divided by this; they stay until their rows are scored."""
 
 
 class RoutedLM(LM):  # type: ignore[misc]
     """Scores lm-eval requests; ``request.task_name`` chooses the task id of its row.
 
-    Encoder-decoder backbones run as ``model.get_encoder()`` and then ``model(encoder_outputs=...)``, each inside its
-    own ``routing.of``: one encoder row per distinct prompt, one decoder row per distinct beginning of an answer.
+    Requests that begin alike share a row (:mod:`mtlbench.engine.packs`), an encoder-decoder's context is encoded once
+    for all its answers, and logits are computed only where they are read.
 
     ``token_budget`` bounds rows x padded length of a batch. The model must be in evaluation mode.
     """
@@ -45,22 +51,22 @@ class RoutedLM(LM):  # type: ignore[misc]
         self.model, self.tokenizer, self.architecture = model, tokenizer, architecture
         self.routing, self.task_ids = routing, task_ids
         self.max_length, self.token_budget = max_length, token_budget
-        self._device = next(model.parameters()).device
+        reader = CausalReader if architecture == "causal" else Seq2seqReader
+        self._reader: CausalReader | Seq2seqReader = reader(model, routing, pad_id=tokenizer.pad_token_id or 0)
         self._vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """``(log-likelihood in nats, whether greedy decoding gives the answer)`` in the order of ``requests``."""
-        rows = share_rows(self._wishes(requests))
-        score = self._score_causal if self.architecture == "causal" else self._score_seq2seq
         numbers: list[int] = []
         lengths: list[int] = []
         found: list[Tensor] = []
         with torch.no_grad():
-            for batch in self._batches(rows):
-                wishes = [wish for row in batch for wish in row.wishes]
+            for batch, scores in self._scored(self._packs(self._wishes(requests))):
+                wishes = [wish for pack in batch for wish, _ in pack.picks]
                 numbers += [wish.number for wish in wishes]
                 lengths += [len(wish.answer) for wish in wishes]
-                found.append(score(batch))
+                found.append(scores)
+                beat()
         if not found:
             return []
         # The only transfer to the host.
@@ -101,83 +107,72 @@ class RoutedLM(LM):  # type: ignore[misc]
                 wishes.append(Wish(number, (task, context), (start, *answer[:-1]), answer))
         return wishes
 
-    def _batches(self, rows: list[SharedRow]) -> Iterator[list[SharedRow]]:
-        """Rows of like length within the token budget and the logit limit, longest first: memory peaks early."""
-        rows = sorted(rows, key=lambda r: (len(r.group[1]), r.group[1], len(r.tokens)), reverse=True)
-        picks = LOGITS_PER_BATCH // self._vocabulary
-        batch: list[SharedRow] = []
-        width = picked = 0
-        for row in rows:
-            needed = len(row.tokens) - min(wish.first for wish in row.wishes)
-            wider = max(width, len(row.tokens) + len(row.group[1]))
-            if batch and (wider * (len(batch) + 1) > self.token_budget or picked + needed > picks):
-                yield batch
-                batch, picked, wider = [], 0, len(row.tokens) + len(row.group[1])
-            batch.append(row)
-            width, picked = wider, picked + needed
-        if batch:
-            yield batch
+    @cached_property
+    def _packable(self) -> bool:
+        return packable(self._reader, max_length=self.max_length)
 
-    def _score_causal(self, batch: list[SharedRow]) -> Tensor:
-        ids, mask = self._pad([row.tokens for row in batch])
-        positions = torch.arange(ids.shape[1], device=self._device).expand_as(ids)
-        index, picks, answers = self._terms(batch, width=ids.shape[1])
-        with self.routing.of(self._tensor([row.group[0] for row in batch])), picked_rows(self.model, index):
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        return _score(logits, picks, answers)
+    def _packs(self, wishes: Sequence[Wish]) -> list[Pack]:
+        rows = share_rows(wishes)
+        if not rows or not self._packable:
+            return [pack_of([row]) for row in rows]
+        return pack_rows(rows, trunks=self.architecture == "causal")
 
-    def _score_seq2seq(self, batch: list[SharedRow]) -> Tensor:
-        from transformers.modeling_outputs import BaseModelOutput
+    def _scored(self, packs: Sequence[Pack]) -> Iterator[tuple[list[Pack], Tensor]]:
+        """Batches and their ``[2, answer tokens]``."""
+        for batch in self._batches([pack for pack in packs if not pack.trunk]):
+            yield batch, self._reader.scores(batch, plain=not self._packable)
+        behind: dict[tuple[int, Tokens], list[Pack]] = {}
+        for pack in packs:
+            if pack.trunk:
+                behind.setdefault((pack.group[0], pack.trunk), []).append(pack)
+        for groups in self._waves(list(behind)):
+            assert isinstance(self._reader, CausalReader)
+            trunks = self._reader.trunks(groups)
+            for batch in self._batches([pack for group in groups for pack in behind[group]], before=trunks.width):
+                yield batch, self._reader.scores(batch, trunks)
 
-        groups = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in batch))}
-        prompts, prompt_mask = self._pad([context for _, context in groups])
-        with self.routing.of(self._tensor([task for task, _ in groups])):
-            encoder = self.model.get_encoder()  # type: ignore[operator]
-            hidden = encoder(input_ids=prompts, attention_mask=prompt_mask).last_hidden_state
-        if len(groups) < len(batch):
-            of_row = self._tensor([groups[row.group] for row in batch])
-            hidden, prompt_mask = hidden.index_select(0, of_row), prompt_mask.index_select(0, of_row)
-        ids, mask = self._pad([row.tokens for row in batch])
-        index, picks, answers = self._terms(batch, width=ids.shape[1])
-        with self.routing.of(self._tensor([row.group[0] for row in batch])), picked_rows(self.model, index):
-            logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-                attention_mask=prompt_mask,
-                decoder_input_ids=ids,
-                decoder_attention_mask=mask,
-                use_cache=False,
-            ).logits
-        return _score(logits, picks, answers)
+    def _waves(self, groups: list[tuple[int, Tokens]]) -> Iterator[list[tuple[int, Tokens]]]:
+        """Trunks of like length that are read together."""
+        groups.sort(key=lambda group: len(group[1]), reverse=True)
+        while groups:
+            size = max(1, self.token_budget // TRUNK_SHARE // len(groups[0][1]))
+            yield groups[:size]
+            groups = groups[size:]
 
-    def _terms(self, batch: list[SharedRow], *, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions with needed logits ``[picked]``; for each answer token its pick and its id, both ``[terms]``."""
-        index: dict[int, int] = {}
-        picks: list[int] = []
-        answers: list[int] = []
-        for at, row in enumerate(batch):
-            for wish in row.wishes:
-                start = at * width + wish.first
-                picks += [index.setdefault(start + i, len(index)) for i in range(len(wish.answer))]
-                answers += wish.answer
-        return self._tensor(list(index)), self._tensor(picks), self._tensor(answers)
+    def _batches(self, packs: list[Pack], *, before: int = 0) -> Iterator[list[Pack]]:
+        """Packs of like length within the token budget and the logit limit, longest first: memory peaks early.
 
-    def _pad(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``[rows, length]``, padded on the right."""
-        width = max(map(len, rows))
-        ids = np.full((len(rows), width), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = 1
-        return torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device)
-
-    def _tensor(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._device)
+        ``before`` is the length of their trunks, whose copies for every row count a quarter.
+        """
+        packs.sort(key=lambda p: (len(p.group[1]), p.group[1], len(p.tokens)), reverse=True)
+        sizes = [len(p.tokens) + len(p.group[1]) + before // TRUNK_SHARE for p in packs]
+        logits = [len({at for _, places in p.picks for at in places}) for p in packs]
+        most = LOGITS_PER_BATCH // self._vocabulary
+        for low, high in cuts(sizes, logits, budget=self.token_budget, most=most):
+            yield packs[low:high]
 
 
-def _score(logits: Tensor, picks: Tensor, answers: Tensor) -> Tensor:
-    """Log-likelihood and greedy flag of each answer token ``[2, terms]`` from ``logits [picked, vocab]``."""
-    logits = logits.float()
-    logprobs = logits[picks, answers] - logits.logsumexp(-1)[picks]
-    greedy = logits.argmax(-1)[picks] == answers
-    return torch.stack([logprobs, greedy.to(logprobs.dtype)])
+def cuts(sizes: Sequence[int], logits: Sequence[int], *, budget: int, most: int) -> list[tuple[int, int]]:
+    """Runs of rows that pad least, each within ``budget`` rows x longest size and ``most`` logits, or a single row.
+
+    A batch costs its slots and a sixteenth of the budget, as what every batch does besides its tokens.
+    """
+    count = len(sizes)
+    costs, nexts = [0.0] * (count + 1), [0] * count
+    for low in reversed(range(count)):
+        longest = picked = 0
+        costs[low] = float("inf")
+        for high in range(low + 1, count + 1):
+            longest, picked = max(longest, sizes[high - 1]), picked + logits[high - 1]
+            slots = longest * (high - low)
+            if high > low + 1 and (slots > budget or picked > most):
+                break
+            cost = slots + budget / 16 + costs[high]
+            if cost < costs[low]:
+                costs[low], nexts[low] = cost, high
+    found = []
+    low = 0
+    while low < count:
+        found.append((low, nexts[low]))
+        low = nexts[low]
+    return found

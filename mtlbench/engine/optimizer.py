@@ -76,7 +76,8 @@ class AdamW:
         """Take over what :meth:`state_dict` gave for the same parameters."""
         for p, moments, steps in zip(self.params, state["moments"], state["steps"], strict=True):
             if moments is not None:
-                self._state[p] = (moments[0].clone(), moments[1].clone())
+                first, second = (torch.empty_like(p).copy_(moment) for moment in moments)
+                self._state[p] = (first, second)
                 self._steps[p] = steps
 
 

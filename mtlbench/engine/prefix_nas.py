@@ -197,6 +197,16 @@ class PrefixNAS(nn.Module):
             for j in ranked[keep:]:
                 layer.weights[str(j)].grad = layer.biases[str(j)].grad = None
 
+    def search_state(self) -> dict[str, Any]:
+        """What the search changed besides parameters."""
+        return {"survivors": [list(layer.survivors) for layer in self._searched()], "trajectory": list(self.trajectory)}
+
+    def load_search_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`search_state` gave."""
+        for layer, survivors in zip(self._searched(), state["survivors"], strict=True):
+            layer.keep(survivors)
+        self.trajectory = list(state["trajectory"])
+
     def derive(self, *, step: int | None = None) -> None:
         """Keep one operation per layer (eq. 7), unless that is done, and drop the parameters of the others."""
         if self.size > 1:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class SearchPlan:
 
 
 class ArchitectureSearch:
-    """Drives encoders through their search; give :meth:`before_step` to the training loop.
+    """Drives encoders through their search; give :meth:`before_step` to the training loop, and the search to its
+    ``keep``.
 
     Args:
         encoders: The encoders, one or one per task.
@@ -85,6 +87,16 @@ class ArchitectureSearch:
                 encoder.alpha_open = searching
         if self.search_loss is not None and searching:
             self._move(self.search_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The operations left, what was cut so far, and the optimizer of the logits."""
+        return {"encoders": [encoder.search_state() for encoder in self.encoders], "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for encoder, own in zip(self.encoders, state["encoders"], strict=True):
+            encoder.load_search_state(own)
+        self._adam.load_state_dict(state["adam"])
 
     def _move(self, search_loss: Callable[[], Tensor]) -> None:
         moving = [encoder for encoder in self.encoders if encoder.size > 1]

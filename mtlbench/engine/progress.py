@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from mtlbench.engine.batches import Batch
+from mtlbench.engine.tokens import TokenRow
 
 
 @dataclass
@@ -38,6 +43,33 @@ class Progress:
     """Steps done and the loss on the stop split: mean over tasks of each task's mean."""
     stages: list[StageProgress] = field(default_factory=list)
     """One per run."""
+    micro_batches: list[tuple[int, int]] = field(default_factory=list)
+    """Where memory ran out: steps done, and the rows that were computed at once from there on."""
+
+    def count(self, rows: Sequence[TokenRow], batch: Batch) -> None:
+        """Take in rows that were computed as one batch."""
+        self.rows += batch.rows
+        self.real_tokens += batch.real_tokens
+        self.padded_tokens += batch.padded_tokens
+        for row in rows:
+            self.rows_per_task[row.task] += 1
+            self.tokens_per_task[row.task] += row.length
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that :meth:`from_json` reads back."""
+        counts = {name: sorted(value.items()) for name, value in vars(self).items() if isinstance(value, Counter)}
+        return {**asdict(self), **counts}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The progress that wrote ``value``."""
+        changed = {
+            "rows_per_task": Counter(dict(map(tuple, value["rows_per_task"]))),
+            "tokens_per_task": Counter(dict(map(tuple, value["tokens_per_task"]))),
+            "stages": [StageProgress(**{**stage, "tasks": tuple(stage["tasks"])}) for stage in value["stages"]],
+            **{name: [tuple(pair) for pair in value[name]] for name in ("losses", "stop_losses", "micro_batches")},
+        }
+        return cls(**{**value, **changed})
 
     @property
     def best_step(self) -> int | None:

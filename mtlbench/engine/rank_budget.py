@@ -102,6 +102,10 @@ class _Kind:
             importance.mul_(beta1).add_(now, alpha=1 - beta1)
             uncertainty.mul_(beta2).add_((now - importance).abs_(), alpha=1 - beta2)
 
+    def smoothed(self) -> list[Tensor]:
+        """Importances and then uncertainties, by family; the tensors themselves."""
+        return [*self._importance, *self._uncertainty]
+
     def scores(self) -> Tensor:
         """Mean over the entries of each vector ``[layers, rank]``, in the order of the layers."""
         pairs = zip(self._importance, self._uncertainty, strict=True)
@@ -142,6 +146,10 @@ class RankBudget(nn.Module):
         ]
         self._keep: Tensor | None = None
         self._ranks: dict[str, int] | None = None
+
+    def memory(self) -> BudgetMemory:
+        """What it keeps between steps, for ``Trainer.keep``."""
+        return BudgetMemory(self)
 
     def orthogonality(self) -> Tensor:
         """Mean over all ``down`` and ``up`` of the Frobenius norm of their distance from orthonormal vectors."""
@@ -186,3 +194,22 @@ class RankBudget(nn.Module):
         if self._keep is not None:
             keep = self._keep.to(self._values[0].dtype).unsqueeze(2)
             torch._foreach_mul_(self._values, keep.unbind())
+
+
+class BudgetMemory:
+    """The importances of a budget and which triplets it keeps: an object apart, as a module's own state is tensors."""
+
+    def __init__(self, budget: RankBudget) -> None:
+        self._budget = budget
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the budget has it now, not copied."""
+        return {"kinds": [kind.smoothed() for kind in self._budget._kinds], "keep": self._budget._keep}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for kind, smoothed in zip(self._budget._kinds, state["kinds"], strict=True):
+            for own, value in zip(kind.smoothed(), smoothed, strict=True):
+                own.copy_(value)
+        keep = state["keep"]
+        self._budget._keep = None if keep is None else keep.to(self._budget._values[0].device)

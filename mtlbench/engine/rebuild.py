@@ -50,6 +50,7 @@ def setup_of(
         total_steps=total_steps,
         max_length=cell.protocol.max_length,
         seed=axis_seed(cell.seed, "init"),
+        sources=len(cell.protocol.source_tasks),
     )
 
 

@@ -36,7 +36,7 @@ class SharedRow:
 
 
 def share_rows(wishes: Sequence[Wish]) -> list[SharedRow]:
-    """As few rows as possible: a wish whose tokens begin another's takes the other's row.
+    """As few rows as possible, sorted: a wish whose tokens begin another's takes the other's row.
 
     A decoder looks only backwards, so the shared positions give the same logits.
     """
@@ -48,4 +48,4 @@ def share_rows(wishes: Sequence[Wish]) -> list[SharedRow]:
             last = SharedRow(wish.group, wish.tokens)
             rows.append(last)
         last.wishes.append(wish)
-    return rows
+    return rows[::-1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mtlbench.api.cell import Protocol
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.tokens import TokenRow
 
@@ -20,6 +21,10 @@ class Splits:
     """Scored to stop training early."""
     search: list[TokenRow]
     """For choices made by gradient, such as architecture logits."""
+
+    def of_tasks(self, tasks: Container[int]) -> Splits:
+        """The rows of ``tasks``."""
+        return Splits(*([row for row in part if row.task in tasks] for part in (self.train, self.stop, self.search)))
 
 
 def carve(rows: Sequence[TokenRow], *, held_out: float, seed: int) -> Splits:
@@ -39,3 +44,15 @@ def carve(rows: Sequence[TokenRow], *, held_out: float, seed: int) -> Splits:
         splits.search.extend(mine[i] for i in sorted(order[half : 2 * half]))
         splits.train.extend(mine[i] for i in sorted(order[2 * half :]))
     return splits
+
+
+def phases(splits: Splits, protocol: Protocol) -> list[tuple[Splits, Protocol]]:
+    """What a cell trains on and with which budget, one after another: all tasks, or the sources and then the targets.
+
+    The sources are the first of the cell's tasks.
+    """
+    count = len(protocol.source_tasks)
+    if not count:
+        return [(splits, protocol)]
+    targets = {row.task for row in splits.train} - set(range(count))
+    return [(splits.of_tasks(range(count)), protocol), (splits.of_tasks(targets), protocol.adaptation())]

@@ -10,7 +10,7 @@ import numpy as np
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.mixing import parse_mixing
+from mtlbench.mixing import read_mixing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def stage_of(
     """
     everything = tuple(range(len(rows_of_task)))
     if tasks is None:
-        return Stage(everything, steps, [list(rows) for rows in rows_of_task], splits.stop)
+        trained = tuple(task for task in everything if rows_of_task[task])
+        return Stage(trained, steps, [list(rows) for rows in rows_of_task], splits.stop)
     wanted = tuple(sorted(set(tasks)))
     if not wanted or not set(wanted) <= set(everything):
         raise PluginError(f"run(tasks={list(tasks)}) is not possible: the tasks of this cell are {list(everything)}.")
@@ -57,8 +58,7 @@ def share_steps(rows_per_task: Sequence[int], *, steps: int, mixing: str) -> lis
     Raises:
         RequestError: when there are more tasks with rows than steps.
     """
-    weigh = parse_mixing(mixing)
-    weights = np.array([weigh(rows) for rows in rows_per_task])
+    weights = np.array(read_mixing(mixing).weights(rows_per_task))
     some = int((weights > 0).sum())
     if steps < some:
         raise RequestError(

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtlbench.errors import StoreError
+from mtlbench.store.disk import disk_error
 
 FILE = "adapter.safetensors"
 
@@ -32,7 +33,12 @@ def save_adapter(model: nn.Module, folder: Path, extra: Mapping[str, Any]) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: p.detach().to("cpu").contiguous() for name, p in model.named_parameters() if p.requires_grad}
     path, partial = folder / FILE, folder / f"{FILE}.partial"
-    save_file(state, partial, metadata={"mtlbench": json.dumps(dict(extra), sort_keys=True)})
+    try:
+        save_file(state, partial, metadata={"mtlbench": json.dumps(dict(extra), sort_keys=True)})
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        needed = sum(tensor.nbytes for tensor in state.values())
+        raise disk_error(error, path, needed=needed) or error from error
     partial.replace(path)
     return path
 

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.api.method import Method
+from mtlbench.api.method import Holder, Method
 from mtlbench.engine.batches import Batch, collate, plan_batches, planned_steps
-from mtlbench.engine.gradients import Gradients, checkpointing
+from mtlbench.engine.checkpoint import Place
+from mtlbench.engine.gradients import Gradients, checkpointing, clear
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.engine.parts import Parts
+from mtlbench.engine.passes import pass_slots
 from mtlbench.engine.progress import Progress, StageProgress
+from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.run_state import Run
+from mtlbench.engine.savepoints import Savepoints
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.stages import Stage, stage_of
+from mtlbench.engine.state import trainable_state
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
 
@@ -47,6 +54,7 @@ class Loop:
         tasks: Number of tasks.
         autocast: Dtype of the forward pass where it is not the backbone's own.
         on_step: Called after each step as ``on_step(step, row_losses, tasks)`` with detached tensors on the device.
+        recovery: Where checkpoints go and come from; ``None`` writes none.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Loop:
         device: torch.device,
         autocast: torch.dtype | None = None,
         on_step: OnStep | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         self.model, self.method, self.splits, self.protocol, self.tasks = model, method, splits, protocol, tasks
         self.seed, self.on_step = seed, on_step
@@ -73,20 +82,35 @@ class Loop:
         )
         self._rows_of_task = _by_task(splits.train, tasks)
         self._search_plan: list[list[int]] = []
+        self._search_rows = 0
+        """Rows of a batch of the search split; 0 before the first one."""
         self._searches = 0
         self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
+        extra = pass_slots(model, device)
+        self._parts = Parts(self._gradients, collate=self._collate, device=device, extra=extra)
+        self._savepoints = Savepoints(model, recovery, device)
+        self._runs = 0
+        """Runs begun."""
+        self._mark = 0.0
+        self._first_step = self._budgets_before = 0
+        """Steps done and steps of the budgets before :meth:`turn_to`."""
         self.progress = Progress()
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole budget."""
-        return planned_steps(
-            [len(rows) for rows in self._rows_of_task],
-            epochs=self.protocol.epochs,
-            steps=self.protocol.steps,
-            batch_size=self.protocol.batch_size,
-            mixing=self.protocol.mixing,
-        )
+        return budget_steps(self.splits, self.protocol)
+
+    def turn_to(self, splits: Splits, protocol: Protocol) -> None:
+        """Train on other rows with another budget from here on: the targets, after their sources.
+
+        Steps that :meth:`~mtlbench.api.method.Method.after_step` is told go on from the end of the budget before, so
+        that schedules that ended stay ended.
+        """
+        self._first_step, self._budgets_before = self.progress.steps, self._budgets_before + self.total_steps
+        self.splits, self.protocol = splits, protocol
+        self._rows_of_task = _by_task(splits.train, self.tasks)
+        self._search_plan, self._search_rows, self._searches = [], 0, 0
 
     def run(
         self,
@@ -113,41 +137,29 @@ class Loop:
             PluginError: when the method attached nothing that trains, or there is no such task.
             RequestError: when the budget has fewer steps than there are tasks to share it.
         """
-        started = time.perf_counter()
         stage = self._stage(tasks, share=share)
-        optimizer = self._optimizer()
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        stop_points = self._stop_points(stage, patience_from)
-        plan = self._plan(stage)
+        number, self._runs = self._runs, self._runs + 1
+        if self._skip(number):
+            return
+        optimizer, stop_points, plan = self._optimizer(), self._stop_points(stage, patience_from), self._plan(stage)
         if share < 1:
-            plan = self._plan(self._stage(tasks))[self.progress.steps :][: stage.steps]
+            plan = self._plan(self._stage(tasks))[self.progress.steps - self._first_step :][: stage.steps]
         done = StageProgress(tasks=stage.tasks, first_step=self.progress.steps, steps=self.progress.steps)
         self.progress.stages.append(done)
-        best: dict[str, Tensor] = {}
-        lowest, waited = math.inf, 0
+        run = Run(number, stage, optimizer, plan, stop_points, self.protocol.patience, done)
         torch.manual_seed(axis_seed(self.seed, "dropout"))
         self.model.train()
-        with checkpointing(self.model) if self.protocol.checkpointing else nullcontext():
-            for step, indices in enumerate(plan):
-                if before_step is not None:
-                    before_step(step)
-                    _clear(trainable)
-                self._step(step, [self.splits.train[i] for i in indices], optimizer, total=stage.steps)
-                _clear(trainable)
-                done.steps = self.progress.steps
-                if step + 1 not in stop_points:
-                    continue
-                score = self._score_stop(stage.stop)
-                if score < lowest:
-                    best, lowest, waited, done.best_step = self._state(), score, 0, done.steps
-                    continue
-                waited += 1
-                if waited >= max(1, self.protocol.patience):
-                    done.stopped_early = True
-                    break
-        self._restore(best)
-        self.model.eval()
-        self.progress.seconds += time.perf_counter() - started
+        recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
+        with self._savepoints.held(), recomputed:
+            self._train(run, before_step)
+            self._restore(run.best)
+            self.model.eval()
+            self._save(run, ended=True)
+        self._savepoints.end_if_asked()
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        """Let checkpoints hold what ``holder`` has between steps, and the plain attributes of ``modules``."""
+        self._savepoints.keep(holder, modules)
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         """The method's loss on the next batch of the search split of all tasks, dropout off, with gradients enabled.
@@ -160,11 +172,12 @@ class Loop:
         """
         if not self.splits.search:
             raise RequestError("The search split is empty: raise held_out or train_rows, or give the tasks more rows.")
+        self._search_rows = self._search_rows or max(1, round(share * self._rows_at_once))
         if not self._search_plan:
             self._search_plan = plan_batches(
                 _by_task(self.splits.search, self.tasks),
                 steps=self.total_steps,
-                batch_size=max(1, round(share * self._rows_at_once)),
+                batch_size=self._search_rows,
                 mixing=self.protocol.mixing,
                 seed=axis_seed(self.seed, "search-order"),
                 lengths=[row.length for row in self.splits.search],
@@ -177,6 +190,75 @@ class Loop:
         loss = self.method.loss(self._gradients.forward(batch), batch.tasks, self.model)
         self.model.train(training)
         return loss
+
+    def _train(self, run: Run, before_step: Callable[[int], None] | None) -> None:
+        """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._savepoints.begin_run()
+        self._mark = time.perf_counter()
+        if self._go_on(run):
+            self._score(run)
+        while not run.over:
+            if before_step is not None:
+                before_step(run.step)
+                clear(trainable)
+            rows = [self.splits.train[i] for i in run.plan[run.step]]
+            self._step(run.step, rows, run.optimizer, total=run.stage.steps)
+            clear(trainable)
+            run.step += 1
+            run.done.steps = self.progress.steps
+            if self._savepoints.due:
+                self._pause(run)
+            self._score(run)
+
+    def _score(self, run: Run) -> None:
+        """Score the stop split where the run has come to that."""
+        if run.step not in run.stop_points:
+            return
+        while (score := self._score_stop(run.stage.stop)) is None:
+            self._pause(run)
+        if run.judge(score):
+            run.best = trainable_state(self.model)
+
+    def _pause(self, run: Run) -> None:
+        """Write a checkpoint, and end here if that was asked for."""
+        self._save(run, ended=False)
+        self._mark = time.perf_counter()
+        self._savepoints.end_if_asked()
+
+    def _save(self, run: Run, *, ended: bool) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        self._savepoints.save(
+            Place(run.number, ended, run.step),
+            lambda: {
+                "progress": self.progress.to_json(),
+                "search": [self._searches, self._search_rows],
+                "most": [self._parts.most, self._parts.most_scored],
+                "run": None if ended else run.state(),
+            },
+        )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.progress = Progress.from_json(state["progress"])
+        self._searches, self._search_rows = state["search"]
+        self._parts.most, self._parts.most_scored = state["most"]
+
+    def _skip(self, number: int) -> bool:
+        """Whether an earlier attempt ended this run; the model is then as it left it."""
+        state = self._savepoints.load(number, ended=True)
+        if state is not None:
+            self._load(state)
+            self.model.eval()
+        return state is not None
+
+    def _go_on(self, run: Run) -> bool:
+        """Whether an earlier attempt was in this run; the loop is then where that one wrote its last checkpoint."""
+        state = self._savepoints.load(run.number, ended=False)
+        if state is not None:
+            self._load(state)
+            run.load(state["run"], done=self.progress.stages[-1], like=dict(self.model.named_parameters()))
+        return state is not None
 
     @property
     def _rows_at_once(self) -> int:
@@ -205,29 +287,16 @@ class Loop:
         return AdamW(groups, lr=rate, weight_decay=self.protocol.weight_decay)
 
     def _step(self, step: int, rows: Sequence[TokenRow], optimizer: AdamW, *, total: int) -> None:
-        size = self._rows_at_once
-        batches = [self._counted(rows[i : i + size]) for i in range(0, len(rows), size)]
-        loss, losses, tasks = self._gradients.step(batches)
+        loss, losses, tasks = self._parts.step(rows, optimizer.params, asked=self._rows_at_once, progress=self.progress)
         if self.protocol.clip:
             clip_gradients(optimizer.params, self.protocol.clip)
         optimizer.step(schedule_factor(step, total=total, warmup=self.protocol.warmup, schedule=self.protocol.schedule))
-        self.method.after_step(self.model, step)
+        self.method.after_step(self.model, self._budgets_before + step)
         self.progress.steps += 1
         if (step + 1) % READ_EVERY == 0 or step + 1 == total:
             self.progress.losses.append((self.progress.steps, self._finite(loss.item())))
         if self.on_step is not None:
             self.on_step(self.progress.steps - 1, losses, tasks)
-
-    def _counted(self, rows: Sequence[TokenRow]) -> Batch:
-        batch = self._collate(rows)
-        progress = self.progress
-        progress.rows += batch.rows
-        progress.real_tokens += batch.real_tokens
-        progress.padded_tokens += batch.padded_tokens
-        for row in rows:
-            progress.rows_per_task[row.task] += 1
-            progress.tokens_per_task[row.task] += row.length
-        return batch
 
     def _stop_points(self, stage: Stage, patience_from: int) -> set[int]:
         """Numbers of steps done in this run after which the stop split is scored."""
@@ -235,17 +304,14 @@ class Loop:
         points = {max(1, round(stage.steps * k / evals)) for k in range(1, evals + 1)}
         return {point for point in points if point >= patience_from}
 
-    @torch.no_grad()
-    def _score_stop(self, stop: Sequence[TokenRow]) -> float:
-        """Mean over tasks of each task's mean loss on the rows ``stop``."""
+    def _score_stop(self, stop: Sequence[TokenRow]) -> float | None:
+        """Mean over tasks of each task's mean loss on the rows ``stop``; ``None`` when the worker is asked to end."""
         self.model.eval()
-        rows = sorted(stop, key=lambda row: row.length)
-        size = self._rows_at_once
-        batches = [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-        losses = torch.cat([self._gradients.forward(batch) for batch in batches])
-        loss = task_means(losses, torch.cat([batch.tasks for batch in batches]), self.tasks)
+        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.asked_to_end)
         self.model.train()
-        score = self._finite(loss.item())
+        if found is None:
+            return None
+        score = self._finite(task_means(*found, self.tasks).item())
         self.progress.stop_losses.append((self.progress.steps, score))
         log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
         return score
@@ -259,9 +325,6 @@ class Loop:
             f"{self.protocol.learning_rate if rate is None else rate:g}, or a longer warmup."
         )
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
-
     @torch.no_grad()
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, p in self.model.named_parameters():
@@ -269,13 +332,20 @@ class Loop:
                 p.copy_(state[name])
 
 
+def budget_steps(splits: Splits, protocol: Protocol) -> int:
+    """Optimizer steps of a budget on the rows to train on."""
+    tasks = 1 + max((row.task for row in splits.train), default=0)
+    return planned_steps(
+        [len(rows) for rows in _by_task(splits.train, tasks)],
+        epochs=protocol.epochs,
+        steps=protocol.steps,
+        batch_size=protocol.batch_size,
+        mixing=protocol.mixing,
+    )
+
+
 def _by_task(rows: Sequence[TokenRow], tasks: int) -> list[list[int]]:
     indices: list[list[int]] = [[] for _ in range(tasks)]
     for index, row in enumerate(rows):
         indices[row.task].append(index)
     return indices
-
-
-def _clear(params: Sequence[Tensor]) -> None:
-    for p in params:
-        p.grad = None

@@ -125,22 +125,31 @@ def test_no_requests_give_no_scores(backbone):
     assert routed(backbone).loglikelihood([]) == []
 
 
-def test_choices_share_rows(backbone):
-    """A document's yes and no cost one row; the 26 grades cost one row per whole number."""
+def read_by(lm, requests):
+    """What the backbone was given: the packs of every batch."""
     seen = []
-    lm = routed(backbone)
-    original = lm._score_causal if backbone[0] == "causal" else lm._score_seq2seq
+    scores = lm._reader.scores
+    assert lm._packable
 
-    def count(batch):
+    def watch(batch, *trunks, plain=False):
         seen.extend(batch)
-        return original(batch)
+        return scores(batch, *trunks, plain=plain)
 
-    lm._score_causal = lm._score_seq2seq = count
-    lm.loglikelihood(requests_of(kinds=("suite/yes",), documents=5))
-    assert len(seen) == 5
-    seen.clear()
-    lm.loglikelihood(requests_of(kinds=("suite/grade",), documents=1))
-    assert len(seen) <= 6
+    lm._reader.scores = watch
+    lm.loglikelihood(requests)
+    return seen
+
+
+def test_a_document_is_one_row_in_which_nothing_stands_twice(backbone):
+    """Its yes and no are read off one place; 26 grades need the digit before the point and what follows it."""
+    for kind in CHOICES:
+        requests = requests_of(kinds=(kind,), documents=1)
+        encoded = encode_pairs(backbone[2], [r.args for r in requests], architecture=backbone[0])
+        inputs = [(*c, *a[:-1]) if backbone[0] == "causal" else (0, *a[:-1]) for c, a in encoded]
+        beginnings = {tokens[:n] for tokens in inputs for n in range(1, len(tokens) + 1)}
+        (pack,) = read_by(routed(backbone), requests)
+        assert len(pack.tokens) == len(beginnings)
+        assert len(pack.picks) == len(requests)
 
 
 class TaskNoise(nn.Module):

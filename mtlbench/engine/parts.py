@@ -1,0 +1,125 @@
+"""Rows through the model in parts that fit: of like length, as many at once as asked for, fewer once memory ran out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mtlbench.engine.batches import Batch
+from mtlbench.engine.gradients import Gradients, clear
+from mtlbench.engine.memory import NoRoom, free_memory, is_out_of_memory
+from mtlbench.engine.model_state import draw_states, set_draw_states
+from mtlbench.engine.passes import like_length
+from mtlbench.engine.progress import Progress
+from mtlbench.engine.tokens import TokenRow
+from mtlbench.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """Splits what a step or a score computes.
+
+    Args:
+        collate: Makes a batch of rows.
+        extra: Token slots that one more pass costs.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        *,
+        collate: Callable[[Sequence[TokenRow]], Batch],
+        device: torch.device,
+        extra: float,
+    ) -> None:
+        self.gradients, self.collate, self._device, self._extra = gradients, collate, device, extra
+        self.most: int | None = None
+        """Rows at once in training, where memory ran out with more; ``None`` where it never did."""
+        self.most_scored: int | None = None
+        """The same for scores."""
+
+    def step(
+        self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: Progress
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, row losses and task ids of a step, at most ``asked`` rows at once; leaves gradients in ``params``.
+
+        Where memory runs out, fewer rows are computed at once from here on; the step is the same one, with the same
+        draws.
+
+        Raises:
+            NoRoom: memory runs out with a single row, or the loss cannot be summed from parts.
+        """
+        draws = draw_states(self._device)
+        while True:
+            parts = self._passes(rows, min(asked, self.most or asked))
+            try:
+                batches = [self.collate(part) for part in parts]
+                found = self.gradients.step(batches)
+            except (RuntimeError, MemoryError) as error:
+                self.most = _fewer(max(map(len, parts)), error)
+                progress.micro_batches.append((progress.steps, self.most))
+            except RequestError as error:
+                if self.most is None:
+                    raise
+                raise NoRoom(f"Memory ran out and the step cannot be taken in parts: {error}") from error
+            else:
+                for part, batch in zip(parts, batches, strict=True):
+                    progress.count(part, batch)
+                return found
+            batches = []
+            clear(params)
+            free_memory(self._device)
+            set_draw_states(draws, self._device)
+
+    @torch.no_grad()
+    def losses(
+        self, rows: Sequence[TokenRow], *, asked: int, give_up: Callable[[], bool]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Row losses and task ids, longest rows first so that memory peaks early; ``None`` once ``give_up()`` holds.
+
+        Raises:
+            NoRoom: memory runs out with a single row.
+        """
+        rows = sorted(rows, key=lambda row: row.length, reverse=True)
+        found: list[tuple[Tensor, Tensor]] = []
+        at = 0
+        while at < len(rows):
+            if give_up():
+                return None
+            part = rows[at : at + min(asked, self.most or asked, self.most_scored or asked)]
+            try:
+                batch = self.collate(part)
+                found.append((self.gradients.forward(batch), batch.tasks))
+                at += len(part)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                self.most_scored = _fewer(len(part), error)
+            free_memory(self._device)
+        losses, tasks = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(tasks)
+
+    def _passes(self, rows: Sequence[TokenRow], size: int) -> list[Sequence[TokenRow]]:
+        """The rows of a step as they are computed at once: at most ``size``, of like length."""
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        if not self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device)):
+            return parts
+        lengths = [[row.length for row in part] for part in parts]
+        return [
+            part[cut]
+            for part, sizes in zip(parts, lengths, strict=True)
+            for cut in like_length(sizes, extra=self._extra)
+        ]
+
+
+def _fewer(rows: int, error: BaseException) -> int:
+    """How many rows to compute at once after ``rows`` were too many."""
+    if not is_out_of_memory(error):
+        raise error
+    if rows == 1:
+        raise NoRoom(f"Memory ran out with a single row at once: {error}") from error
+    log.warning("memory ran out with %d rows at once: %d from here on", rows, rows // 2)
+    return rows // 2
