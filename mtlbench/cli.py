@@ -6,12 +6,19 @@ import sys
 
 import click
 
+from mtlbench.commands.bundle import bundle
 from mtlbench.commands.check import check
+from mtlbench.commands.compare import compare
 from mtlbench.commands.export import export
 from mtlbench.commands.list_ import list_
+from mtlbench.commands.measure import measure
 from mtlbench.commands.plan import plan
+from mtlbench.commands.published import published
 from mtlbench.commands.report import report
+from mtlbench.commands.reproduce import reproduce
 from mtlbench.commands.run import run
+from mtlbench.commands.seeds import seeds
+from mtlbench.commands.statistics import statistics
 from mtlbench.commands.status import status
 from mtlbench.commands.tune import tune
 
@@ -22,16 +29,34 @@ def cli() -> None:
     """Compare multi-task parameter-efficient fine-tuning methods: same data, prompts, budget and seeds."""
 
 
-for command in (run, plan, tune, report, status, export, list_, check):
+for command in (
+    run,
+    plan,
+    tune,
+    report,
+    status,
+    statistics,
+    seeds,
+    compare,
+    reproduce,
+    measure,
+    export,
+    published,
+    list_,
+    check,
+    bundle,
+):
     cli.add_command(command)
 
 
 def main() -> None:
     """Entry point: a wrong request prints one line and exits with 2."""
     from mtlbench.errors import MtlbenchError
+    from mtlbench.redact import guard_terminal, redact
 
+    guard_terminal()
     try:
         cli()
     except MtlbenchError as error:
-        click.echo(f"mtlbench: {error}", err=True)
+        click.echo(f"mtlbench: {redact(str(error))}", err=True)
         sys.exit(2)

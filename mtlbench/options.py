@@ -23,6 +23,9 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
 )
 PROTOCOL: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--protocol", "name", metavar="NAME", help="A named protocol or a TOML file; options win.  [default: standard]"
+    ),
     click.option("--epochs", type=float, help="Passes over the joint training rows.  [default: 3]"),
     click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
     click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
@@ -30,8 +33,22 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
     click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
     click.option("--schedule", help="cosine, linear or constant.  [default: cosine]"),
-    click.option("--mixing", help="proportional, uniform, temperature:T or capped:ROWS.  [default: proportional]"),
+    click.option(
+        "--mixing",
+        metavar="WORDS",
+        help="proportional, uniform, temperature:T, capped:ROWS, fraction, weights:TASK=W,...  [default: proportional]",
+    ),
     click.option("--train-rows", type=int, help="At most this many training rows per task."),
+    click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
+    click.option(
+        "--holdout", type=float, metavar="SHARE", help="Evaluate on this share of the training split instead."
+    ),
+    click.option("--sources", metavar="NAMES", help="Tasks to train first; --tasks are trained from there and scored."),
+    click.option("--adapt-epochs", type=float, help="Passes over the rows of --tasks after --sources."),
+    click.option("--adapt-steps", type=int, help="Steps on --tasks after --sources, instead of epochs."),
+    click.option(
+        "--held-out", type=float, metavar="SHARE", help="Training rows kept for early stopping.  [default: 0.1]"
+    ),
     click.option("--eval-rows", type=int, help="At most this many evaluation rows per task."),
     click.option(
         "--eval-from-train", type=float, metavar="SHARE", help="Score this share of the training rows instead."
@@ -44,11 +61,31 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
 )
 
 WORKERS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--executor", default="local", show_default=True, help="How workers are started."),
+    click.option(
+        "--executor", default="local", show_default=True, help="local, ray or slurm, with settings: 'slurm[time=60]'."
+    ),
     click.option(
         "--workers", type=click.IntRange(min=0), default=0, help="Worker processes.  [default: one per device]"
     ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+)
+
+LIMITS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--devices-per-cell", metavar="N", help="GPUs of a cell, also by method: 1,full=4.  [default: 1]"),
+    click.option(
+        "--silence",
+        "silence_s",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="End a cell that shows no progress for so long.  [default: 1800]",
+    ),
+    click.option(
+        "--cell-timeout",
+        "cell_timeout_s",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="End a cell that runs longer.  [default: no limit]",
+    ),
 )
 
 

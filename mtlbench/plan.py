@@ -1,23 +1,23 @@
-"""Words to cells: methods with settings, suites and tasks, model, data, seeds, protocol, presets."""
+"""Words to cells: methods with settings, suites and tasks, model, data, seeds, protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.data.choose import open_source
+from mtlbench.data.prompts import prompt_identity
 from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.mixing import parse_mixing
 from mtlbench.models import check_model, is_embedded, weights_digest
-from mtlbench.plugins import load_method, load_suite, offer_of, offers
+from mtlbench.plugins import load_suite, offer_of
+from mtlbench.protocols import STANDARD, fields_of
+from mtlbench.protocols.making import make_protocol
 from mtlbench.settings import read_settings, split_methods
-from mtlbench.tables import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Request:
     """``demo``, ``hub`` or a folder; ``None`` takes the demo for an embedded backbone and the hub for any other."""
     seeds: tuple[int, ...] = (0,)
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`Protocol` given explicitly."""
+    """Fields of :class:`~mtlbench.api.cell.Protocol` given explicitly; ``name`` is a named protocol to start from."""
 
     def to_json(self) -> dict[str, Any]:
         """The words as a JSON object, for the run folder."""
@@ -59,6 +59,17 @@ class Plan:
     cells: tuple[Cell, ...]
     suites: Mapping[str, TaskSuite]
     source: Source
+    notes: tuple[str, ...] = ()
+    """What the one who asked should know."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The words for the run folder, with the notes where there are any."""
+        return {**self.request.to_json(), **({"notes": list(self.notes)} if self.notes else {})}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The backbones of the cells."""
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
 
     @property
     def default_folder(self) -> Path:
@@ -75,11 +86,22 @@ def make_plan(request: Request) -> Plan:
     """
     methods = [(name, read_settings(name, words)) for name, words in split_methods(request.methods)]
     tasks, suites = resolve_tasks(request.tasks)
+    words = dict(request.protocol)
+    sources = words.get("sources", fields_of(words.get("name") or STANDARD).get("sources"))
+    if sources:
+        first, more = resolve_tasks(sources)
+        both = sorted(set(first) & set(tasks))
+        if both:
+            raise RequestError(f"{', '.join(both)} cannot be source and target: take it out of --sources or --tasks.")
+        tasks, suites = {**first, **tasks}, {**more, **suites}
+        words["sources"] = ",".join(first)
     check_model(request.model)
     source = open_source(request.data_words, suites=suites)
     for task in tasks.values():
         source.check(task)
-    protocol = make_protocol(request.protocol, data=source.identity(tuple(tasks.values())))
+    protocol = make_protocol(
+        words, data=source.identity(tuple(tasks.values())), prompts=prompt_identity(tasks), tasks=tuple(tasks)
+    )
     weights = weights_digest(request.model)
     plugins_of_suites = [offer_of("tasks", name) for name in suites]
     cells: list[Cell] = []
@@ -100,6 +122,16 @@ def make_plan(request: Request) -> Plan:
             )
     _no_repeats(cells)
     return Plan(request=request, cells=tuple(cells), suites=suites, source=source)
+
+
+def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:
+    """One plan with the cells of all, each once, under the words of the first."""
+    cells = {cell.key: cell for plan in plans for cell in plan.cells}
+    suites = {name: suite for plan in plans for name, suite in plan.suites.items()}
+    first = plans[0]
+    return Plan(
+        request=first.request, cells=tuple(cells.values()), suites=suites, source=first.source, notes=tuple(notes)
+    )
 
 
 def model_words(model: str) -> str:
@@ -123,76 +155,6 @@ def resolve_tasks(words: str) -> tuple[dict[str, Task], dict[str, TaskSuite]]:
     if not tasks:
         raise RequestError("--tasks is empty. Name a suite such as glue, or tasks such as glue/rte,glue/sst2.")
     return tasks, suites
-
-
-def make_protocol(words: Mapping[str, Any], *, data: str) -> Protocol:
-    """The protocol with these fields set and every value checked."""
-    known = {f.name for f in fields(Protocol)} - {"data", "prompts"}
-    for name in words:
-        if name not in known:
-            raise RequestError(f"The protocol has no field {name!r}. {did_you_mean(name, known)}")
-    protocol = replace(Protocol(), **words, data=data, prompts=f"lm_eval {metadata.version('lm_eval')}")
-    _check_ranges(protocol)
-    return protocol
-
-
-_AT_LEAST: dict[str, float] = {
-    "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,
-    "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0,
-}  # fmt: skip
-_OPTIONS = {
-    "schedule": ("cosine", "linear", "constant"),
-    "dtype": ("auto", "float32", "bfloat16"),
-    "attention": ("sdpa", "eager"),
-}
-
-
-def _check_ranges(protocol: Protocol) -> None:
-    for name, least in _AT_LEAST.items():
-        value = getattr(protocol, name)
-        if value is not None and not value >= least:
-            raise RequestError(f"{name} must be at least {least:g}, got {value}.")
-    for name, options in _OPTIONS.items():
-        value = getattr(protocol, name)
-        if value not in options:
-            raise RequestError(
-                f"{name} must be one of {', '.join(options)}, got {value!r}. {did_you_mean(value, options)}"
-            )
-    if not 0 < protocol.learning_rate < 100:
-        raise RequestError(f"learning_rate must be above 0, got {protocol.learning_rate}.")
-    if not 0 < protocol.epochs < 1e6:
-        raise RequestError(f"epochs must be above 0, got {protocol.epochs}.")
-    if not 0 <= protocol.eval_from_train < 1:
-        raise RequestError(f"eval_from_train is a share of the training rows below 1, got {protocol.eval_from_train}.")
-    if not 0 < protocol.held_out < 0.5:
-        raise RequestError(f"held_out must be above 0 and below 0.5, got {protocol.held_out}.")
-    if not protocol.warmup < 1:
-        raise RequestError(f"warmup is a share of the steps below 1, got {protocol.warmup}.")
-    if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
-        raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
-    parse_mixing(protocol.mixing)
-    if not protocol.tuning or one_line(protocol.tuning, limit=80) != protocol.tuning:
-        raise RequestError(f"tuning must be one line of at most 80 characters, got {protocol.tuning!r}.")
-
-
-def preset(name: str) -> Mapping[str, Any]:
-    """The words of a named request, such as ``glue/quick``: of the suite or the method that its first part names."""
-    first = name.partition("/")[0]
-    suites, methods = offers("tasks"), offers("methods")
-    if first in methods and first not in suites:
-        known = dict(load_method(first).presets)
-    else:
-        known = {}
-        for suite in [first] if first in suites else suites:
-            known.update(load_suite(suite).presets)
-    if name not in known:
-        raise RequestError(f"Unknown preset {name!r}. {did_you_mean(name, known)}")
-    return known[name]
-
-
-def preset_reports(name: str | None) -> str | None:
-    """Reports that a preset ends in, as ``--as`` takes them."""
-    return preset(name).get("reports") if name else None
 
 
 def _no_repeats(cells: Sequence[Cell]) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import DataError, RequestError
-from mtlbench.mixing import parse_mixing
+from mtlbench.mixing import ordered, read_mixing
 from mtlbench.models import weights_digest
-from mtlbench.plan import Request, make_plan, make_protocol, preset, resolve_tasks
+from mtlbench.plan import Request, make_plan, make_protocol, resolve_tasks
+from mtlbench.presets import preset
 
 
 def test_suites_and_single_tasks_become_full_names_in_order():
@@ -107,21 +108,32 @@ def test_impossible_protocols_are_refused(field: str, value: object):
 
 
 def test_mixing_words_give_the_weight_of_a_task():
-    assert parse_mixing("proportional")(400) == 400
-    assert parse_mixing("uniform")(400) == parse_mixing("uniform")(4) == 1
-    assert parse_mixing("temperature:2")(400) == 20
-    assert parse_mixing("capped:100")(400) == 100
+    rows = [400, 4, 0]
+    for words, weights in {
+        "proportional": [400, 4, 0],
+        "uniform": [1, 1, 0],
+        "temperature:2": [20, 2, 0],
+        "capped:100": [100, 4, 0],
+        "weights:a/b=2,a/c=0.5,a/d=1": [2, 0.5, 0],
+        "fraction": [400, 4, 0],
+    }.items():
+        assert read_mixing(words).weights(rows) == weights
     for words in (
-        "proportonal",
-        "temperature",
-        "temperature:0",
-        "temperature:nan",
-        "capped:-1",
-        "capped:1.5",
-        "uniform:2",
-    ):
+        "proportonal", "temperature", "temperature:0", "temperature:nan", "capped:-1", "capped:1.5", "uniform:2",
+        "fraction:2", "weights:", "weights:a", "weights:a=0", "weights:a=1,a=2", "weights:a=inf", "weights:=1",
+    ):  # fmt: skip
         with pytest.raises(RequestError, match="Known: proportional"):
-            parse_mixing(words)
+            read_mixing(words)
+
+
+def test_fixed_weights_come_in_the_order_of_the_tasks():
+    tasks = ["glue/rte", "glue/sst2"]
+    assert ordered("weights:glue/sst2=1,glue/rte=2.0", tasks) == "weights:glue/rte=2,glue/sst2=1"
+    assert ordered("uniform", tasks) == "uniform"
+    with pytest.raises(RequestError, match=r"'glue/rt' is not trained here\. Did you mean 'glue/rte'"):
+        ordered("weights:glue/rt=1,glue/sst2=1", tasks)
+    with pytest.raises(RequestError, match="no weight to glue/sst2"):
+        ordered("weights:glue/rte=1", tasks)
 
 
 def test_presets():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from mtlbench.api.task import TaskSuite
 
 
 @click.command()
@@ -13,14 +17,15 @@ import click
 def check(names: str, data: str | None) -> None:
     """Check that methods keep their promises, on a tiny Llama and a tiny T5: lora, or 'lora[rank=4]',peml.
 
-    The name of a suite checks its tasks on the demo data, or on --data. Prints one line per check: ok, skipped with the
-    reason, or failed with what to change. Exit code 1 when one failed.
+    Names of suites or tasks (glue, or clue16/tnews,superglue) check tasks on the demo data, or on --data. Prints one
+    line per check: ok, skipped with the reason, or failed with what to change. Exit code 1 when one failed.
     """
-    from mtlbench.conformance.names import is_suite, methods_named
+    from mtlbench.conformance.names import methods_named, suites_named
     from mtlbench.errors import RequestError
 
-    if is_suite(names):
-        _check_suite(names, data or "demo")
+    suites = suites_named(names)
+    if suites:
+        _check_suites(suites, data or "demo")
     if data is not None:
         raise RequestError(f"--data is for suites, and {names!r} is none.")
 
@@ -39,12 +44,12 @@ def check(names: str, data: str | None) -> None:
     sys.exit(1 if failed else 0)
 
 
-def _check_suite(name: str, data: str) -> None:
+def _check_suites(suites: list[TaskSuite], data: str) -> None:
     from mtlbench.conformance.suites import check_suite
-    from mtlbench.plugins import load_suite
 
     failed = False
-    for finding in check_suite(load_suite(name), data=data):
-        click.echo(f"  {'ok' if finding.ok else 'failed':<8}{finding.check:<12}{finding.task:<30}  {finding.message}")
-        failed |= not finding.ok
+    for suite in suites:
+        for found in check_suite(suite, data=data):
+            click.echo(f"  {'ok' if found.ok else 'failed':<8}{found.check:<12}{found.task:<30}  {found.message}")
+            failed |= not found.ok
     sys.exit(1 if failed else 0)

@@ -7,16 +7,18 @@ import click
 
 @click.command("list")
 @click.argument("group", required=False)
-@click.option("-v", "--verbose", is_flag=True, help="Show every task: data set, splits, metrics, source, licence.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every task: data set, splits, metrics, source, licence, tables.")
 def list_(group: str | None, verbose: bool) -> None:
-    """List installed methods, tasks, reports, executors and observers, from package metadata alone."""
+    """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS
-    from mtlbench.listing import suite_lines
+    from mtlbench.listing import protocol_lines, suite_lines
     from mtlbench.models import embedded
     from mtlbench.peft_types import peft_line
     from mtlbench.plugins import offers
 
     for name in (group,) if group else GROUPS:
+        if name == "protocols":
+            break
         found = offers(name)
         click.echo(f"{name}:")
         width = max((len(n) for n in found), default=0)
@@ -28,5 +30,9 @@ def list_(group: str | None, verbose: bool) -> None:
                 click.echo(f"    {line}")
         if name == "methods":
             click.echo(f"  {peft_line()}")
+    if group in (None, "protocols"):
+        click.echo("protocols:")
+        for line in protocol_lines():
+            click.echo(f"  {line}")
     if group is None:
         click.echo(f"models embedded: {', '.join(embedded())}")

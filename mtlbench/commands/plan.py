@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mtlbench.commands.shared import plan_from
+from mtlbench.commands.shared import plan_from, tell_notes
 from mtlbench.options import PROTOCOL, REQUEST, with_options
 
 
@@ -15,12 +15,17 @@ from mtlbench.options import PROTOCOL, REQUEST, with_options
 @with_options(REQUEST)
 @with_options(PROTOCOL)
 @click.option("--parameters", is_flag=True, help="Count what each method trains; loads torch, but no weights.")
-def plan(out: Path | None, parameters: bool, **words: Any) -> None:
+@click.option(
+    "--forecast", is_flag=True, help="Estimate memory, time and disk of what would run; loads torch and reads the rows."
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Forecast for this device.")
+def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **words: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
     from mtlbench.status import plan_lines
     from mtlbench.store import RunFolder
 
     made = plan_from(words)
+    tell_notes(made)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
     for line in plan_lines(made.cells, records, folder=path):
@@ -30,3 +35,13 @@ def plan(out: Path | None, parameters: bool, **words: Any) -> None:
 
         for line in parameter_lines(made.cells):
             click.echo(line)
+    if forecast:
+        from mtlbench.engine.outlook import outlook_lines, outlooks, place_of, refuse_what_cannot_fit
+        from mtlbench.executors.devices import Nvidia
+
+        todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
+        place = place_of(device, Nvidia().devices(), cells=len(todo))
+        found, refused = outlooks(todo, records, place=place, data=made.request.data_words)
+        for line in outlook_lines(found, refused, place=place, folder=path):
+            click.echo(line)
+        refuse_what_cannot_fit(found, place=place, folder=path)

@@ -8,32 +8,44 @@ from typing import Any
 
 import click
 
-from mtlbench.commands.shared import plan_from, render_reports, reports_named
-from mtlbench.options import PROTOCOL, REQUEST, WORKERS, with_options
+from mtlbench.commands.shared import limits_from, plan_from, render_reports, reports_named, tell_notes
+from mtlbench.options import LIMITS, PROTOCOL, REQUEST, WORKERS, with_options
 
 
 @click.command()
 @with_options(REQUEST)
 @with_options(WORKERS)
+@with_options(LIMITS)
 @with_options(PROTOCOL)
 @click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
-def run(out: Path | None, executor: str, workers: int, device: str, formats: str | None, **words: Any) -> None:
+@click.option("--track", metavar="NAMES", help="Log to trackers too: tensorboard, wandb, mlflow.")
+def run(
+    out: Path | None, executor: str, workers: int, device: str, formats: str | None, track: str | None, **words: Any
+) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
+    from mtlbench.executors.words import executor_of
     from mtlbench.models import check_reachable
-    from mtlbench.plan import preset_reports
-    from mtlbench.plugins import load_executor, load_observer, offers
+    from mtlbench.plugins import load_observer, offers
+    from mtlbench.presets import preset_reports
     from mtlbench.runner import run as run_cells
     from mtlbench.store import RunFolder
+    from mtlbench.trackers import trackers_named
 
     reports = reports_named(formats or preset_reports(words["preset"]))
+    limits = limits_from(words)
     plan = plan_from(words)
-    starter = load_executor(executor)
-    observers = {name: load_observer(name) for name in offers("observers")}
-    check_reachable(plan.request.model)
+    limits["devices"].check(plan.cells)
+    starter = executor_of(executor)
+    starter.check(device)
+    observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
+    tell_notes(plan)
+    for model in plan.models:
+        check_reachable(model)
     folder = RunFolder(out or plan.default_folder)
+    observers |= trackers_named(track, folder.path)
     folder.preflight()
-    request = folder.put_request(plan.request.to_json(), plan.cells)
-    code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers)
+    request = folder.put_request(plan.to_json(), plan.cells)
+    code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers, **limits)
     click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
     if reports and code != 130:
         render_reports(folder, reports, folder.path / "report")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,32 @@ if TYPE_CHECKING:
 
 def plan_from(words: dict[str, Any]) -> Plan:
     """The plan of a command's words, on top of those of its preset."""
-    from mtlbench.errors import RequestError
-    from mtlbench.plan import Request, make_plan, preset
+    from mtlbench.plan import join_plans
+    from mtlbench.presets import Preset, open_preset
 
     name = words.pop("preset")
     given = {k: v for k, v in words.items() if v is not None}
-    merged = {**(preset(name) if name else {}), **given}
-    merged.pop("reports", None)
+    opened = open_preset(name, given) if name else Preset(parts=(given,))
+    return join_plans([_planned(part) for part in opened.parts], notes=opened.notes)
+
+
+def _planned(words: Mapping[str, Any]) -> Plan:
+    from mtlbench.errors import RequestError
+    from mtlbench.plan import Request, make_plan
+
+    merged = dict(words)
     for needed in ("methods", "tasks"):
         if needed not in merged:
             raise RequestError(f"--{needed} is missing. Example: mtlbench run --methods peml,mtl_lora --tasks glue")
     request = {k: merged.pop(k) for k in ("methods", "tasks", "model", "data") if k in merged}
     seeds = _seeds(str(merged.pop("seeds", "0")))
     return make_plan(Request(**request, seeds=seeds, protocol=merged))
+
+
+def tell_notes(plan: Plan) -> None:
+    """Say the notes of a plan, away from the result."""
+    for note in plan.notes:
+        click.echo(note, err=True)
 
 
 def _seeds(words: str) -> tuple[int, ...]:
@@ -44,6 +58,14 @@ def _seeds(words: str) -> tuple[int, ...]:
     return seeds
 
 
+def limits_from(words: dict[str, Any]) -> dict[str, Any]:
+    """Take the words of :data:`mtlbench.options.LIMITS` out of a command's, as :func:`mtlbench.runner.run` takes."""
+    from mtlbench.api.executor import DevicesPerCell
+
+    given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
+    return {"devices": DevicesPerCell.read(words.pop("devices_per_cell") or "1"), **given}
+
+
 def reports_named(formats: str | None) -> list[Report]:
     """The reports that ``--as`` names, loaded."""
     from mtlbench.plugins import load_report
@@ -51,16 +73,39 @@ def reports_named(formats: str | None) -> list[Report]:
     return [] if formats is None else [load_report(name) for name in _names(formats, "--as")]
 
 
-def render_reports(store: RunFolder, reports: list[Report], target: Path) -> None:
-    """Write the documents of a run folder to ``target``; those meant for a terminal are printed too."""
+DRAWS = 1000
+"""Resamples of the examples behind tests and intervals, where a command does not say."""
+
+
+def render_reports(
+    store: RunFolder, reports: list[Report], target: Path, *, reference: str | None = None, draws: int = DRAWS
+) -> None:
+    """Write the documents of a run folder to ``target``; those meant for a terminal are printed too.
+
+    ``reference`` and ``draws`` are those of :func:`mtlbench.study.study_of`.
+    """
+    from mtlbench.errors import RequestError
+    from mtlbench.statistics.answers import answers_in
+    from mtlbench.store.files import overwrite
     from mtlbench.study import study_of
 
-    study = study_of(store.records().values(), expected=store.expected(), steps=store.steps)
+    if target.is_symlink() and target.parent == store.path:
+        raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")
+    records, problems = store.records().values(), store.problems()
+    study = study_of(
+        records,
+        expected=store.expected(),
+        steps=store.steps,
+        predictions=answers_in(store.path / "samples"),
+        reference=reference,
+        draws=draws,
+        notes=problems,
+    )
     for renderer in reports:
         documents = renderer.render(study)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in documents.items():
-            (target / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            overwrite(target / name, content if isinstance(content, bytes) else content.encode(), durable=False)
         if renderer.on_terminal:
             content = next(iter(documents.values()))
             click.echo(content.decode() if isinstance(content, bytes) else content)

@@ -14,7 +14,10 @@ from mtlbench.commands.shared import run_folder
 def status(folder: Path | None) -> None:
     """Show what is done, running, failed and missing in a run folder."""
     from mtlbench.status import status_lines
+    from mtlbench.tables import one_line
 
     store = run_folder(folder)
     for line in status_lines(store.expected(), store.records(), store.running()):
         click.echo(line)
+    for problem in store.problems():
+        click.echo(f"note: {one_line(problem)}")

@@ -19,6 +19,13 @@ from mtlbench.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     import datasets
 
+    from mtlbench.bundle.manifest import Manifest
+
+
+def relative_path(task: Task, split: str) -> str:
+    """Where a split lies in a folder that mirrors hub ids."""
+    return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"
+
 
 class FolderSource(Source):
     """Parquet files at ``DIR/<data set>/<configuration or default>/<split>.parquet``."""
@@ -36,11 +43,13 @@ class FolderSource(Source):
 
     def identity(self, tasks: Sequence[Task]) -> str:
         found = hashlib.sha256()
-        for name in sorted({self._relative(task, split) for task in tasks for split in wanted_splits(task)}):
+        for name in sorted({relative_path(task, split) for task in tasks for split in wanted_splits(task)}):
             with (self.folder / name).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
             found.update(f"{name} {content}\n".encode())
-        return f"folder:{found.hexdigest()[:16]}"
+        bundle = self._bundle()
+        kind = "demo-folder" if bundle is not None and bundle.source == "demo" else "folder"
+        return f"{kind}:{found.hexdigest()[:16]}"
 
     def check(self, task: Task) -> None:
         import pyarrow
@@ -69,11 +78,21 @@ class FolderSource(Source):
             found[split] = dataset_of(table, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
         return found
 
-    def _relative(self, task: Task, split: str) -> str:
-        return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"
+    def revisions(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """Those that the manifest of a bundle names, where the folder is a bundle's."""
+        bundle = self._bundle()
+        known = {} if bundle is None else bundle.datasets
+        return {task.dataset: known[task.dataset] for task in tasks if task.dataset in known}
+
+    def _bundle(self) -> Manifest | None:
+        """The manifest of the bundle whose data this is, if it is one's."""
+        from mtlbench.bundle import manifest
+
+        parent = self.folder.resolve().parent
+        return manifest.read(parent) if (parent / manifest.NAME).is_file() else None
 
     def _path(self, task: Task, split: str) -> Path:
-        path = self.folder / self._relative(task, split)
+        path = self.folder / relative_path(task, split)
         if path.is_file():
             return path
         splits = [p.stem for p in path.parent.glob("*.parquet")]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtlbench.api.cell import digest
 from mtlbench.api.task import Task
 from mtlbench.data.columns import check_schema, check_values
 from mtlbench.data.source import Source, wanted_splits
@@ -20,6 +22,7 @@ WITHOUT = (
     "Use --data DIR with a folder that mirrors hub ids (DIR/nyu-mll/glue/rte/train.parquet), "
     "or the embedded demo: --model demo --data demo."
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubSource(Source):
@@ -28,24 +31,30 @@ class HubSource(Source):
     name = "hub"
 
     def __init__(self) -> None:
-        self._proven: set[tuple[str, str | None]] = set()
+        self._revisions: dict[tuple[str, str | None], str] = {}
+        """Commit of the hub by data set and configuration; empty where it cannot be told."""
 
     def identity(self, tasks: Sequence[Task]) -> str:
-        return "hub"
+        for task in tasks:
+            self.check(task)
+        return f"hub:{digest(sorted({f'{t.dataset} {self._revisions[t.dataset, t.config]}' for t in tasks}))}"
+
+    def revisions(self, tasks: Sequence[Task]) -> dict[str, str]:
+        for task in tasks:
+            self.check(task)
+        return {task.dataset: self._revisions[task.dataset, task.config] for task in tasks}
 
     def check(self, task: Task) -> None:
-        """Prove that the data set is cached here or that the hub has it; columns only show in :meth:`splits`."""
+        """Prove that the data set is cached here or that the hub has it, and settle its revision: the newest that is
+        cached, or the hub's. Columns only show in :meth:`splits`."""
         if Path(task.dataset).exists():
             raise DataError(
                 f"A folder {task.dataset!r} in the working directory would be read instead of the hub. "
                 "Start from another directory, or use --data . if it is the data you want."
             )
         key = (task.dataset, task.config)
-        if key in self._proven:
-            return
-        if not _cached(task):
-            _ask_hub(task)
-        self._proven.add(key)
+        if key not in self._revisions:
+            self._revisions[key] = _cached_revision(task) or _ask_hub(task)
 
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
         import datasets
@@ -53,9 +62,18 @@ class HubSource(Source):
         self.check(task)
         where = f"{task.dataset} ({task.config or 'default'}) on the hub"
         try:
-            found = datasets.load_dataset(task.dataset, task.config)
+            wanted = self._revisions[task.dataset, task.config]
+            found = datasets.load_dataset(
+                task.dataset, task.config, revision=wanted if _COMMIT.fullmatch(wanted) else None
+            )
         except Exception as error:
             raise DataError(f"Task {task.name!r}: {where} cannot be loaded: {error}. {WITHOUT}") from error
+        loaded = {Path(file["filename"]).parent.name for rows in found.values() for file in rows.cache_files}
+        if _COMMIT.fullmatch(wanted) and loaded - {wanted}:
+            raise DataError(
+                f"Task {task.name!r}: revision {wanted} of {where} was settled on and {', '.join(loaded)} was loaded. "
+                "Start the same command again."
+            )
         for split in wanted_splits(task):
             if split not in found:
                 raise DataError(f"Task {task.name!r}: {where} has no split {split!r}. It has: {', '.join(found)}.")
@@ -65,20 +83,30 @@ class HubSource(Source):
         return {split: found[split] for split in wanted_splits(task)}
 
 
-def _cached(task: Task) -> bool:
+def _cached_revision(task: Task) -> str:
+    """The revision of the copy that an earlier run cached last, as ``datasets`` picks it; empty if there is none."""
     from huggingface_hub.constants import HF_HOME
 
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
-    folder = cache / task.dataset.replace("/", "___") / (task.config or "default")
-    return next(folder.rglob("dataset_info.json"), None) is not None
+    *owner, name = task.dataset.split("/")
+    folder = cache / "___".join([*owner, _snake(name)]) / (task.config or "default")
+    found = sorted(folder.glob("*/*/dataset_info.json"), key=lambda path: path.parent.stat().st_mtime)
+    return found[-1].parent.name if found else ""
 
 
-def _ask_hub(task: Task) -> None:
+def _snake(name: str) -> str:
+    """As ``datasets.naming.camelcase_to_snakecase`` names cache folders, without loading ``datasets``."""
+    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()
+
+
+def _ask_hub(task: Task) -> str:
+    """The commit that the hub has."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        HfApi().dataset_info(task.dataset, timeout=TIMEOUT_S)
+        return HfApi().dataset_info(task.dataset, timeout=TIMEOUT_S).sha or ""
     except RepositoryNotFoundError as error:
         raise DataError(
             f"The hub has no data set {task.dataset!r} (task {task.name!r}), or it needs a login. {WITHOUT}"

@@ -35,7 +35,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from mtlbench.data.shots import FirstOthers
+    from mtlbench.data.shots import sampler
 
     path = yaml_path(task)
     _compile_templates_once()
@@ -44,7 +44,8 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
             config = load_yaml(path)
             process = config.pop("process_docs", None) or _as_they_are
             rows = {split: process(docs) for split, docs in splits.items()}
-            first = rows[task.train_split].select(range(min(task.shots + 1, len(rows[task.train_split]))))
+            pool = rows[task.shots_split or task.train_split]
+            first = pool if task.shots_by else pool.select(range(min(task.shots + 1, len(pool))))
             config |= {
                 "task": name,
                 "custom_dataset": lambda **_: rows,
@@ -55,7 +56,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
                 "num_fewshot": task.shots,
                 "fewshot_split": None,
                 # A small pool, or lm-eval would copy the whole training split into a list.
-                "fewshot_config": {"sampler": FirstOthers, "samples": list(first) if task.shots else []},
+                "fewshot_config": {"sampler": sampler(task.shots_by), "samples": list(first) if task.shots else []},
             }
             lm_task = ConfigurableTask(config=config)
         except Exception as error:

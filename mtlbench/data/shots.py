@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.api.samplers import ContextSampler
 
@@ -15,6 +15,9 @@ class FirstOthers(ContextSampler):  # type: ignore[misc]
     subject are also its training rows.
     """
 
+    column: ClassVar[str | None] = None
+    """The rows share the value of this column with the one that is asked."""
+
     def sample(
         self,
         n: int,
@@ -23,4 +26,12 @@ class FirstOthers(ContextSampler):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Sequence[dict[str, Any]]:
         """The rows, in order."""
-        return [doc for doc in (df or self.df) if doc != eval_doc][:n]
+        pool = df or self.df
+        if self.column is not None and eval_doc is not None:
+            pool = [doc for doc in pool if doc[self.column] == eval_doc[self.column]]
+        return [doc for doc in pool if doc != eval_doc][:n]
+
+
+def sampler(column: str | None) -> type[FirstOthers]:
+    """Sampler of worked examples that share the value of ``column`` with the row that is asked, if one is named."""
+    return type("FirstOthersAlike", (FirstOthers,), {"column": column})

@@ -38,6 +38,10 @@ class Source(ABC):
             DataError: as :meth:`check`, for what only shows in the rows.
         """
 
+    def revisions(self, tasks: Sequence[Task]) -> Mapping[str, str]:
+        """Data set to the revision of the hub its rows are from, where that is known; no part of a cell's identity."""
+        return {}
+
 
 def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:
     """The task with the full name ``suite/task``.
@@ -52,8 +56,9 @@ def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:
 
 
 def wanted_splits(task: Task) -> tuple[str, ...]:
-    """Training and evaluation split, each once."""
-    return tuple(dict.fromkeys((task.train_split, task.eval_split)))
+    """Training and evaluation split and that of worked examples, each once."""
+    shots = (task.shots_split,) if task.shots_split else ()
+    return tuple(dict.fromkeys((task.train_split, task.eval_split, *shots)))
 
 
 def dataset_of(table: Any, *, fingerprint: str) -> datasets.Dataset:

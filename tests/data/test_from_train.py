@@ -5,8 +5,9 @@ from __future__ import annotations
 import datasets
 import pytest
 
+from mtlbench.api.cell import Protocol
 from mtlbench.api.task import Task
-from mtlbench.data.from_train import scored_from_train
+from mtlbench.data.from_train import held_out, scored_from_train, splits_under
 from mtlbench.errors import DataError
 
 TASK = Task(name="t", yaml="lm_eval:x.yaml", metrics=("acc",), dataset="d", config=None)
@@ -40,3 +41,30 @@ def test_what_cannot_be_divided_is_refused():
     same = Task(name="t", yaml="", metrics=(), dataset="d", config=None, train_split="validation")
     with pytest.raises(DataError, match="one split"):
         scored_from_train(same, splits(), share=0.5, train_rows=None)
+
+
+@pytest.mark.parametrize(("rows", "held"), [(554, 56), (400, 40), (2490, 249), (635, 64), (2, 1)])
+def test_a_holdout_is_the_part_of_the_training_split_that_common_splitting_gives(rows: int, held: int):
+    made = held_out(TASK, splits(rows=rows), share=0.1)
+    train, scored = set(made["train"]["row"]), set(made["validation"]["row"])
+    assert (len(train), len(scored)) == (rows - held, held)
+    assert not train & scored and train | scored == {f"train {i}" for i in range(rows)}
+    assert made["validation"]["row"] == held_out(TASK, splits(rows=rows), share=0.1)["validation"]["row"]
+
+
+def test_fewer_training_rows_leave_the_holdout_as_it_is():
+    under = [splits_under(TASK, splits(rows=500), Protocol(holdout=0.1, train_rows=n)) for n in (None, 30)]
+    assert under[0]["validation"]["row"] == under[1]["validation"]["row"] and len(under[1]["validation"]) == 50
+
+
+def test_trials_of_a_holdout_protocol_never_see_its_evaluation_rows():
+    final = splits_under(TASK, splits(rows=200), Protocol(holdout=0.1))
+    trial = splits_under(TASK, splits(rows=200), Protocol(holdout=0.1, eval_from_train=0.1))
+    kept, scored = set(trial["train"]["row"]), set(trial["validation"]["row"])
+    assert not (kept | scored) & set(final["validation"]["row"]) and not kept & scored
+    assert kept | scored == set(final["train"]["row"])
+
+
+def test_a_holdout_that_cannot_be_is_refused():
+    with pytest.raises(DataError, match="1 training row"):
+        held_out(TASK, splits(rows=1), share=0.5)

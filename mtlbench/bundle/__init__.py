@@ -1,0 +1,1 @@
+"""Data, models and a manifest of hashes in one folder, for machines without a network."""

@@ -1,0 +1,87 @@
+"""Collect a bundle: rows of tasks as parquet under their hub ids, models with their tokenizers, a manifest."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from mtlbench.api.task import Task
+from mtlbench.bundle import manifest
+from mtlbench.bundle.copying import copy_inside
+from mtlbench.bundle.models import collect_model
+from mtlbench.data.folder import FolderSource, relative_path
+from mtlbench.data.source import Source, wanted_splits
+from mtlbench.errors import DataError, RequestError
+
+_PACKAGES = ("mtlbench", "datasets", "huggingface_hub", "lm_eval", "transformers")
+
+
+def make(
+    folder: Path, *, tasks: Mapping[str, Task], source: Source | None, models: Sequence[str], say: Callable[[str], None]
+) -> manifest.Manifest:
+    """Write a bundle to ``folder``, which must be new or empty; it appears there when it is whole.
+
+    Args:
+        tasks: Full name to task.
+        source: Where their rows come from.
+        models: Embedded backbones, model folders or hub ids.
+        say: Told what is collected.
+
+    Raises:
+        DataError, RequestError: something is not there, or would lead outside; ``folder`` is then left as it was.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"{str(folder)!r} is not an empty folder. Name a new one for the bundle.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    work.mkdir()
+    try:
+        for name, task in tasks.items():
+            assert source is not None
+            say(f"data: {name} ({task.dataset} {task.config or 'default'})")
+            _collect_rows(task, source, work / "data")
+        revisions = {}
+        for model in models:
+            say(f"model: {model}")
+            name, revision = collect_model(model, work / "models")
+            revisions[name] = revision
+        files, sizes = manifest.measure(work)
+        made = manifest.Manifest(
+            tasks=list(tasks),
+            source=source.name if source else "",
+            files=files,
+            bytes=sizes,
+            datasets=dict(source.revisions(list(tasks.values()))) if source else {},
+            models=revisions,
+            versions={package: metadata.version(package) for package in _PACKAGES},
+        )
+        manifest.write(work, made)
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return made
+
+
+def _collect_rows(task: Task, source: Source, to: Path) -> None:
+    """The splits of a task as parquet files; those of a folder byte by byte, so that cells keep their keys."""
+    targets = {split: relative_path(task, split) for split in wanted_splits(task)}
+    for name in targets.values():
+        if not manifest.is_inside(name):
+            raise DataError(f"Task {task.name!r} would be written to {name!r}, outside the bundle. Leave the task out.")
+    missing = {split: name for split, name in targets.items() if not (to / name).exists()}
+    if not missing:
+        return
+    source.check(task)
+    rows = {} if isinstance(source, FolderSource) else source.splits(task)
+    for split, name in missing.items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, FolderSource):
+            copy_inside(source.folder / name, to / name, root=source.folder)
+        else:
+            import pyarrow.parquet as parquet
+
+            table = rows[split].with_format("arrow")[:]
+            parquet.write_table(table.replace_schema_metadata(None), to / name)

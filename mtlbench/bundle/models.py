@@ -1,0 +1,65 @@
+"""The files of a backbone and its tokenizer, from the package, a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtlbench.bundle.copying import copy_inside
+from mtlbench.errors import DataError, RequestError
+from mtlbench.models import BACKBONES, check_model, is_embedded
+
+PLAIN = (".json", ".model", ".txt", ".jinja", ".md")
+"""Endings of what a model needs beside its weights; code of a model is left out, as it is never run."""
+WEIGHTS = (".safetensors", ".bin")
+"""Endings of weights: the first one there is."""
+
+
+def collect_model(name: str, to: Path) -> tuple[str, str]:
+    """Copy the model ``name`` into a folder of its own under ``to``; gives that folder's name there and the revision.
+
+    Raises:
+        RequestError: there is no such model.
+        DataError: it holds no weights, a link leads out of it, or another model has its name.
+    """
+    check_model(name)
+    if is_embedded(name):
+        folder, root, own, revision = BACKBONES / name, BACKBONES / name, name, ""
+    elif Path(name).is_dir():
+        folder = root = Path(name)
+        own, revision = folder.resolve().name, ""
+    else:
+        folder = _from_hub(name)
+        # A snapshot of the hub's cache links to the files that all snapshots of the model share.
+        root, own, revision = folder.parent.parent, name, folder.name
+    _copy(name, folder, to / own, root=root)
+    return own, revision
+
+
+def _copy(name: str, folder: Path, to: Path, *, root: Path) -> None:
+    if to.exists():
+        raise DataError(f"Two models would be put into {to.name!r}. Make a bundle for each.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    weights = next((found for end in WEIGHTS if (found := [path for path in files if path.suffix == end])), [])
+    if not weights:
+        raise DataError(f"The model {name!r} has no weights ({' or '.join('*' + end for end in WEIGHTS)}).")
+    to.mkdir(parents=True)
+    for path in (*weights, *(path for path in files if path.suffix in PLAIN)):
+        copy_inside(path, to / path.name, root=root)
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of the newest snapshot of a hub model, fetched if it is not cached."""
+    from huggingface_hub import snapshot_download
+
+    plain = [f"*{ending}" for ending in PLAIN]
+    try:
+        for ending in WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=[*plain, f"*{ending}"], ignore_patterns=["*/*"]))
+            if any(folder.glob(f"*{ending}")):
+                break
+    except Exception as error:
+        raise RequestError(
+            f"The model {name!r} cannot be fetched from the hub: {str(error).strip().splitlines()[0]} "
+            "Make the bundle on a machine with a network, or name a model folder."
+        ) from error
+    return folder
