@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Method, Setup, SetupTask, Trainer
+    from mtlbench.api.published import Ledger
     from mtlbench.api.report import Report
     from mtlbench.api.task import Task, TaskSuite
 
@@ -21,6 +22,7 @@ __all__ = [
     "Composite",
     "Executor",
     "Launch",
+    "Ledger",
     "Method",
     "Report",
     "Setup",
@@ -36,6 +38,7 @@ _HOMES = {
     "Composite": "composite",
     "Executor": "executor",
     "Launch": "executor",
+    "Ledger": "published",
     "Workers": "executor",
     "hookimpl": "hooks",
     "Method": "method",

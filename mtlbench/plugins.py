@@ -14,6 +14,7 @@ import pluggy
 from mtlbench.api.executor import Executor
 from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
 from mtlbench.api.method import Method
+from mtlbench.api.published import Ledger
 from mtlbench.api.report import Report
 from mtlbench.api.task import TaskSuite
 from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_mean
@@ -22,6 +23,7 @@ _SINGULAR = {
     "methods": "method",
     "tasks": "suite",
     "reports": "report",
+    "published": "ledger",
     "executors": "executor",
     "observers": "observer",
 }
@@ -101,6 +103,11 @@ def load_suite(name: str) -> TaskSuite:
 def load_report(name: str) -> Report:
     """The report behind ``name``."""
     return cast(Report, _instance("reports", name, Report))
+
+
+def load_ledger(name: str) -> Ledger:
+    """The ledger behind ``name``."""
+    return cast(Ledger, _instance("published", name, Ledger))
 
 
 def load_executor(name: str) -> Executor:

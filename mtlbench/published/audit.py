@@ -1,0 +1,132 @@
+"""What a paper's tables contradict: averages, values that no count of rows gives, cells that repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from mtlbench.published.paper import COUNTED, UNITS, Column, Paper, Printed, PublishedTable
+from mtlbench.published.possible import Fit, fit
+
+HELD_OUT = 0.1
+"""Share of the training split that is tried as an evaluation split."""
+BY_LUCK = 0.01
+"""A fit to another number of rows is told when luck gives it less often than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that does not add up. It proves nothing about why."""
+
+    check: str
+    """``average``, ``rows`` or ``identical``."""
+    tables: tuple[str, ...]
+    """Names of the tables, such as ``table-4``."""
+    what: str
+    """A sentence with the figures."""
+
+    def __str__(self) -> str:
+        return f"{self.check:<10}{' and '.join(self.tables)}: {self.what}"
+
+
+def audit(paper: Paper) -> tuple[Finding, ...]:
+    """Every finding on a paper, check by check."""
+    tables = paper.tables
+    return (
+        *(found for table in tables for found in _averages(table)),
+        *(found for table in tables for found in _rows(table, paper.splits)),
+        *_identical(tables),
+    )
+
+
+def recomputed(row: Printed) -> float | None:
+    """The mean of a row's values, or ``None`` when one is missing."""
+    values = [value for value in row.values if value is not None]
+    return math.fsum(values) / len(values) if values and len(values) == len(row.values) else None
+
+
+def _averages(table: PublishedTable) -> Iterator[Finding]:
+    """Averages further from the mean of the row than rounding or truncation of all numbers explains."""
+    step = 10.0**-table.decimals
+    for row in table.rows:
+        mean = recomputed(row)
+        if mean is None or row.average is None:
+            continue
+        difference = row.average - mean
+        if abs(difference) <= step * (1 + 1e-9):
+            continue
+        copied = f" (row copied from {row.copied_from})" if row.copied_from else ""
+        yield Finding(
+            check="average",
+            tables=(table.name,),
+            what=f"{row.name}: the average is printed as {row.average:.{table.decimals}f}, the mean of the row is "
+            f"{mean:.{table.decimals + 1}f} ({difference:+.{table.decimals}f}){copied}.",
+        )
+
+
+def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Columns whose values are no k/n of the public evaluation split, and what they fit instead."""
+    for at, column in enumerate(table.columns):
+        sizes = splits.get(column.task or "", {})
+        values = [row.values[at] for row in table.rows]
+        known = [value for value in values if value is not None]
+        if column.metric not in COUNTED or not sizes or not known:
+            continue
+        official = [name for name in sizes if name != "train"]
+        fits = {name: _fit(table, known, sizes[name]) for name in official}
+        if any(found.holds for found in fits.values()):
+            continue
+        yield Finding(
+            check="rows",
+            tables=(table.name,),
+            what=_row_words(table, column, known, fits, sizes.get("train")),
+        )
+
+
+def _row_words(
+    table: PublishedTable, column: Column, values: Sequence[float], fits: Mapping[str, Fit], train: int | None
+) -> str:
+    name, nearest = min(fits.items(), key=lambda item: len(item[1].impossible))
+    wrong = ", ".join(table.printed(value) for value in nearest.impossible)
+    of_values = f"{len(nearest.impossible)} of {len(set(values))} different values"
+    words = f"{column.name}: {of_values} are no k/{nearest.rows} of the {name} split ({wrong})"
+    if train is None:
+        return f"{words}."
+    held = _fit(table, values, math.ceil(HELD_OUT * train))
+    if not held.holds or held.chance > BY_LUCK:
+        return f"{words}."
+    return (
+        f"{words}; all fit k/{held.rows}, 10 % of the {train} training rows, {held.way} "
+        f"(luck gives that once in {1 / held.chance:,.0f})."
+    )
+
+
+def _fit(table: PublishedTable, values: Sequence[float], rows: int) -> Fit:
+    return fit(values, rows=rows, decimals=table.decimals, unit=100 / UNITS[table.unit])
+
+
+def _identical(tables: Sequence[PublishedTable]) -> Iterator[Finding]:
+    """One method with the same number on one task under two backbones."""
+    for one, other in combinations(tables, 2):
+        for row in one.rows:
+            for twin in other.rows:
+                if row.method is None or row.method != twin.method or row.backbone == twin.backbone:
+                    continue
+                same = list(_same_cells(one, row, other, twin))
+                if same:
+                    yield Finding(
+                        check="identical",
+                        tables=(one.name, other.name),
+                        what=f"{row.name} has the same {', '.join(same)} on {row.backbone} and on {twin.backbone}.",
+                    )
+
+
+def _same_cells(one: PublishedTable, row: Printed, other: PublishedTable, twin: Printed) -> Iterator[str]:
+    theirs = {column.task: value for column, value in zip(other.columns, twin.values, strict=True) if column.task}
+    for column, value in zip(one.columns, row.values, strict=True):
+        if column.task and value is not None and theirs.get(column.task) is not None:
+            twin_value = other.percent(theirs[column.task] or 0.0)
+            if abs(one.percent(value) - twin_value) < 1e-9:
+                yield f"{column.name} ({one.printed(value)})"

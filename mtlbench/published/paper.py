@@ -1,0 +1,102 @@
+"""The values of a published paper: its tables as printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+METRICS: Mapping[str, str | None] = {
+    "accuracy": "acc",
+    "mcc": "mcc",
+    "pearson": "pearson",
+    "f1": "f1",
+    "average": None,
+    "unknown": None,
+}
+"""What a column can hold, and the metric of our tasks that is the same number; ``None`` where there is none."""
+COUNTED = ("accuracy", "unknown")
+"""Metrics whose values are k/n of the rows scored, if ``unknown`` is what it looks like."""
+UNITS: Mapping[str, float] = {"fraction": 100.0, "percent": 1.0}
+"""What brings a value to percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One task of a table."""
+
+    name: str
+    """As printed."""
+    metric: str
+    """One of :data:`METRICS`."""
+    task: str | None = None
+    """Our full task name, such as ``glue/rte``."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """One row of a table, as printed."""
+
+    name: str
+    values: tuple[float | None, ...]
+    """One per column; ``None`` where the paper prints nothing."""
+    average: float | None = None
+    method: str | None = None
+    """Our method, with settings in brackets where the row fixes them: ``lora[rank=96]``."""
+    backbone: str
+    models: tuple[str, ...] = ()
+    """Names under which that backbone can be loaded."""
+    parameters: str = ""
+    """Trained parameters as the paper says them."""
+    copied_from: str = ""
+    """Where the paper took the row from, if it did not measure it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable:
+    """One table."""
+
+    paper: str
+    name: str
+    caption: str
+    unit: str
+    """``fraction`` or ``percent``."""
+    decimals: int
+    """Digits printed after the point."""
+    columns: tuple[Column, ...]
+    rows: tuple[Printed, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """``peml/table-2``."""
+        return f"{self.paper}/{self.name}"
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """As the paper names them, each once."""
+        return tuple(dict.fromkeys(row.backbone for row in self.rows))
+
+    def percent(self, value: float) -> float:
+        """A value of this table in percent."""
+        return value * UNITS[self.unit]
+
+    def printed(self, value: float | None) -> str:
+        """A value with as many digits as the paper prints; ``-`` where it prints nothing."""
+        if value is None:
+            return "-"
+        digits = len(repr(float(value)).partition(".")[2].rstrip("0"))
+        return f"{value:.{max(self.decimals, digits)}f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper of a ledger."""
+
+    name: str
+    title: str
+    source: str
+    tables: tuple[PublishedTable, ...]
+    notes: tuple[str, ...] = ()
+    splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Full task name to rows of each split of the public release, for the audit."""

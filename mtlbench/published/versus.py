@@ -1,0 +1,178 @@
+"""A published table beside a run: paper value, our mean with its interval, inside or outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from mtlbench.api.record import Record
+from mtlbench.intervals import Interval
+from mtlbench.published.paper import METRICS, Column, Printed, PublishedTable
+from mtlbench.published.views import aligned
+from mtlbench.tables import Entry, Row, Study, Table, one_line
+
+_SIGNED = ("mcc", "pearson")
+"""Metrics that go below 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One cell of the paper and ours, in percent."""
+
+    printed: Printed
+    row: Row
+    column: str
+    paper: float
+    values: tuple[float, ...]
+    """Ours, one per seed."""
+    interval: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the paper's value is inside our interval."""
+        if self.interval is None:
+            return "no interval"
+        if self.paper in self.interval:
+            return "inside"
+        return f"outside, ours {'higher' if self.interval.mean > self.paper else 'lower'}"
+
+    def cells(self) -> list[str]:
+        """A line of the table."""
+        mean = sum(self.values) / len(self.values)
+        ours = f"{mean:.2f}" if self.interval is None else str(self.interval)
+        seeds = f"{len(self.values)} seed{'s' if len(self.values) > 1 else ''}"
+        return [self.row.label, self.printed.name, self.column, f"{self.paper:.2f}", ours, seeds, self.verdict]
+
+
+def versus_lines(published: PublishedTable, study: Study) -> Iterator[str]:
+    """Every table of a study against a published one."""
+    yield f"{published.full_name}: {published.caption}, {', '.join(published.backbones)}"
+    for table in study.tables:
+        yield ""
+        yield f"against {table.title}"
+        found = list(compared(published, table))
+        for difference in differences(published, table):
+            yield f"  differs from the paper: {difference}"
+        if not found:
+            yield "  no method and task of the paper is in this table"
+            continue
+        head = ["method", "paper's row", "task", "paper", "ours [95 %]", "over", "the paper's value is"]
+        yield from (f"  {line}" for line in aligned([head, *(comparison.cells() for comparison in found)]))
+        left = [row.name for row in published.rows if all(c.printed is not row for c in found)]
+        if left:
+            yield f"  not in this table: {', '.join(left)}"
+
+
+def compared(published: PublishedTable, table: Table) -> Iterator[Comparison]:
+    """Cells whose method and task correspond, and averages where all columns of the paper do."""
+    for row in table.rows:
+        done = [record for record in row.records if record.status == "ok"]
+        for printed in published.rows if done else ():
+            if not _same_method(printed, row):
+                continue
+            ours: list[list[float]] = []
+            for column, value in zip(published.columns, printed.values, strict=True):
+                scores = _scores(column, done)
+                if scores is None:
+                    continue
+                ours.append(scores)
+                if value is not None:
+                    paper = published.percent(value)
+                    interval = _interval(
+                        row.entries.get(column.task or ""), scores, low=-100 if column.metric in _SIGNED else 0
+                    )
+                    yield Comparison(
+                        printed=printed,
+                        row=row,
+                        column=column.name,
+                        paper=paper,
+                        values=tuple(scores),
+                        interval=interval,
+                    )
+            if printed.average is not None and len(ours) == len(published.columns):
+                means = [sum(of_seed) / len(of_seed) for of_seed in zip(*ours, strict=True)]
+                yield Comparison(
+                    printed=printed,
+                    row=row,
+                    column="average",
+                    paper=published.percent(printed.average),
+                    values=tuple(means),
+                    interval=_interval(row.average, means, low=-100),
+                )
+
+
+def differences(published: PublishedTable, table: Table) -> Iterator[str]:
+    """What is known to differ between the paper's conditions and ours."""
+    protocol = table.protocol
+    models = {name.lower() for row in published.rows for name in (row.backbone, *row.models)}
+    if table.model.lower() not in models:
+        yield f"the backbone is {one_line(table.model)}, theirs {', '.join(published.backbones)}"
+    if protocol.data.startswith("demo"):
+        yield "the data are generated demo data: the numbers say nothing about the paper's"
+    if protocol.eval_from_train:
+        yield f"scores are on {protocol.eval_from_train:g} of the training rows"
+    for name, what in (("train_rows", "trained on"), ("eval_rows", "scored on")):
+        rows = getattr(protocol, name)
+        if rows is not None:
+            yield f"{what} at most {rows} rows per task"
+    theirs = {column.task for column in published.columns if column.task}
+    more = [task for task in table.tasks if task not in theirs]
+    less = sorted(theirs - set(table.tasks))
+    if more or less:
+        words = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(less)}"] * bool(less)
+        yield f"ours are trained {' and '.join(words)}"
+    unknown = [column.name for column in published.columns if column.metric == "unknown" and column.task in table.tasks]
+    if unknown:
+        yield f"the paper does not say the metric of {', '.join(unknown)}; our score is shown"
+    other = [column.name for column in published.columns if _metric_lacks(column, table)]
+    if other:
+        yield f"our tasks lack the metric of {', '.join(other)}"
+
+
+def _same_method(printed: Printed, row: Row) -> bool:
+    if printed.method is None:
+        return False
+    fixed = "[" in printed.method
+    return printed.method == (row.variant if fixed else row.records[0].cell.method)
+
+
+def _scores(column: Column, records: Sequence[Record]) -> list[float] | None:
+    """Our number for a column in percent, one per seed; ``None`` where a seed lacks it."""
+    found = []
+    for record in records:
+        score = record.scores.get(column.task or "")
+        if score is None:
+            return None
+        if column.metric == "unknown":
+            found.append(score.score)
+            continue
+        values = [v for name, v in score.metrics.items() if name.partition(",")[0] == METRICS[column.metric]]
+        if not values:
+            return None
+        found.append(100 * values[0])
+    return found
+
+
+def _metric_lacks(column: Column, table: Table) -> bool:
+    if column.task not in table.tasks or column.metric == "unknown":
+        return False
+    scores = (r.scores.get(column.task or "") for row in table.rows for r in row.records)
+    names = {name.partition(",")[0] for score in scores if score for name in score.metrics}
+    return bool(names) and METRICS[column.metric] not in names
+
+
+def _interval(entry: Entry | None, scores: Sequence[float], *, low: float) -> Interval | None:
+    """The table's own interval where it is of these numbers, else one over the seeds; cut where scores cannot be."""
+    from mtlbench.statistics.estimate import Measured, estimate
+
+    found = entry.interval if entry is not None and _equal(entry.scores.values, scores) else None
+    if found is None:
+        import numpy as np
+
+        told = estimate(Measured(seeds=tuple(range(len(scores))), values=np.array(scores)))
+        found = told.interval() if told else None
+    return None if found is None else replace(found, low=max(low, found.low), high=min(100.0, found.high))
+
+
+def _equal(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(abs(a - b) < 1e-6 for a, b in zip(one, other, strict=True))

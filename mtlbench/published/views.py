@@ -1,0 +1,64 @@
+"""Published tables as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from mtlbench.published.audit import audit, recomputed
+from mtlbench.published.paper import Paper, PublishedTable
+
+
+def list_lines(papers: Iterable[Paper]) -> Iterator[str]:
+    """Every paper with its tables."""
+    for paper in papers:
+        yield f"{paper.name}: {paper.title}"
+        yield f"  {paper.source}"
+        width = max((len(table.full_name) for table in paper.tables), default=0)
+        for table in paper.tables:
+            yield f"  {table.full_name:<{width}}  {table.caption}; {', '.join(table.backbones)}"
+
+
+def table_lines(table: PublishedTable) -> Iterator[str]:
+    """One table, with the average recomputed beside the printed one."""
+    yield f"{table.full_name}: {table.caption} ({table.unit})"
+    shared = len(table.backbones) == 1
+    if shared:
+        yield f"backbone: {table.backbones[0]}"
+    head = ["row", *([] if shared else ["backbone"]), *(column.name for column in table.columns)]
+    rows = [[*head, "average", "recomputed", "our method"]]
+    for row in table.rows:
+        mean = recomputed(row)
+        rows.append(
+            [
+                row.name,
+                *([] if shared else [row.backbone]),
+                *map(table.printed, row.values),
+                table.printed(row.average),
+                "-" if mean is None else f"{mean:.{table.decimals + 1}f}",
+                row.method or "-",
+            ]
+        )
+    yield from aligned(rows)
+    for column in table.columns:
+        if column.note:
+            yield f"{column.name}: metric {column.metric}: {column.note}"
+    for source in dict.fromkeys(row.copied_from for row in table.rows if row.copied_from):
+        names = ", ".join(row.name for row in table.rows if row.copied_from == source)
+        yield f"copied from {source}: {names}"
+    yield from table.notes
+
+
+def audit_lines(papers: Iterable[Paper]) -> Iterator[str]:
+    """Every finding of the audit, and how many there are."""
+    for paper in papers:
+        findings = audit(paper)
+        yield f"{paper.name}: {len(findings)} findings in {len(paper.tables)} tables"
+        yield from (f"  {finding}" for finding in findings)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Cells in columns, the first one left, the others right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()

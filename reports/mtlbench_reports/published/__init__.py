@@ -1,0 +1,12 @@
+"""The ledger of published tables: each JSON file beside this one is a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtlbench import Ledger, hookimpl
+
+
+@hookimpl
+def mtlbench_published() -> list[Ledger]:
+    return [Ledger(name="papers", folder=Path(__file__).parent)]

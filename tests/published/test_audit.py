@@ -1,0 +1,96 @@
+"""The audit: findings that were made by hand on the seed papers, and none on tables that add up."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtlbench.published.audit import audit
+from mtlbench.published.ledger import papers
+from mtlbench.published.paper import Column, Paper, Printed, PublishedTable
+from mtlbench.published.possible import fit
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return audit(papers()["peml"])
+
+
+def test_the_five_copied_averages_of_table_4(findings):
+    found = [f for f in findings if f.check == "average" and f.tables == ("table-4",)]
+    assert [f.what.partition(":")[0] for f in found] == ["LoRA", "MOE-LoRA", "Poly", "MHR", "C-Poly"]
+    for finding, difference in zip(found, ("+0.032", "+0.026", "+0.007", "+0.011", "+0.010"), strict=True):
+        assert difference in finding.what and "copied from the C-Poly paper" in finding.what
+
+
+def test_no_average_is_flagged_that_rounding_explains(findings):
+    flagged = [(f.tables[0], f.what.partition(":")[0]) for f in findings if f.check == "average"]
+    assert [f for f in flagged if f[0] != "table-4"] == [("table-1", "AdaLoRA"), ("table-7", "PEML-AdaLoRA")]
+    assert not [f for f in audit(papers()["ta_lora"]) if f.check == "average"]
+
+
+def test_one_row_is_the_same_under_two_backbones(findings):
+    (found,) = [f for f in findings if f.check == "identical"]
+    assert found.tables == ("table-3", "table-4")
+    assert found.what == (
+        "PEML has the same COPA (0.825), MultiRC (0.904), WSC (0.750) on T5-large and on FLAN-T5-Large."
+    )
+
+
+@pytest.mark.parametrize("table", ["table-3", "table-8"])
+@pytest.mark.parametrize(("column", "held", "public"), [("COPA", 40, 100), ("WSC", 56, 104), ("RTE", 249, 277)])
+def test_the_t5_superglue_values_fit_a_tenth_of_the_training_rows(findings, table, column, held, public):
+    (found,) = [f for f in findings if f.check == "rows" and f.tables == (table,) and f.what.startswith(column)]
+    assert f"are no k/{public} of the validation split" in found.what
+    assert f"all fit k/{held}, 10 % of the" in found.what
+
+
+def test_columns_that_fit_the_public_split_are_not_flagged(findings):
+    flagged = {(f.tables[0], f.what.partition(":")[0]) for f in findings if f.check == "rows"}
+    assert not flagged & {("table-4", "WSC"), ("table-4", "Boolq"), ("table-6", "OBQA"), ("table-3", "MultiRC")}
+
+
+def test_what_can_be_printed_of_k_in_n():
+    assert fit([0.333, 0.667], rows=3, decimals=3, unit=1).holds
+    truncated = fit([0.333, 0.666], rows=3, decimals=3, unit=1)
+    assert truncated.holds and truncated.way == "truncated"
+    mixed = fit([0.166, 0.833, 0.667], rows=6, decimals=3, unit=1)
+    assert mixed.holds and mixed.way == "rounded or truncated"
+    assert fit([33.3, 50.0], rows=3, decimals=1, unit=100).impossible == (50.0,)
+    assert fit([0.9317], rows=249, decimals=3, unit=1).holds, "232/249 printed with four digits"
+    assert fit([0.0, 1.0], rows=7, decimals=3, unit=1).holds
+    assert fit([0.125, 0.12, 0.13], rows=8, decimals=2, unit=1).holds, "halves are rounded up or down"
+
+
+def test_luck_is_the_share_of_values_that_are_possible():
+    assert fit([0.5], rows=4, decimals=1, unit=1).chance == pytest.approx(7 / 11), "0, .2, .3, .5, .7, .8, 1"
+    assert fit([0.5, 0.5], rows=2, decimals=1, unit=1).chance == pytest.approx(3 / 11), "a value counts once"
+    assert fit([0.123], rows=5000, decimals=3, unit=1).chance == 1
+
+
+def table_of(*rows: Printed, name: str = "t", metric: str = "accuracy") -> PublishedTable:
+    columns = (Column(name="A", metric=metric, task="x/a"), Column(name="B", metric="mcc", task="x/b"))
+    return PublishedTable(
+        paper="p", name=name, caption="", unit="percent", decimals=1, columns=columns, rows=tuple(rows)
+    )
+
+
+def row_of(*values: float | None, average: float | None = None, backbone: str = "one") -> Printed:
+    return Printed(name="m", values=values, average=average, method="m", backbone=backbone)
+
+
+def test_a_table_that_adds_up_has_no_findings():
+    paper = Paper(name="p", title="", source="", tables=(table_of(row_of(50.0, 20.0, average=35.0)),), splits={"x/a": {"train": 40, "validation": 10}})  # fmt: skip
+    assert audit(paper) == ()
+
+
+def test_missing_numbers_are_left_out():
+    tables = (table_of(row_of(None, 20.0, average=35.0)), table_of(row_of(None, None, backbone="two"), name="u"))
+    assert audit(Paper(name="p", title="", source="", tables=tables)) == ()
+
+
+def test_only_counts_are_checked_against_rows():
+    splits = {"x/a": {"train": 40, "validation": 3}, "x/b": {"train": 40, "validation": 3}}
+    one = Paper(name="p", title="", source="", tables=(table_of(row_of(50.0, 50.0)),), splits=splits)
+    assert [f.what.partition(":")[0] for f in audit(one)] == ["A"]
+    other = Paper(name="p", title="", source="", tables=(table_of(row_of(50.0, 50.0), metric="f1"),), splits=splits)
+    assert audit(other) == ()

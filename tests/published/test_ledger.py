@@ -1,0 +1,130 @@
+"""The ledger of published tables: what a file must hold, and that ours holds the papers' tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtlbench.errors import DataError, RequestError
+from mtlbench.plan import resolve_tasks
+from mtlbench.plugins import load_method, offers
+from mtlbench.published.ledger import papers, papers_named, table_named
+from mtlbench.published.reading import read_paper
+
+SEED = Path(__file__).parents[3] / "shared" / "published" / "paper_tables.json"
+
+
+def paper_file(folder: Path, **changes) -> Path:
+    """A small valid paper with ``changes`` at the top, in the table (``table_``), its column or its row."""
+    column = {"name": "RTE", "metric": "accuracy", "task": "glue/rte"}
+    row = {"name": "LoRA", "method": "lora", "values": [0.9], "average": 0.9}
+    table = {"name": "table-1", "caption": "c", "unit": "fraction", "decimals": 3, "backbone": "T5"}
+    parts = {"column": column, "row": row, "table": table, "paper": {}}
+    for name, value in changes.items():
+        part, _, key = name.partition("_")
+        if value is None:
+            parts[part].pop(key)
+        else:
+            parts[part][key] = value
+    body = {"schema": 1, "paper": "mine", "title": "t", "source": "s", **parts["paper"]}
+    body["tables"] = [{"columns": [column], "rows": [row], **table}]
+    path = folder / "mine.json"
+    path.write_text(json.dumps(body))
+    return path
+
+
+def test_the_ledger_holds_every_table_of_the_seed_papers():
+    found = papers()
+    assert [len(found[name].tables) for name in ("peml", "ta_lora")] == [11, 5]
+    assert table_named("peml/table-2").rows[-1].values == (0.698, 0.964, 0.912, 0.967, 0.928, 0.912, 0.971, 0.935)
+
+
+@pytest.mark.skipif(not SEED.exists(), reason="the tables as handed over are not here")
+def test_every_number_is_the_one_that_was_handed_over():
+    def numbers(values):
+        return [v for v in values if v is not None]
+
+    theirs = [
+        numbers([*r["values"], r["stated_avg"]]) for t in json.loads(SEED.read_text())["tables"] for r in t["rows"]
+    ]
+    ours = [numbers([*r.values, r.average]) for p in papers().values() for t in p.tables for r in t.rows]
+    assert ours == theirs
+
+
+def test_methods_and_tasks_that_the_ledger_names_exist():
+    for paper in papers().values():
+        for table in paper.tables:
+            for column in table.columns:
+                if column.task:
+                    resolve_tasks(column.task)
+                    assert column.metric not in ("accuracy", "unknown") or column.task in paper.splits
+            for row in table.rows:
+                for member in (row.method or "").partition("[")[0].split("+"):
+                    if member in offers("methods"):
+                        load_method(member)
+                    else:
+                        assert member in ("", "ta_lora"), f"{table.full_name}: {member}"
+
+
+def test_a_paper_is_one_file(tmp_path):
+    path = paper_file(tmp_path)
+    assert table_named(f"{path}/table-1").rows[0].values == (0.9,)
+    assert list(papers_named(str(path))) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_values": [0.9, 0.8]}, r"row 1 \(LoRA\): 2 values for 1 columns"),
+        ({"row_values": [90.0]}, r"90.0 is no fraction; numbers go from -1 to 1"),
+        ({"row_values": [True]}, "True is no fraction"),
+        ({"row_average": "0.9"}, "'average' must be a number"),
+        ({"table_unit": "percents"}, "Did you mean 'percent'"),
+        ({"column_metric": "acuracy"}, "Did you mean 'accuracy'"),
+        ({"column_taks": "x"}, "'taks' is unknown. Did you mean 'task'"),
+        ({"table_backbone": None}, "no backbone"),
+        ({"table_decimals": 1.5}, "'decimals' must be a whole number"),
+        ({"row_name": None}, "'name' is missing"),
+        ({"paper_schema": 2}, "schema 2 is unknown"),
+        ({"paper_paper": "a/b"}, "letters, digits"),
+        ({"paper_splits": {"glue/rte": {"validation": 0}}}, "numbers of rows"),
+        ({"paper_notes": "x"}, "'notes' must be a JSON list"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message) as error:
+        read_paper(paper_file(tmp_path, **changes))
+    assert "mine.json" in str(error.value)
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(RequestError, match="Did you mean 'table-2'"):
+        table_named("peml/table2")
+    with pytest.raises(RequestError, match="Did you mean 'peml'"):
+        papers_named("pemll")
+    with pytest.raises(RequestError, match="names no table"):
+        table_named("peml")
+
+
+def test_printed_numbers_keep_their_digits():
+    table = table_named("peml/table-3")
+    assert [table.printed(v) for v in (0.75, 0.9317, None)] == ["0.750", "0.9317", "-"]
+    assert math.isclose(table.percent(0.75), 75)
+
+
+def test_the_commands_load_no_torch():
+    code = (
+        "import sys; from click.testing import CliRunner; from mtlbench.cli import cli\n"
+        "for words in (['published', 'list'], ['published', 'audit'], ['published', 'show', 'peml/table-10']):\n"
+        "    done = CliRunner().invoke(cli, words); assert done.exit_code == 0, done.output; print(done.output)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "peml/table-4   SuperGLUE vs modular LoRA methods" in done.stdout
+    assert "LLaMA3-8B" in done.stdout
