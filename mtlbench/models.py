@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -106,9 +107,28 @@ def _check_folder(path: Path) -> None:
             f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote."
         )
     try:
-        json.loads(config.read_text())
+        told = json.loads(config.read_text())
     except ValueError as error:
         raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
+    if isinstance(told, dict) and "AutoConfig" in (told.get("auto_map") or {}) and not _known(told.get("model_type")):
+        raise RequestError(remote_code(str(path)))
+
+
+def remote_code(model: str) -> str:
+    """Why a model that brings its own Python code is refused."""
+    return (
+        f"The model {model!r} needs Python code that it brings along, and mtlbench runs no code of a model. Name one "
+        "of an architecture that transformers has, or a version of this one that was converted to it."
+    )
+
+
+def _known(architecture: object) -> bool:
+    """Whether transformers has a package for a ``model_type``; told from its files, without importing it."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations or not isinstance(architecture, str):
+        return False
+    name = architecture.replace("-", "_").lower()
+    return name.isidentifier() and (Path(found.submodule_search_locations[0]) / "models" / name).is_dir()
 
 
 def _names() -> str:

@@ -12,14 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import Executor, Launch, Workers
+from mtlbench.api.executor import SILENCE_S, DevicesPerCell, Executor, Launch, Workers
+from mtlbench.errors import MtlbenchError
 from mtlbench.events import Events
+from mtlbench.stacks import forget_stacks
 from mtlbench.store import RunFolder
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 POLL_S = 0.2
-GRACE_S = 10.0
-"""How long workers may take to end when they are asked to."""
+GRACE_S = 30.0
+"""How long workers may take to end when they are asked to: they keep what their cells have done so far."""
 FINISH_S = 60.0
 """How long workers may take to end by themselves when every cell has its record."""
 _log = logging.getLogger(__name__)
@@ -34,8 +36,13 @@ def run(
     *,
     device: str = "auto",
     workers: int = 0,
+    devices: DevicesPerCell | None = None,
+    silence_s: float = SILENCE_S,
+    cell_timeout_s: float | None = None,
 ) -> int:
     """Run the cells of ``request`` that have no record; failed ones are tried again.
+
+    The words after ``observers`` are those of :class:`Launch`.
 
     Gives the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted. What was
     finished stays in every case.
@@ -49,20 +56,32 @@ def run(
     if retired:
         _log.info("%d failed cells are tried again", len(retired))
     folder.forget_deaths(keys)
+    running = folder.claims()
+    forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
     events = Events(observers)
     events.run_started(cells)
     interrupted = False
     try:
         watch = _Watch(folder, cells, events)
         if watch.missing:
-            launch = Launch(folder=folder.path, request=request, workers=workers, device=device)
+            launch = Launch(
+                folder=folder.path,
+                request=request,
+                workers=workers,
+                device=device,
+                devices=devices or DevicesPerCell(),
+                silence_s=silence_s,
+                cell_timeout_s=cell_timeout_s,
+            )
             with _signals_interrupt():
                 interrupted = _supervise(executor, launch, watch)
+            # A worker that was killed after it published has left its claim.
+            folder.forget_deaths(key for key in keys if key not in watch.missing)
     finally:
         events.run_finished()
     if interrupted:
         _log.warning(
-            "Interrupted with %d of %d cells done. Run the same command again: it does only what is missing.",
+            "Interrupted with %d of %d cells done. Run the same command again: it goes on where this one ended.",
             len(cells) - len(watch.missing),
             len(cells),
         )
@@ -123,6 +142,10 @@ def _supervise(executor: Executor, launch: Launch, watch: _Watch) -> bool:
         while started.alive() and time.monotonic() < deadline:
             time.sleep(POLL_S / 4)
     except KeyboardInterrupt:
+        _log.warning(
+            "Stopping: cells in training end after their step and keep what they have done. Press Ctrl-C again to stop "
+            "at once."
+        )
         return True
     finally:
         if started is not None:
@@ -162,8 +185,18 @@ def _exit_code(folder: RunFolder, cells: Sequence[Cell], *, missing: int) -> int
     records = folder.records()
     counts = Counter(records[cell.key].status for cell in cells if cell.key in records)
     if missing:
-        _log.error("No worker is left and %d of %d cells have no record.%s", missing, len(cells), _log_tail(folder))
+        why = _unusable(folder) or _log_tail(folder)
+        _log.error("No worker is left and %d of %d cells have no record.%s", missing, len(cells), why)
     return FAILED if missing or counts["failed"] else OK
+
+
+def _unusable(folder: RunFolder) -> str:
+    """What is wrong with the run folder itself, such as a full disk, on which logs end too."""
+    try:
+        folder.preflight()
+    except MtlbenchError as error:
+        return f" {error}"
+    return ""
 
 
 def _log_tail(folder: RunFolder, *, lines: int = 15) -> str:

@@ -90,7 +90,7 @@ def read_settings(name: str, words: Mapping[str, str]) -> dict[str, Value]:
     for setting, word in words.items():
         if setting not in known:
             raise RequestError(f"Method {name!r} has no setting {setting!r}. {did_you_mean(setting, known)}")
-        settings[setting] = _typed(name, setting, word, known[setting])
+        settings[setting] = typed(f"Method {name!r}", setting, word, known[setting])
     build(name, settings)
     return settings
 
@@ -122,7 +122,7 @@ def _read_members(name: str, words: Mapping[str, str]) -> dict[str, Value]:
             continue
         if word not in known:
             raise RequestError(f"A composition has no setting {word!r}. {did_you_mean(word, known)}")
-        settings[word] = _typed(name, word, value, known[word])
+        settings[word] = typed(f"Method {name!r}", word, value, known[word])
     build(name, settings)
     return settings
 
@@ -135,7 +135,12 @@ def _build_sum(name: str, settings: Mapping[str, Value]) -> Sum:
     return Sum(members=members, **dict[str, Any]({key: v for key, v in settings.items() if "." not in key}))
 
 
-def _typed(method: str, setting: str, word: str, hint: Any) -> Value:
+def typed(whose: str, setting: str, word: str, hint: Any) -> Value:
+    """The value that ``word`` means for a setting with the type ``hint``.
+
+    Raises:
+        RequestError: it means none; ``whose`` begins the message.
+    """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if word.lower() == "none" and type(None) in options:
         return None
@@ -151,7 +156,7 @@ def _typed(method: str, setting: str, word: str, hint: Any) -> Value:
                 return typing.cast(Value, option(word))
             except ValueError:
                 continue
-    raise RequestError(f"Method {method!r}: {setting} must be {_describe(options)}, got {word!r}.")
+    raise RequestError(f"{whose}: {setting} must be {_describe(options)}, got {word!r}.")
 
 
 def _describe(options: tuple[Any, ...]) -> str:

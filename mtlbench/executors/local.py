@@ -1,98 +1,110 @@
-"""The local executor: worker processes on this machine, one per GPU or a few over the CPU cores."""
+"""The local executor: worker processes on this machine, one per group of devices."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
-from mtlbench.errors import RequestError
-from mtlbench.executors.devices import cpus, gpus
+from mtlbench.executors import leases
+from mtlbench.executors.devices import Device, Inventory, Nvidia, cpus
+from mtlbench.executors.process import WorkerProcess, end_all, spawn
+from mtlbench.executors.slots import Pool, pool, shares
+from mtlbench.executors.watch import overdue, timeout_record
+from mtlbench.stacks import frames, stacks_file
 from mtlbench.store import RunFolder
 
-MOST_CPU_WORKERS = 4
-"""How many workers share a CPU when the number is not given: each holds its own copy of the backbone."""
 RESTARTS = 2
-"""How often a slot gets a new worker while no cell gets done."""
+"""How often a seat gets a new worker while no cell gets done."""
+FAULTS = 2
+"""A device on which workers died in this many different cells, with none done in between, is not used again."""
 ASK_AGAIN_S = 1.0
 """How often a worker that was asked to end is asked again."""
+KILL_AFTER_S = 5.0
+"""How long a worker that shows no progress may take to end when it is asked."""
+DRAIN_S = 30.0
+"""How long one whose cell only takes too long may: it keeps what the cell has done, for a run with a higher limit."""
+LOOK_AGAIN_S = 1.0
+"""How often is looked for devices or cells that were not free."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """Where one worker runs."""
-
-    device: str
-    threads: int
-    gpu: str | None = None
-    """Word for ``CUDA_VISIBLE_DEVICES``."""
 
 
 @dataclass(frozen=True)
 class LocalExecutor(Executor):
-    """Starts ``command`` once for each slot of this machine."""
+    """Starts ``command`` once for each group of devices of this machine.
+
+    ``inventory`` says which accelerators there are: tests give one of their own. As a part of a cluster it runs
+    ``only`` the cells of one width, numbers its workers from ``first`` and starts them in ``directory``.
+    """
 
     name: ClassVar[str] = "local"
     command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.worker")
+    inventory: Inventory = field(default_factory=Nvidia)
+    only: int | None = None
+    first: int = 0
+    directory: Path | None = None
 
-    def start(self, launch: Launch) -> Workers:
+    def check(self, device: str) -> None:
+        """Refuse ``cuda`` without a GPU."""
+        if device == "cuda":
+            pool(device, 0, demand={}, cores=1, cards=self.inventory.devices())
+
+    def start(self, launch: Launch) -> LocalWorkers:
         """Start the workers, at most one for each cell without a record.
 
         Raises:
-            RequestError: ``cuda`` is asked for and there is no GPU.
+            RequestError: ``cuda`` is asked for and there is no GPU, or there are fewer than a cell or the workers need.
         """
         folder = RunFolder(launch.folder)
         cells = folder.cells(launch.request)
-        missing = len(folder.missing(cells))
-        chosen = slots(launch.device, launch.workers, cells=missing, cores=cpus(), cards=_cards(launch.device))
-        return LocalWorkers(self.command, launch=launch, folder=folder, cells=cells, slots=chosen)
-
-
-def _cards(device: str) -> tuple[str, ...]:
-    return () if device == "cpu" else gpus(os.environ)
-
-
-def slots(device: str, workers: int, *, cells: int, cores: int, cards: tuple[str, ...]) -> list[Slot]:
-    """Where workers run on a machine with ``cores`` CPU cores and the GPUs ``cards``.
-
-    ``workers`` 0 takes every GPU, or one worker per core up to four. Cores are shared out evenly.
-
-    Raises:
-        RequestError: ``cuda`` is asked for and there is no GPU.
-    """
-    if device == "cuda" and not cards:
-        raise RequestError("--device cuda: this machine shows no NVIDIA GPU (nvidia-smi -L). Use --device cpu or auto.")
-    automatic = len(cards) or min(cores, MOST_CPU_WORKERS)
-    count = min(workers or automatic, max(cells, 1))
-    threads = max(1, cores // count)
-    if not cards:
-        return [Slot(device="cpu", threads=threads) for _ in range(count)]
-    if count > len(cards):
-        _log.warning("%d workers share %d GPUs: their times and throughput are not comparable", count, len(cards))
-    return [Slot(device="cuda", threads=threads, gpu=cards[i % len(cards)]) for i in range(count)]
+        if self.only is not None:
+            cells = [cell for cell in cells if launch.devices(cell) == self.only]
+        demand = Counter(launch.devices(cell) for cell in folder.missing(cells))
+        cards = () if launch.device == "cpu" else self.inventory.devices()
+        chosen = pool(launch.device, launch.workers, demand=demand, cores=cpus(), cards=cards)
+        for card in cards:
+            if taken := chosen.slot((card,)).foreign:
+                _log.warning(
+                    "other programs have taken %.1f GiB of device %s: times there are not comparable, and the records "
+                    "say so",
+                    taken / 2**30,
+                    card.id,
+                )
+        return LocalWorkers(
+            self.command,
+            launch=launch,
+            folder=folder,
+            cells=cells,
+            pool=chosen,
+            inventory=self.inventory,
+            first=self.first,
+            directory=self.directory,
+        )
 
 
 @dataclass
-class _Place:
-    """A slot and the worker in it."""
+class _Seat:
+    """A number under which one worker at a time runs; its log carries it."""
 
-    slot: Slot
-    process: subprocess.Popen[bytes] | None = None
-    missing: int = 0
-    """Cells without a record when the worker was started."""
+    index: int
+    worker: WorkerProcess | None = None
     restarts: int = 0
     """Restarts in a row without a cell done."""
+    closed: bool = False
+    lost: str | None = None
+    """Key of the cell in which its latest worker died."""
+    waits_for: str | None = None
+    """Key of the cell whose worker was killed here: it is tried with one worker less, as memory is the usual cause."""
 
 
 @dataclass
@@ -102,121 +114,257 @@ class LocalWorkers(Workers):
     command: tuple[str, ...]
     launch: Launch = field(kw_only=True)
     folder: RunFolder = field(kw_only=True)
-    cells: list[Cell] = field(kw_only=True)
-    slots: list[Slot] = field(kw_only=True)
+    cells: Sequence[Cell] = field(kw_only=True)
+    pool: Pool = field(kw_only=True)
+    inventory: Inventory = field(kw_only=True)
+    first: int = field(default=0, kw_only=True)
+    directory: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        missing = len(self.folder.missing(self.cells))
-        self._places = [_Place(slot) for slot in self.slots]
+        self._by_key = {cell.key: cell for cell in self.cells}
+        self._usable = list(self.pool.devices)
+        self._faults: dict[str, set[str]] = {device.id: set() for device in self._usable}
+        demand = Counter(self.launch.devices(cell) for cell in self.folder.missing(self.cells))
+        count = min(self.pool.workers, sum(shares(len(self._usable), demand, most=self.pool.workers).values()))
+        # Narrow cells that follow wide ones may fill more seats than the start needs.
+        most = min(self.pool.workers, len(self._usable) // min(demand, default=1), sum(demand.values()))
+        self._seats = [_Seat(self.first + number) for number in range(max(count, most))]
+        self._told_held = False
+        self._waiting = False
+        """Whether cells wait for devices or seats that are not free now."""
+        self._next_look = 0.0
         try:
-            for index in range(len(self._places)):
-                self._spawn(index, missing=missing)
+            self._fill()
         except BaseException:
             self.stop(grace_s=0)
             raise
 
     def alive(self) -> int:
         """How many workers run now, after replacing those that ended while cells are left."""
-        ended = [i for i, place in enumerate(self._places) if place.process and _ended(place.process)]
-        if ended:
-            missing = len(self.folder.missing(self.cells))
-            for index in ended:
-                self._replace(index, missing=missing)
-        return sum(place.process is not None for place in self._places)
+        now = time.monotonic()
+        ended = False
+        for seat in self._seats:
+            if seat.worker is None:
+                continue
+            if seat.worker.ended():
+                self._reap(seat, seat.worker)
+                ended = True
+            else:
+                self._watch(seat.worker, now)
+        if ended or (self._waiting and now >= self._next_look):
+            self._fill()
+        return len(self._workers()) + (self._waiting and not self._workers())
 
     def stop(self, *, grace_s: float) -> None:
         """End every worker and what it started: SIGTERM for ``grace_s`` seconds, then SIGKILL."""
-        running = [place.process for place in self._places if place.process is not None]
-        for place in self._places:
-            place.process = None
+        running = self._workers()
+        for seat in self._seats:
+            seat.worker, seat.closed = None, True
+        self._waiting = False
         try:
             deadline, again = time.monotonic() + grace_s, 0.0
-            while not all(_ended(process) for process in running):
+            while not all(worker.ended() for worker in running):
                 now = time.monotonic()
                 if now >= deadline:
                     break
                 if now >= again:
                     # Once may not be enough: see mtlbench.worker.Stop.
-                    _signal(running, signal.SIGTERM)
+                    for worker in running:
+                        worker.signal(signal.SIGTERM)
                     again = now + ASK_AGAIN_S
                 time.sleep(0.05)
         finally:
-            _end(running)
+            end_all(running)
+            for worker in running:
+                self._settle(worker)
 
-    def _replace(self, index: int, *, missing: int) -> None:
-        place = self._places[index]
-        process = place.process
-        if process is None:
+    def _workers(self) -> list[WorkerProcess]:
+        return [seat.worker for seat in self._seats if seat.worker is not None]
+
+    # What is stuck
+
+    def _watch(self, worker: WorkerProcess, now: float) -> None:
+        worker.signs.read(now)
+        if worker.given_up is not None:
+            if now > worker.given_up:
+                worker.signal(signal.SIGKILL)
             return
-        _end([process])
-        place.process = None
+        reason = overdue(
+            worker.signs, now=now, silence_s=self.launch.silence_s, cell_timeout_s=self.launch.cell_timeout_s
+        )
+        if reason is not None and not self._moved(worker):
+            self._give_up(worker, reason)
+
+    def _moved(self, worker: WorkerProcess) -> bool:
+        """Whether the step log grew though the pipe was silent, as it does when children of the worker train."""
+        signs, now = worker.signs, time.monotonic()
+        if signs.cell is None or now - signs.last <= self.launch.silence_s:
+            return False
+        try:
+            age = time.time() - self.folder.steps_file(signs.cell).stat().st_mtime
+        except OSError:
+            return False
+        if age < self.launch.silence_s:
+            signs.last = now - max(age, 0.0)
+            return True
+        return False
+
+    def _give_up(self, worker: WorkerProcess, reason: str) -> None:
+        """Record the cell as timed out and ask its worker to end; :meth:`_watch` sees to it that it does."""
+        key = worker.signs.cell
+        dump = worker.ask_stacks(stacks_file(self.folder.path, key)) if key else ""
+        claim = self.folder.claims().get(key) if key else None
+        cell = self._by_key.get(key or "")
+        if cell is not None and claim is not None and claim.owner.pid == worker.pid:
+            where = f"logs/{stacks_file(self.folder.path, cell.key).name}" if dump else None
+            record = timeout_record(cell, reason, pid=worker.pid, frames=frames(dump), stacks=where)
+            if self.folder.publish(record, claim):
+                worker.claim = claim
+        _log.error("worker %d is ended: %s", worker.pid, reason)
+        now = time.monotonic()
+        moving = now - worker.signs.last < min(KILL_AFTER_S, self.launch.silence_s / 2)
+        worker.given_up = now + (DRAIN_S if moving else KILL_AFTER_S)
+        worker.signal(signal.SIGTERM)
+
+    # Who ended
+
+    def _reap(self, seat: _Seat, worker: WorkerProcess) -> None:
+        worker.signs.read(time.monotonic())
+        worker.end()
+        self._settle(worker)
+        seat.worker = None
+        code = worker.process.returncode
+        cells = self.folder.missing(self.cells)
+        missing = len(cells)
+        if worker.retired or (code == 0 and worker.slot.width not in map(self.launch.devices, cells)):
+            return
+        if worker.given_up is None:
+            self._blame(worker)
         if missing == 0:
             return
+        log = self.folder.log(seat.index)
         # Deaths in a cell are bounded by its claims, so a worker that got cells done may always be replaced.
-        place.restarts = 0 if missing < place.missing else place.restarts
-        log = self.folder.log(index)
-        if place.restarts >= RESTARTS:
-            _log.error("worker %d ended (%s) and is not started again: see %s", index, _ending(process), log)
+        seat.restarts = 0 if missing < worker.missing else seat.restarts
+        if seat.restarts >= RESTARTS:
+            _log.error("worker %d ended (%s) and is not started again: see %s", seat.index, worker.ending(), log)
+            seat.closed = True
             return
-        _log.warning("worker %d ended (%s): started again, log in %s", index, _ending(process), log)
-        place.restarts += 1
-        self._spawn(index, missing=missing)
+        seat.restarts += 1
+        seat.lost = worker.signs.cell
+        if code == -signal.SIGKILL and worker.given_up is None:
+            seat.waits_for = worker.signs.cell
+        again = "it is started again once its cell is done" if seat.waits_for and self._workers() else "started again"
+        _log.warning("worker %d ended (%s): %s, log in %s", seat.index, worker.ending(), again, log)
 
-    def _spawn(self, index: int, *, missing: int) -> None:
-        place = self._places[index]
-        slot = place.slot
-        words = ["--folder", str(self.launch.folder), "--request", self.launch.request, "--index", str(index)]
-        words += ["--device", slot.device, "--threads", str(slot.threads), "--parent", str(os.getpid())]
-        with self.folder.log(index).open("ab") as log:
-            place.process = subprocess.Popen(
-                [*self.command, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(slot, os.environ),
-                start_new_session=True,
-            )
-        place.missing = missing
+    def _settle(self, worker: WorkerProcess) -> None:
+        """Take away the claim of a cell that was recorded from outside."""
+        if worker.claim is not None:
+            self.folder.release(worker.claim)
+            worker.claim = None
 
+    def _blame(self, worker: WorkerProcess) -> None:
+        """Count a death against the devices it happened on, and stop to use those that are gone or fail again."""
+        if self.pool.device == "cpu":
+            return
+        where = worker.signs.cell or f"start {worker.mark}"
+        for device in worker.slot.devices:
+            if worker.signs.done:
+                self._faults[device.id].clear()
+            self._faults[device.id].add(where)
+        present = {device.id for device in self.inventory.devices()}
+        for device in list(self._usable):
+            faults = len(self._faults[device.id])
+            if device.id in present and faults < FAULTS:
+                continue
+            self._usable.remove(device)
+            why = f"{faults} workers in a row died on it" if device.id in present else "it is gone"
+            _log.error("device %s is not used again: %s; %d are left", device.id, why, len(self._usable))
 
-def _environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
-    threads = str(slot.threads)
-    return {
-        # Threads that spin while they wait make two busy processes on two cores an order of magnitude slower.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **base,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        "CUDA_VISIBLE_DEVICES": slot.gpu or "",
-    }
+    # Who is next
 
+    def _fill(self) -> None:
+        """Start workers for the cells that are left: the widest first."""
+        self._waiting, self._next_look = False, time.monotonic() + LOOK_AGAIN_S
+        missing = self.folder.missing(self.cells)
+        demand = Counter(self.launch.devices(cell) for cell in missing)
+        running = Counter(worker.slot.width for worker in self._workers())
+        wanted = shares(len(self._usable), demand, most=self.pool.workers)
+        for width, count in wanted.items():
+            for _ in range(count - running[width]):
+                seat = self._open_seat()
+                if seat is None:
+                    return
+                taken = self._take(width)
+                if taken is None:
+                    # Nothing narrower starts on what this one waits for.
+                    self._waiting = True
+                    self._retire(wanted, running)
+                    return
+                self._spawn(seat, *taken, missing=len(missing))
+        too_wide = [width for width, count in wanted.items() if width > len(self._usable) and demand[width]]
+        if too_wide and not self._workers():
+            _log.error("%d usable devices are left, and cells that need %d wait", len(self._usable), max(too_wide))
 
-def _ended(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a worker has ended; where the system can, it is left unreaped, so that its number stays its own."""
-    if not hasattr(os, "waitid"):
-        return process.poll() is not None
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    def _open_seat(self) -> _Seat | None:
+        for seat in self._seats:
+            if seat.worker is not None or seat.closed:
+                continue
+            if seat.waits_for is not None:
+                if self._workers() and self.folder.record(seat.waits_for) is None:
+                    self._waiting = True
+                    continue
+                seat.waits_for = None
+            return seat
+        return None
 
+    def _take(self, width: int) -> tuple[tuple[Device, ...], tuple[int, ...]] | None:
+        """Free devices, those without faults first, and what holds them; ``None`` when too few are free."""
+        busy = {device.id for worker in self._workers() for device in worker.slot.devices}
+        free = sorted(
+            (device for device in self._usable if device.id not in busy), key=lambda d: len(self._faults[d.id])
+        )
+        if self.pool.device == "cpu":
+            return (tuple(free[:width]), ()) if len(free) >= width else None
+        taken: list[Device] = []
+        held: list[int] = []
+        for device in free:
+            files = leases.take([device]) if len(taken) < width else ()
+            if files is not None and len(taken) < width:
+                taken.append(device)
+                held += files
+        if len(taken) < width:
+            leases.give_back(held)
+            if len(free) >= width and not self._told_held:
+                self._told_held = True
+                _log.warning("%d devices are held by another run on this machine: waiting", len(free) - len(taken))
+            return None
+        return tuple(taken), tuple(held)
 
-def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Kill workers and what is left of their groups, also where the worker itself has ended."""
-    _signal(processes, signal.SIGKILL)
-    for process in processes:
-        process.wait()
+    def _retire(self, wanted: dict[int, int], running: Counter[int]) -> None:
+        """End workers that only wait for a cell, where cells of another width wait for their devices."""
+        for worker in self._workers():
+            width = worker.slot.width
+            if worker.signs.idle and running[width] > wanted.get(width, 0):
+                running[width] -= 1
+                worker.retired = True
+                worker.signal(signal.SIGTERM)
 
-
-def _signal(processes: Iterable[subprocess.Popen[bytes]], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-
-
-def _ending(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+    def _spawn(self, seat: _Seat, devices: tuple[Device, ...], held: tuple[int, ...], *, missing: int) -> None:
+        launch = self.launch
+        words = ["--folder", str(launch.folder), "--request", launch.request, "--index", str(seat.index)]
+        if launch.devices.of or launch.devices.usual > 1:
+            words += ["--devices-per-cell", str(launch.devices), "--devices", str(len(devices))]
+        if seat.lost is not None:
+            words += ["--last", seat.lost]
+        seat.worker = spawn(
+            [*self.command, *words],
+            slot=self.pool.slot(devices),
+            log=self.folder.log(seat.index),
+            missing=missing,
+            base=os.environ,
+            directory=self.directory,
+            leases=held,
+        )
 
 
 @hookimpl

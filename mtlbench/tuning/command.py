@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtlbench.api.cell import Cell
+from mtlbench.executors.words import executor_of
 from mtlbench.models import check_reachable
-from mtlbench.plugins import load_executor, load_observer, offers
+from mtlbench.plugins import load_observer, offers
 from mtlbench.runner import INTERRUPTED
 from mtlbench.runner import run as run_cells
 from mtlbench.store import RunFolder
@@ -36,7 +37,8 @@ def tune(
         RequestError: a word is wrong; nothing was made then.
     """
     tuning = make_tuning(words)
-    starter = load_executor(executor)
+    starter = executor_of(executor)
+    starter.check(device)
     observers = {name: load_observer(name) for name in offers("observers")}
     check_reachable(words.model)
     if to_optuna is not None:

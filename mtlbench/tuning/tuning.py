@@ -101,7 +101,7 @@ class Tuning:
         parts = ["mtlbench", "run", "--methods", variant, "--tasks", words.tasks, "--model", request.model]
         parts += ["--data", words.data] if words.data else []
         for name, value in {**self.training, "tuning": self.effort}.items():
-            option = name.replace("_", "-")
+            option = "protocol" if name == "name" else name.replace("_", "-")
             parts += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
         return shlex.join(parts)
 
@@ -154,5 +154,5 @@ def _shrunk(protocol: Protocol, share: float) -> Protocol:
     if share == 1:
         return protocol
     if protocol.steps is not None:
-        return dataclasses.replace(protocol, steps=max(1, round(protocol.steps * share)))
-    return dataclasses.replace(protocol, epochs=round(protocol.epochs * share, 6))
+        return dataclasses.replace(protocol, name="", steps=max(1, round(protocol.steps * share)))
+    return dataclasses.replace(protocol, name="", epochs=round(protocol.epochs * share, 6))

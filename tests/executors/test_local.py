@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import Launch, Workers
+from mtlbench.api.executor import DevicesPerCell, Launch, Workers
 from mtlbench.errors import RequestError
-from mtlbench.executors.devices import cpus, gpus, parse_gpus
-from mtlbench.executors.local import LocalExecutor, Slot, slots
+from mtlbench.executors.devices import Device, Nvidia, cpus
+from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.slots import Pool, Slot, pool, shares
 from mtlbench.plugins import load_executor
 from mtlbench.store import RunFolder
 
@@ -40,27 +41,60 @@ def test_it_is_found_by_name() -> None:
     assert isinstance(load_executor("local"), LocalExecutor)
 
 
+def chosen(device: str, workers: int, *, cores: int, cards: tuple[Device, ...] = (), **demand: int) -> Pool:
+    wanted = {int(width[1:]): cells for width, cells in (demand or {"w1": 100}).items()}
+    return pool(device, workers, demand=wanted, cores=cores, cards=cards)
+
+
+def cards(count: int) -> tuple[Device, ...]:
+    return tuple(Device(id=f"GPU-{number}") for number in range(count))
+
+
 def test_cores_are_shared_out_over_workers() -> None:
-    def chosen(workers: int, cores: int, cells: int = 100) -> list[int]:
-        return [slot.threads for slot in slots("auto", workers, cells=cells, cores=cores, cards=())]
+    def threads(workers: int, cores: int, **demand: int) -> list[int]:
+        made = chosen("auto", workers, cores=cores, **demand)
+        assert made.device == "cpu" and made.slot(made.devices[:1]).visible == ""
+        return [made.slot((device,)).threads for device in made.devices]
 
-    assert chosen(0, cores=2) == [1, 1]
-    assert chosen(0, cores=32) == [8] * 4
-    assert chosen(3, cores=32) == [10] * 3
-    assert chosen(6, cores=2) == [1] * 6
-    assert chosen(0, cores=8, cells=1) == [8], "one cell gets the whole machine"
-    assert all(slot.device == "cpu" for slot in slots("cpu", 0, cells=9, cores=4, cards=()))
+    assert threads(0, cores=2) == [1, 1]
+    assert threads(0, cores=32) == [8] * 4
+    assert threads(3, cores=32) == [10] * 3
+    assert threads(6, cores=2) == [1] * 6
+    assert threads(0, cores=8, w1=1) == [8], "one cell gets the whole machine"
+    two = chosen("cpu", 1, cores=8, w2=9)
+    assert two.slot(two.devices).width == 2 and two.slot(two.devices).threads == 8
 
 
-def test_each_gpu_gets_a_worker_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    cards = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
-    assert slots("auto", 0, cells=99, cores=16, cards=cards) == [
-        Slot(device="cuda", threads=4, gpu=card) for card in cards
+def test_each_gpu_gets_a_worker_of_its_own() -> None:
+    made = chosen("auto", 0, cores=16, cards=cards(4))
+    assert [made.slot((device,)) for device in made.devices] == [
+        Slot(device="cuda", threads=4, devices=(card,)) for card in cards(4)
     ]
-    assert [slot.gpu for slot in slots("cuda", 2, cells=99, cores=16, cards=cards)] == ["GPU-a", "GPU-b"]
-    assert not caplog.records
-    assert [slot.gpu for slot in slots("cuda", 5, cells=99, cores=16, cards=cards)] == [*cards, "GPU-a"]
-    assert "not comparable" in caplog.text
+    assert chosen("cuda", 2, cores=16, cards=cards(4)).workers == 2
+    assert made.slot(made.devices[:2]).visible == "GPU-0,GPU-1"
+    with pytest.raises(RequestError, match=r"--workers 5 .* shows 4"):
+        chosen("cuda", 5, cores=16, cards=cards(4))
+    with pytest.raises(RequestError, match="asks for 8 devices for one cell, and this machine shows 4"):
+        chosen("auto", 0, cores=16, cards=cards(4), w8=1, w1=5)
+
+
+def test_wide_cells_come_first_and_narrow_ones_take_what_is_left() -> None:
+    assert shares(4, {1: 9, 2: 9, 4: 2}, most=4) == {4: 1, 2: 0, 1: 0}
+    assert shares(4, {1: 9, 2: 1}, most=4) == {2: 1, 1: 2}
+    assert shares(5, {1: 9, 4: 3}, most=9) == {4: 1, 1: 1}
+    assert shares(8, {2: 9}, most=3) == {2: 3}
+    assert shares(3, {4: 2, 1: 1}, most=3) == {4: 0, 1: 1}
+
+
+def test_the_words_for_devices_per_cell_are_read() -> None:
+    rule = DevicesPerCell.read("2,toy=4")
+    assert (rule(toy_cell()), rule(toy_cell(method="other")), str(rule)) == (4, 2, "2,toy=4")
+    assert DevicesPerCell.read(str(rule)) == rule and DevicesPerCell.read("1") == DevicesPerCell()
+    for words in ("0", "x", "full=", "=2", "1,,2", "-1"):
+        with pytest.raises(RequestError, match="--devices-per-cell"):
+            DevicesPerCell.read(words)
+    with pytest.raises(RequestError, match="'toi', no method here. Did you mean 'toy'"):
+        DevicesPerCell.read("toi=2").check([toy_cell()])
 
 
 def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,18 +106,28 @@ def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_gpus_are_read_from_the_driver_and_the_environment(tmp_path: Path) -> None:
-    assert parse_gpus(LISTING) == ("MIG-0001", "MIG-0002", "GPU-bbbb")
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTING}END\n")
+    memory = "GPU-bbbb, 143771, 1024"
+    tool.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then cat <<'END'\n{LISTING}END\nelse echo '{memory}'; fi\n")
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     path = {"PATH": str(tmp_path) + os.pathsep + os.environ["PATH"]}
-    assert gpus(path) == ("MIG-0001", "MIG-0002", "GPU-bbbb")
-    assert gpus({**path, "CUDA_VISIBLE_DEVICES": "1, 0"}) == ("1", "0")
-    assert gpus({**path, "CUDA_VISIBLE_DEVICES": "0,-1,1"}) == ("0",)
-    assert gpus({**path, "CUDA_VISIBLE_DEVICES": ""}) == ()
+
+    def ids(**environment: str) -> list[str]:
+        return [device.id for device in Nvidia({**path, **environment}).devices()]
+
+    assert ids() == ["MIG-0001", "MIG-0002", "GPU-bbbb"]
+    whole = Nvidia(path).devices()[2]
+    assert (whole.name, whole.memory, whole.used) == ("NVIDIA H200", 143771 * 2**20, 1024 * 2**20)
+    assert Nvidia(path).devices()[0].memory is None
+    assert ids(CUDA_VISIBLE_DEVICES="1, 0") == ["1", "0"]
+    assert ids(CUDA_VISIBLE_DEVICES="0,-1,1") == ["0"]
+    assert ids(CUDA_VISIBLE_DEVICES="GPU-b,7,0") == ["GPU-b"], "nothing after the first that is not there"
+    assert ids(CUDA_VISIBLE_DEVICES="") == []
+    (named,) = Nvidia({**path, "CUDA_VISIBLE_DEVICES": "GPU-b"}).devices()
+    assert named.uuid == "GPU-bbbb" and named.memory == whole.memory
     tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
-    assert gpus({**path, "CUDA_VISIBLE_DEVICES": "0"}) == ()
-    assert gpus({"PATH": str(tmp_path / "empty")}) == ()
+    assert ids(CUDA_VISIBLE_DEVICES="0") == []
+    assert Nvidia({"PATH": str(tmp_path / "empty")}).devices() == ()
     assert cpus() >= 1
 
 

@@ -1,0 +1,91 @@
+"""The workers of one node of a cluster: the local executor on what the node was given, until the cells are done."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtlbench.api.executor import Launch
+from mtlbench.executors.local import LocalExecutor, LocalWorkers
+
+POLL_S = 0.2
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """One node's part of a launch; plain values, because it travels to the node."""
+
+    launch: Launch
+    command: tuple[str, ...]
+    """That starts a worker."""
+    width: int
+    """It runs the cells that get so many devices."""
+    first: int
+    """Number of its worker."""
+    directory: str
+    """Where the command was given: relative names of models and data are meant from there."""
+
+
+class Node:
+    """Runs the worker of a share. :meth:`stop` is for another thread, :meth:`end` for a signal handler."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._stop = threading.Event()
+        self._grace_s = math.inf
+        self._workers: LocalWorkers | None = None
+
+    def serve(self, *, until: Callable[[], float | None] = lambda: None) -> None:
+        """Run until every cell of the share has a record, no worker is left, or :meth:`stop` is called.
+
+        ``until`` is asked once a second: a number ends it with so many seconds of grace.
+
+        Raises:
+            RequestError: the node has too few devices.
+        """
+        self._workers = workers = self._start()
+        next_look = 0.0
+        try:
+            while not self._stop.is_set() and workers.alive():
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + LOOK_S
+                    grace_s = until()
+                    if grace_s is not None:
+                        self.stop(grace_s=grace_s)
+                self._stop.wait(POLL_S)
+        finally:
+            workers.stop(grace_s=self._grace_s if self._stop.is_set() else 0)
+
+    def stop(self, *, grace_s: float) -> None:
+        """Make :meth:`serve` end its worker within ``grace_s`` seconds; returns at once."""
+        self._grace_s = min(self._grace_s, grace_s)
+        self._stop.set()
+
+    def end(self, *, grace_s: float) -> None:
+        """End the worker now, within ``grace_s`` seconds."""
+        self.stop(grace_s=grace_s)
+        if self._workers is not None:
+            self._workers.stop(grace_s=grace_s)
+
+    def _start(self) -> LocalWorkers:
+        share = self._share
+        executor = LocalExecutor(
+            command=share.command, only=share.width, first=share.first, directory=Path(share.directory)
+        )
+        return executor.start(dataclasses.replace(share.launch, workers=1))
+
+
+def shares_of(launch: Launch, widths: dict[int, int], *, command: tuple[str, ...], first: int = 0) -> list[Share]:
+    """One share for each worker of each width, numbered from ``first`` on."""
+    away = dataclasses.replace(launch, folder=launch.folder.resolve())
+    every = [width for width, count in sorted(widths.items(), reverse=True) for _ in range(count)]
+    return [
+        Share(launch=away, command=command, width=width, first=first + number, directory=str(Path.cwd()))
+        for number, width in enumerate(every)
+    ]

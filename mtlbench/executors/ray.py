@@ -1,0 +1,184 @@
+"""Workers as Ray actors, on a running cluster or one started here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mtlbench.api.executor import Executor, Launch, Workers
+from mtlbench.api.hooks import hookimpl
+from mtlbench.errors import RequestError
+from mtlbench.executors.cluster import Wanted
+from mtlbench.executors.node import Node, Share, shares_of
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RayExecutor(Executor):
+    """One actor for each worker, with the GPUs that its cells ask for; an actor only runs a node's workers."""
+
+    name: ClassVar[str] = "ray"
+    settings: ClassVar[tuple[str, ...]] = ("address", "cpus")
+    address: str | None = None
+    """Of a running cluster, or ``auto``; without it ``RAY_ADDRESS``, else a cluster is started on this machine."""
+    cpus: float = 1.0
+    """CPU cores of each worker, as Ray counts them."""
+    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.worker")
+
+    def check(self, device: str) -> None:
+        """Refuse a machine without Ray."""
+        _ray()
+
+    def start(self, launch: Launch) -> Workers:
+        """Start the actors; those the cluster has no room for yet wait in its queue.
+
+        Raises:
+            RequestError: Ray is not installed, the cluster cannot be reached, or it has too few GPUs for a cell.
+        """
+        ray = _ray()
+        ours = not ray.is_initialized()
+        if ours:
+            try:
+                ray.init(address=self.address, log_to_driver=False, include_dashboard=None, namespace="mtlbench")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                where = self.address or os.environ.get("RAY_ADDRESS", "")
+                raise RequestError(
+                    f"No Ray cluster answers at {where!r}: {error}. Start one with `ray start --head`, correct the "
+                    "address, or leave it away to start one on this machine."
+                ) from error
+        try:
+            return RayWorkers(self, launch, ray=ray, shut_down=ours)
+        except BaseException:
+            if ours:
+                ray.shutdown()
+            raise
+
+
+@dataclass
+class _Actor:
+    share: Share
+    handle: Any
+    up: Any
+    """Reference to the sign that the cluster had room for it."""
+    served: Any
+    """Reference to the end of :meth:`Node.serve`."""
+
+
+@dataclass
+class RayWorkers(Workers):
+    """The actors of one launch."""
+
+    executor: RayExecutor
+    launch: Launch
+    ray: Any = field(kw_only=True)
+    shut_down: bool = field(kw_only=True)
+    """Whether to leave the cluster at the end."""
+
+    def __post_init__(self) -> None:
+        total = self.ray.cluster_resources()
+        gpus = 0 if self.launch.device == "cpu" else int(total.get("GPU", 0))
+        if self.launch.device == "cuda" and not gpus:
+            raise RequestError("--device cuda: this Ray cluster has no GPU. Use --device cpu or auto.")
+        self._on_gpu = gpus > 0
+        room = gpus if self._on_gpu else max(1, int(total.get("CPU", 1) // self.executor.cpus))
+        self._wanted = Wanted(self.launch, self.launch.workers or room)
+        widest = max(map(self.launch.devices, self._wanted.cells), default=1)
+        if self._on_gpu and widest > gpus:
+            raise RequestError(f"--devices-per-cell asks for {widest} GPUs for one cell, and the cluster has {gpus}.")
+        self._actors: list[_Actor] = []
+        self._next = 0
+        self._fill()
+
+    def alive(self) -> int:
+        """How many actors run or wait for room, after replacing those that were lost."""
+        for actor in list(self._actors):
+            done, _ = self.ray.wait([actor.served], timeout=0)
+            if not done:
+                continue
+            self._actors.remove(actor)
+            lost = self._ending(actor)
+            if lost is not None and self._wanted.may_restart(f"worker {actor.share.first} was lost ({lost})"):
+                self._fill()
+        if self._actors and self._wanted.done():
+            # What still waits for room has nothing to do any more.
+            return sum(bool(self.ray.wait([actor.up], timeout=0)[0]) for actor in self._actors)
+        return len(self._actors)
+
+    def stop(self, *, grace_s: float) -> None:
+        """End every worker: asked for ``grace_s`` seconds, then killed with its actor."""
+        actors, self._actors = self._actors, []
+        for actor in actors:
+            actor.handle.stop.remote(grace_s)
+        try:
+            if actors:
+                # An actor kills what does not answer by itself; the rest is for the network.
+                served = [actor.served for actor in actors]
+                self.ray.wait(served, num_returns=len(served), timeout=grace_s + 5)
+        finally:
+            for actor in actors:
+                self.ray.kill(actor.handle)
+            if self.shut_down:
+                self.ray.shutdown()
+                self.shut_down = False
+
+    def _fill(self) -> None:
+        more = self._wanted.widths(Counter(actor.share.width for actor in self._actors))
+        for share in shares_of(self.launch, more, command=self.executor.command, first=self._next):
+            self._next += 1
+            node = self.ray.remote(_RayNode).options(
+                num_cpus=self.executor.cpus,
+                num_gpus=share.width if self._on_gpu else 0,
+                max_concurrency=2,
+                scheduling_strategy="SPREAD",
+            )
+            handle = node.remote(share)
+            self._actors.append(_Actor(share=share, handle=handle, up=handle.up.remote(), served=handle.serve.remote()))
+
+    def _ending(self, actor: _Actor) -> str | None:
+        """Why an actor ended before its cells were done, or ``None``."""
+        try:
+            self.ray.get(actor.served)
+        except self.ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            return lines[-1].strip() if lines else type(error).__name__
+        missing = self._wanted.folder.missing(self._wanted.cells)
+        left = any(self.launch.devices(cell) == actor.share.width for cell in missing)
+        return "its workers gave up" if left else None
+
+
+class _RayNode:
+    """What runs on the cluster."""
+
+    def __init__(self, share: Share) -> None:
+        self._node = Node(share)
+
+    def up(self) -> None:
+        """It is there."""
+
+    def serve(self) -> None:
+        """Run until the cells are done."""
+        self._node.serve()
+
+    def stop(self, grace_s: float) -> None:
+        """Ask for the end."""
+        self._node.stop(grace_s=grace_s)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RequestError("--executor ray needs Ray, which is not installed: pip install 'mtlbench[ray]'.") from error
+    return ray
+
+
+@hookimpl
+def mtlbench_executors() -> Iterable[Executor]:
+    """The Ray executor."""
+    return (RayExecutor(),)

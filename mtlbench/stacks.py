@@ -1,0 +1,97 @@
+"""What a worker's threads were doing: written by the fault handler when it crashes and when it is asked, GIL or not."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import re
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from mtlbench.api.hooks import hookimpl
+
+if TYPE_CHECKING:
+    from mtlbench.api.cell import Cell
+
+ASK = getattr(signal, "SIGUSR1", None)
+"""The signal that asks a worker for its stacks; ``None`` where the system has none."""
+
+_FRAME = re.compile(r'^ {2}File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)$')
+_THREAD = re.compile(r"^(Current thread|Thread) .*$", re.MULTILINE)
+_FATAL = re.compile(r"^Fatal Python error: (?P<what>.+)$", re.MULTILINE)
+
+
+def stacks_file(folder: Path, key: str) -> Path:
+    """Where the stacks of a cell go, below the run folder."""
+    return folder / "logs" / f"{key}.stacks"
+
+
+class Stacks:
+    """Observer in a worker: sends the fault handler's output to a file of the cell in hand, kept only if it has any."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: TextIO | None = None
+        self._path: Path | None = None
+        self._listen(sys.stderr)
+
+    @hookimpl
+    def mtlbench_cell_started(self, cell: Cell) -> None:
+        """From now on the stacks are those of this cell."""
+        self._close()
+        self._path = stacks_file(self._folder, cell.key)
+        self._file = self._path.open("a")
+        self._listen(self._file)
+
+    @hookimpl
+    def mtlbench_cell_finished(self) -> None:
+        """No cell is in hand."""
+        self._close()
+
+    def _listen(self, file: TextIO) -> None:
+        faulthandler.enable(file=file)
+        if ASK is not None:
+            faulthandler.register(ASK, file=file, all_threads=True)
+
+    def _close(self) -> None:
+        if self._file is None or self._path is None:
+            return
+        self._listen(sys.stderr)
+        self._file.close()
+        self._file = None
+        with contextlib.suppress(OSError):
+            if not self._path.stat().st_size:
+                self._path.unlink()
+
+
+def crash_of(folder: Path, key: str) -> tuple[str, tuple[str, ...]] | None:
+    """What killed a cell's process from inside (``Segmentation fault``), and its frames; ``None`` if nothing did."""
+    text = _read(folder, key)
+    found = _FATAL.search(text)
+    return (found["what"], frames(text[found.start() :])) if found else None
+
+
+def frames(text: str) -> tuple[str, ...]:
+    """The six innermost frames, outermost first: of the thread that crashed, else of the main thread."""
+    parts = _THREAD.split(text)
+    heads, bodies = parts[1::2], parts[2::2]
+    crashed = [body for head, body in zip(heads, bodies, strict=True) if head == "Current thread"]
+    body = crashed[-1] if crashed and _FATAL.search(text) else (bodies or [""])[-1]
+    found = [match for line in body.splitlines() if (match := _FRAME.match(line))]
+    return tuple(f"{match['file']}:{match['line']} in {match['name']}" for match in reversed(found[:6]))
+
+
+def forget_stacks(folder: Path, keys: Iterable[str]) -> None:
+    """Remove the stacks of earlier attempts."""
+    for key in keys:
+        stacks_file(folder, key).unlink(missing_ok=True)
+
+
+def _read(folder: Path, key: str) -> str:
+    try:
+        return stacks_file(folder, key).read_text(errors="replace")
+    except OSError:
+        return ""

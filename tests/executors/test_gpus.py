@@ -1,0 +1,164 @@
+"""GPUs from a fake inventory: never two workers on one, wide cells not starved, bad devices left out."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from toy_worker import COMMAND, ran, toy_cell, toy_folder, wait_for
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.executor import DevicesPerCell, Launch, Workers
+from mtlbench.executors import leases
+from mtlbench.executors.devices import Device
+from mtlbench.executors.local import LocalExecutor
+from mtlbench.store import RunFolder
+
+
+@dataclass
+class Shelf:
+    """An inventory that a test changes."""
+
+    names: list[str] = field(default_factory=list)
+    used: int = 0
+
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(Device(id=name, uuid=name, memory=1000, used=self.used) for name in self.names)
+
+
+@pytest.fixture(autouse=True)
+def leases_of_this_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def shelf(*words: str) -> Shelf:
+    return Shelf([f"{word}-{uuid.uuid4().hex[:8]}" for word in words])
+
+
+def begin(
+    path: Path, cells: list[Cell], inventory: Shelf, *, devices: str = "1", workers: int = 0
+) -> tuple[RunFolder, Workers]:
+    folder, request = toy_folder(path, cells)
+    launch = Launch(
+        folder=folder.path, request=request, workers=workers, device="cuda", devices=DevicesPerCell.read(devices)
+    )
+    return folder, LocalExecutor(command=COMMAND, inventory=inventory).start(launch)
+
+
+def used(folder: RunFolder, cell: Cell) -> tuple[set[str], float, float]:
+    notes = folder.records()[cell.key].notes
+    return set(notes["CUDA_VISIBLE_DEVICES"].split(",")), notes["began"], notes["ended"]
+
+
+def test_cells_of_one_two_and_four_gpus_share_four_without_overlap(tmp_path: Path) -> None:
+    cells = [toy_cell(seed, seconds=0.2) for seed in range(6)]
+    cells += [toy_cell(seed, seconds=0.2, method="pair") for seed in range(3)]
+    cells += [toy_cell(seed, seconds=0.2, method="all") for seed in range(2)]
+    inventory = shelf(*"abcd")
+    folder, workers = begin(tmp_path / "run", cells, inventory, devices="1,pair=2,all=4")
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    assert {record.status for record in records.values()} == {"ok"} and len(records) == 11
+    assert len(ran(folder)) == 11, "none was begun twice"
+    width = {"toy": 1, "pair": 2, "all": 4}
+    for cell in cells:
+        names, _, _ = used(folder, cell)
+        assert len(names) == width[cell.method] and names <= set(inventory.names)
+    for one, other in itertools.combinations(cells, 2):
+        (names, began, ended), (others, other_began, other_ended) = used(folder, one), used(folder, other)
+        assert not names & others or ended <= other_began or other_ended <= began, "one device, two cells at once"
+    last_wide = max(used(folder, cell)[2] for cell in cells if cell.method == "all")
+    assert all(used(folder, cell)[1] >= last_wide for cell in cells if cell.method != "all"), "the widest go first"
+    assert workers.alive() == 0
+
+
+def test_a_device_on_which_workers_die_is_left_out_and_its_cells_run_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [toy_cell(seed, do="bad_gpu", seconds=0.4) for seed in range(8)]
+    inventory = shelf("bad", "good")
+    folder, workers = begin(tmp_path / "run", cells, inventory)
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    assert {record.status for record in records.values()} == {"ok"} and len(records) == 8
+    assert {record.notes["CUDA_VISIBLE_DEVICES"] for record in records.values()} == {inventory.names[1]}
+    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 are left" in caplog.text
+
+
+def test_a_poison_cell_is_no_reason_to_leave_a_device_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = [toy_cell(0, do="die"), *(toy_cell(seed) for seed in range(1, 4))]
+    folder, workers = begin(tmp_path / "run", cells, shelf("only"))
+    wait_for(lambda: workers.alive() == 0)
+    assert sorted(record.status for record in folder.records().values()) == ["failed", "ok", "ok", "ok"]
+    assert "is not used again" not in caplog.text
+
+
+def test_a_device_that_is_gone_is_not_used_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inventory = shelf("a", "b")
+    cells = [toy_cell(seed, do="die_once" if seed == 0 else "ok", seconds=0.3) for seed in range(6)]
+    folder, workers = begin(tmp_path / "run", cells, inventory, workers=1)
+    gone = inventory.names.pop(0)
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    assert {record.status for record in records.values()} == {"ok"} and len(records) == 6
+    assert {record.notes["CUDA_VISIBLE_DEVICES"] for record in records.values()} == {inventory.names[0]}
+    assert f"{gone} is not used again: it is gone" in caplog.text
+
+
+def test_cells_that_no_device_group_can_hold_any_more_end_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inventory = shelf("a", "b")
+    cells = [toy_cell(0, do="die_once", seconds=0.3, method="pair"), toy_cell(1)]
+    folder, workers = begin(tmp_path / "run", cells, inventory, devices="pair=2")
+    inventory.names.pop()
+    wait_for(lambda: workers.alive() == 0)
+    assert set(folder.records()) == {cells[1].key}, "the narrow one runs on what is left"
+    assert "1 usable devices are left, and cells that need 2 wait" in caplog.text
+
+
+def test_two_runs_never_share_a_device_and_the_second_waits(tmp_path: Path) -> None:
+    inventory = shelf("a")
+    first = [toy_cell(seed, seconds=0.5) for seed in range(2)]
+    second = [toy_cell(seed, seconds=0.1) for seed in range(10, 12)]
+    one, workers = begin(tmp_path / "one", first, inventory)
+    two, later = begin(tmp_path / "two", second, inventory)
+    assert later.alive() == 1, "it waits, which is no reason to give up"
+    wait_for(lambda: (workers.alive(), later.alive()) == (0, 0))
+    ends = max(used(one, cell)[2] for cell in first)
+    assert all(used(two, cell)[1] >= ends for cell in second)
+    held = leases.take(inventory.devices())
+    assert held, "nothing is held when all are done"
+    leases.give_back(held)
+
+
+def test_a_device_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
+    inventory = shelf("a")
+    _, workers = begin(tmp_path / "run", [toy_cell(0, do="hang")], inventory)
+    wait_for(lambda: ran(RunFolder(tmp_path / "run")))
+    assert leases.take(inventory.devices()) is None
+    workers.stop(grace_s=0)
+    held = leases.take(inventory.devices())
+    assert held is not None
+    leases.give_back(held)
+
+
+@pytest.mark.parametrize(("used", "stamp"), [(40, None), (600, "600")])
+def test_memory_that_others_have_taken_is_told_and_goes_into_the_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, used: int, stamp: str | None
+) -> None:
+    inventory = shelf("a")
+    inventory.used = used
+    folder, workers = begin(tmp_path / "run", [toy_cell()], inventory)
+    wait_for(lambda: workers.alive() == 0)
+    (record,) = folder.records().values()
+    assert record.notes["MTLBENCH_FOREIGN_BYTES"] == stamp
+    assert ("not comparable" in caplog.text) == (stamp is not None)
