@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.mtlbench-installed
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow reliability soak check format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -16,6 +16,16 @@ test: check
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Every fault of docs/reliability.md with all its repeats (about half an hour); writes the table there.
+reliability: $(STAMP)
+	$(BIN)/python tests/faults/figures.py
+
+# 200 tiny cells under random faults for SECONDS end in the records of an undisturbed run; writes the figures there too.
+SECONDS ?= 600
+SEED    ?= 1
+soak: $(STAMP)
+	$(BIN)/python tests/faults/soak.py --seconds $(SECONDS) --seed $(SEED) --write
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ one are those whose process died.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,11 +22,15 @@ from typing import Any
 
 from mtlbench.store.files import write_new
 from mtlbench.store.owner import Owner
+from mtlbench.store.temporary import temporary_path
 
 LEASE_S = 600.0
 """A claim of a process that cannot be checked from here is over when it has not beaten for this many seconds."""
 BEAT_S = 15.0
 """How often the owner shows that it lives."""
+CONFIRM_BEATS = 4
+"""A claim that looks too old is broken only after so many beats more were missed under the eyes of the breaker: a
+clock that jumps makes every claim look old, and the file attributes that a network file system shows may be stale."""
 
 _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.json")
 _log = logging.getLogger(__name__)
@@ -52,10 +57,12 @@ class Claims:
         self._lease_s = lease_s
         self._beat_s = beat_s
         self._hearts: dict[str, threading.Event] = {}
+        self._seen: dict[tuple[str, int], tuple[int, float]] = {}
 
     def take(self, key: str) -> Claim | None:
         """Claim a cell; ``None`` when another process has it."""
         attempts = self._attempts().get(key, [])
+        judged = self._read(key, attempts[-1]) if attempts else None
         if attempts and not self._over(key, attempts[-1]):
             return None
         attempt = attempts[-1] + 1 if attempts else 1
@@ -65,11 +72,16 @@ class Claims:
         )
         if not write_new(self._file(key, attempt), json.dumps(asdict(claim)).encode(), durable=False):
             return None
-        if self._attempts().get(key, [attempt])[-1] > attempt:
-            self._file(key, attempt).unlink(missing_ok=True)
+        if self._attempts().get(key, [attempt])[-1] > attempt or self._taken_anew(key, attempt - 1, judged):
+            self._remove(key, attempt)
             return None
         self._beat(claim)
         return claim
+
+    def _taken_anew(self, key: str, attempt: int, judged: Claim | None) -> bool:
+        """Whether the attempt that was judged to be over was removed since, and its number taken by another."""
+        now = self._read(key, attempt)
+        return now is not None and (judged is None or now.token != judged.token) and not self._over(key, attempt)
 
     def holds(self, claim: Claim) -> bool:
         """Whether the claim is still on disk and nobody broke it."""
@@ -84,7 +96,7 @@ class Claims:
         if heart is not None:
             heart.set()
         if self.holds(claim):
-            self._file(claim.key, claim.attempt).unlink(missing_ok=True)
+            self._remove(claim.key, claim.attempt)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Remove attempts that are over, so that earlier deaths no longer count."""
@@ -94,35 +106,49 @@ class Claims:
             over = numbers if numbers and self._over(key, numbers[-1]) else numbers[:-1]
             # Lowest first: the highest one tells others who has the cell.
             for number in over:
-                self._file(key, number).unlink(missing_ok=True)
+                self._remove(key, number)
 
     def live(self) -> dict[str, Claim]:
-        """Cell key to the claim of the process that runs it now."""
+        """Cell key to the claim of the process that runs it now; one that looks too old is left out."""
         found: dict[str, Claim] = {}
         for key, numbers in self._attempts().items():
             claim = self._read(key, numbers[-1])
-            if claim is not None and not self._over(key, numbers[-1]):
+            if claim is not None and not self._over(key, numbers[-1], confirmed=False):
                 found[key] = claim
         return found
 
-    def _over(self, key: str, attempt: int) -> bool:
+    def _over(self, key: str, attempt: int, *, confirmed: bool = True) -> bool:
+        """Whether an attempt has ended: its process is gone or, where that cannot be known, its lease is."""
         claim = self._read(key, attempt)
         dead = claim.owner.dead() if claim is not None else None
         if dead is not None:
             return dead
         try:
-            return self._now() - self._file(key, attempt).stat().st_mtime > self._lease_s
+            beat = self._file(key, attempt).stat().st_mtime_ns
         except FileNotFoundError:
             return False
+        now = time.monotonic()
+        seen, since = self._seen.get((key, attempt), (None, now))
+        if seen != beat:
+            self._seen[key, attempt] = (beat, now)
+            since = now
+        old = self._now() - beat / 1e9 > self._lease_s
+        if not confirmed:
+            return old
+        silent = now - since
+        return silent > self._lease_s or (old and silent > CONFIRM_BEATS * self._beat_s)
 
     def _now(self) -> float:
         """The file system's own clock: clocks of machines that share it may differ."""
-        probe = self.path / f".clock-{uuid.uuid4().hex}"
-        probe.touch()
+        probe = temporary_path(self.path)
         try:
+            probe.touch()
             return probe.stat().st_mtime
+        except OSError:
+            return time.time()
         finally:
-            probe.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def _attempts(self) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
@@ -144,6 +170,13 @@ class Claims:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def _remove(self, key: str, attempt: int) -> None:
+        path = self._file(key, attempt)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("cannot remove the claim %s: %s", path, error)
+
     def _file(self, key: str, attempt: int) -> Path:
         return self.path / f"{key}.{attempt}.json"
 
@@ -153,6 +186,10 @@ class Claims:
 
         def beat() -> None:
             while not heart.wait(self._beat_s):
+                on_disk = self._read(claim.key, claim.attempt)
+                if on_disk is not None and on_disk.token != claim.token:
+                    # The number is another process's by now: beating would keep its claim alive for it.
+                    return
                 try:
                     os.utime(path)
                 except FileNotFoundError:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import socket
-import uuid
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 from typing import Any
 
 from mtlbench.api.cell import canonical
+from mtlbench.errors import StoreError
+from mtlbench.failpoints import reach
+from mtlbench.store.temporary import temporary
 
 LARGEST = 64 * 2**20
 """No sealed file is larger than this many bytes; a larger one is damaged and is not read."""
@@ -41,6 +41,8 @@ def unseal(data: bytes) -> dict[str, Any]:
         body, checksum = value["body"], value["sha256"]
         if set(value) != {"body", "sha256"} or not isinstance(body, dict) or checksum != _checksum(body):
             raise Damaged("the checksum does not match")
+        if seal(body) != data:
+            raise Damaged("the values are those written, but not the bytes")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"not a sealed file: {error}") from error
     return body
@@ -51,54 +53,71 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
     Raises:
         Damaged: the file is torn, changed, foreign or not a file.
+        StoreError: it cannot be read, such as for want of rights.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            # Reading a pipe would wait for ever.
+            raise Damaged("a directory, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file")
+        if found.st_size > LARGEST:
             raise Damaged(f"larger than {LARGEST} bytes")
         return unseal(path.read_bytes())
     except FileNotFoundError:
+        if path.is_symlink():
+            raise Damaged("a link to nothing") from None
         return None
-    except IsADirectoryError as error:
-        raise Damaged("a directory, not a file") from error
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror or error}. Repair its access rights or the disk."
+        ) from error
 
 
 def write_new(path: Path, data: bytes, *, durable: bool = True) -> bool:
     """Publish ``data`` under ``path`` unless something is there already; says whether this call did.
 
     The file appears whole or not at all. ``durable`` waits until it survives a power cut.
+
+    Raises:
+        DiskError: there is no room for it.
     """
-    with _temporary(path, data, durable=durable) as temporary:
+    with temporary(path, data, durable=durable) as made:
+        reach("store.before_link")
         try:
-            os.link(temporary, path)
+            os.link(made, path)
         except FileExistsError:
             # A network file system may lose the answer of a link that it made.
-            if temporary.stat().st_nlink != 2:
+            if made.stat().st_nlink != 2:
                 return False
         if durable:
             _sync_folder(path.parent)
+        reach("store.after_link")
     return True
 
 
-def overwrite(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path`` in one step, whatever was there."""
-    with _temporary(path, data, durable=True) as temporary:
-        temporary.replace(path)
-        _sync_folder(path.parent)
+def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put ``data`` under ``path`` in one step, whatever was there.
+
+    Raises:
+        DiskError: there is no room for it.
+    """
+    with temporary(path, data, durable=durable) as made:
+        reach("store.before_replace")
+        made.replace(path)
+        if durable:
+            _sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def _temporary(path: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
-    # The final name is left out: with it, long names would be too long for the file system.
-    temporary = path.parent / f".{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+def folder_sha256(path: Path) -> str | None:
+    """SHA-256 of the names and bytes of all files in a folder; ``None`` when there is no folder."""
+    if not path.is_dir():
+        return None
+    found = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as content:
+            checksum = hashlib.file_digest(content, "sha256").hexdigest()
+        found.update(f"{file.relative_to(path).as_posix()} {checksum}\n".encode())
+    return found.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import uuid
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.errors import RequestError
+from mtlbench.errors import StoreError
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
-from mtlbench.store.files import overwrite, write_new
+from mtlbench.store.files import Damaged, folder_sha256
+from mtlbench.store.preflight import preflight
+from mtlbench.store.problems import Problems
+from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.records import Records
 from mtlbench.store.requests import Requests, cells_of
+from mtlbench.store.samples import read_samples, write_samples
+from mtlbench.store.steps import latest_attempt, lines_since
 
 if TYPE_CHECKING:
     from mtlbench.status import InFlight
 
-_FOLDERS = ("requests", "records", "claims", "samples", "steps", "adapters", "logs", "quarantine")
+ADAPTER = "adapter_sha256"
+"""Provenance of a record: checksum of the cell's adapter."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,40 +38,26 @@ class RunFolder:
 
     def __init__(self, path: Path, *, lease_s: float = LEASE_S, beat_s: float = BEAT_S) -> None:
         self.path = Path(path)
-        quarantine = self.path / "quarantine"
-        self._requests = Requests(self.path / "requests", quarantine=quarantine)
-        self._records = Records(self.path / "records", quarantine=quarantine)
+        self._quarantine = Quarantine(self.path / "quarantine")
+        self._requests = Requests(self.path / "requests", quarantine=self._quarantine)
+        self._records = Records(
+            self.path / "records",
+            quarantine=self._quarantine,
+            conflicts=self.path / "conflicts",
+            published=self.path / "published",
+        )
         self._claims = Claims(self.path / "claims", lease_s=lease_s, beat_s=beat_s)
 
     def preflight(self) -> None:
-        """Make the folder and try everything a run needs of it.
+        """Make the folder, try everything a run needs of it, and clear up what dead processes left.
 
         Parents are made only below the working directory: elsewhere a missing parent is more likely a typing error.
 
         Raises:
             RequestError: the folder cannot be made, is a file, cannot be written or has no hard links.
         """
-        path = self.path
-        try:
-            if path.exists() and not path.is_dir():
-                raise RequestError(f"The run folder {str(path)!r} is a file. Name another folder with --out.")
-            whole = path.resolve()
-            if not whole.parent.is_dir() and Path.cwd().resolve() not in whole.parents:
-                raise RequestError(
-                    f"The parent of the run folder {str(path)!r} does not exist. Make {str(path.parent)!r} first, "
-                    "or name another folder with --out."
-                )
-            for name in _FOLDERS:
-                (path / name).mkdir(parents=True, exist_ok=True)
-            for name in _FOLDERS:
-                probe = path / name / f".probe-{uuid.uuid4().hex}"
-                write_new(probe, b"probe", durable=False)
-                probe.unlink()
-        except OSError as error:
-            raise RequestError(
-                f"The run folder {str(path)!r} cannot be used: {error.strerror or error}. It must be writable and on a "
-                "file system with hard links; name another one with --out."
-            ) from error
+        preflight(self.path)
+        self._records.settle()
 
     # Requests
 
@@ -75,7 +66,7 @@ class RunFolder:
         return self._requests.put(words, cells)
 
     def requests(self) -> list[dict[str, Any]]:
-        """Every request, oldest first: ``id``, ``words``, ``cells``, ``created``. Unreadable ones are logged."""
+        """Every request, oldest first: ``id``, ``words``, ``cells``, ``created``. Unreadable ones are left out."""
         return self._requests.all()
 
     def words(self, request: str) -> dict[str, Any]:
@@ -113,6 +104,12 @@ class RunFolder:
         """Cell key to record, each checked. One bad file never hides the others."""
         return self._records.all()
 
+    def problems(self) -> list[str]:
+        """What a reader of the results should know, one sentence each: damaged, foreign, newer, deleted or replaced
+        files, and results of one cell that disagree. Empty when all is well."""
+        names = {cell.key: f"{cell.variant} seed {cell.seed}" for cell in self.expected()}
+        return [*self._requests.problems(), *Problems(self._records, names).sentences()]
+
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without a record, in order."""
         return [cell for cell in cells if self.record(cell.key) is None]
@@ -120,20 +117,40 @@ class RunFolder:
     def publish(self, record: Record, claim: Claim) -> bool:
         """Write a record if ``claim`` still stands and its cell has none; once ``True`` comes back, it stays.
 
+        The checksum of the cell's adapter goes into its provenance.
+
         Raises:
             ValueError: the record is of another cell, or holds what JSON cannot (such as NaN).
             TypeError: the record holds what JSON cannot.
         """
         if record.key != claim.key:
             raise ValueError(f"the record of cell {record.key} cannot be published with the claim of {claim.key}")
+        checksum = folder_sha256(self.adapter(record.key)) if record.status == "ok" else None
+        if checksum is not None:
+            record = replace(record, provenance={**record.provenance, ADAPTER: checksum})
         if not self._claims.holds(claim):
             _log.warning("cell %s was taken over by another worker: this record is dropped", claim.key)
+            self._records.compare(record)
             return False
         return self._records.add(record)
 
     def retire_failed(self, keys: Iterable[str]) -> list[str]:
-        """Let failed cells run again: their records become ``<key>.failed-<n>.json`` and no longer count."""
-        return self._records.retire_failed(keys)
+        """Let failed cells run again: their records become ``<key>.failed-<n>.json`` and no longer count.
+
+        Gives the keys of those. Each is done under the cell's claim: another run may be at the same.
+        """
+        retired = []
+        for key in keys:
+            record = self.record(key)
+            claim = self._claims.take(key) if record is not None and record.status == "failed" else None
+            if claim is None:
+                continue
+            try:
+                if self._records.retire(key):
+                    retired.append(key)
+            finally:
+                self._claims.release(claim)
+        return retired
 
     # Claims
 
@@ -188,47 +205,68 @@ class RunFolder:
 
     def put_samples(self, key: str, rows: list[dict[str, Any]]) -> None:
         """Keep per-example predictions as Parquet; all rows have the keys of the first one."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
-        overwrite(self.path / "samples" / f"{key}.parquet", sink.getvalue())
+        write_samples(self._samples(key), rows)
 
     def samples(self, key: str) -> list[dict[str, Any]] | None:
-        """The per-example predictions of a cell, or ``None`` when it has none."""
-        import pyarrow.parquet as pq
-
-        path = self.path / "samples" / f"{key}.parquet"
-        if not path.exists():
+        """The per-example predictions of a cell, checked, or ``None`` when it has none; damaged ones are moved away."""
+        path = self._samples(key)
+        try:
+            return read_samples(path)
+        except Damaged as error:
+            self._quarantine.take(path, reason=str(error), check=read_samples)
             return None
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        return rows
+
+    def _samples(self, key: str) -> Path:
+        return self.path / "samples" / f"{key}.parquet"
 
     def steps_file(self, key: str) -> Path:
         """Where the step log of a cell goes: JSON lines, only ever appended to."""
         return self.path / "steps" / f"{key}.jsonl"
 
     def steps(self, key: str) -> list[dict[str, Any]]:
-        """The step log of a cell's latest attempt; a torn line is left out."""
-        lines, _ = self.steps_since(key, 0)
-        starts = [i for i, line in enumerate(lines) if "started" in line]
-        return lines[starts[-1] + 1 :] if starts else lines
+        """The step log of a cell's latest attempt; a torn line is left out.
+
+        An attempt that went on from a checkpoint says so in its line ``{"total": steps, "done": steps}``: what the ones
+        before it logged up to there belongs to it, so that every step is there once.
+        """
+        return latest_attempt(self.steps_since(key, 0)[0])
 
     def steps_since(self, key: str, offset: int) -> tuple[list[dict[str, Any]], int]:
         """The whole lines of a step log from byte ``offset`` on, and the offset to ask for next."""
-        try:
-            with self.steps_file(key).open("rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except FileNotFoundError:
-            return [], offset
-        end = data.rfind(b"\n") + 1
-        return _parse_lines(data[:end]), offset + end
+        return lines_since(self.steps_file(key), offset)
+
+    def checkpoints(self, key: str) -> Path:
+        """The folder of a cell's checkpoints; it is there only while the cell is unfinished."""
+        return self.path / "checkpoints" / key
+
+    def drop_checkpoints(self, key: str) -> None:
+        """Remove the checkpoints of a cell."""
+        shutil.rmtree(self.checkpoints(key), ignore_errors=True)
+
+    def drop_finished_checkpoints(self) -> None:
+        """Remove checkpoints of cells that are done: a process that died may have left them."""
+        for path in sorted((self.path / "checkpoints").glob("*")):
+            record = self.record(path.name)
+            if record is not None and record.status != "failed":
+                self.drop_checkpoints(path.name)
 
     def adapter(self, key: str) -> Path:
         """The folder of a cell's adapter."""
         return self.path / "adapters" / key
+
+    def checked_adapter(self, record: Record) -> Path:
+        """The folder of the adapter that the record was made with.
+
+        Raises:
+            StoreError: it was changed since.
+        """
+        path, told = self.adapter(record.key), record.provenance.get(ADAPTER)
+        if told is not None and folder_sha256(path) != told:
+            raise StoreError(
+                f"The adapter {str(path)!r} is not the one that its record was made with: it is damaged or was "
+                f"replaced. Delete it and records/{record.key}.json, and run the same command again."
+            )
+        return path
 
     def log(self, worker: int) -> Path:
         """Where the output of the worker with this index goes."""
@@ -246,16 +284,3 @@ def newest(parent: Path) -> Path | None:
         inner = [requests, requests.parent / "records"]
         times[requests.parent] = max(path.stat().st_mtime for path in inner if path.is_dir())
     return max(times, key=lambda folder: times[folder], default=None)
-
-
-def _parse_lines(data: bytes) -> list[dict[str, Any]]:
-    """The JSON objects of ``data``, one per line; what is torn or no object is left out."""
-    found = []
-    for line in data.split(b"\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found

@@ -26,25 +26,31 @@ class Owner:
         """The calling process."""
         pid = os.getpid()
         state = _state(pid)
-        return cls(
-            host=socket.gethostname(), pid=pid, started=state[1] if state else None, boot=_boot(), space=_space()
-        )
+        return cls(host=socket.gethostname(), pid=pid, started=state[1] if state else None, boot=_boot(), space=space())
 
     def dead(self) -> bool | None:
         """Whether the process is gone; ``None`` when that cannot be known from here."""
-        if (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), _space()):
+        if (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), space()):
             return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+        if gone(self.pid):
             return True
-        except PermissionError:
-            pass
         state = _state(self.pid)
-        if state is None:
-            return False
+        if state is None or self.started is None:
+            # The number may belong to another process by now: the heartbeat tells.
+            return None
         letter, started = state
-        return letter in "ZXx" or (self.started is not None and started != self.started)
+        return letter in "ZXx" or started != self.started
+
+
+def gone(pid: int) -> bool:
+    """Whether no process of this machine has the number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _state(pid: int) -> tuple[str, int] | None:
@@ -64,7 +70,8 @@ def _boot() -> str:
         return ""
 
 
-def _space() -> str:
+def space() -> str:
+    """Id of the namespace that process numbers are counted in here, where ``/proc`` tells."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtlbench.api.cell import Cell, digest
-from mtlbench.errors import StoreError
+from mtlbench.errors import RequestError, StoreError
+from mtlbench.redact import redacted
 from mtlbench.store.files import Damaged, read_sealed, seal, write_new
+from mtlbench.store.names import printable
+from mtlbench.store.quarantine import Quarantine
 
 SCHEMA = 1
 """Version of the request layout."""
@@ -19,24 +21,32 @@ _log = logging.getLogger(__name__)
 
 
 class Requests:
-    """The requests folder."""
+    """The requests folder; damaged files go to ``quarantine`` when they are written again."""
 
-    def __init__(self, path: Path, *, quarantine: Path) -> None:
+    def __init__(self, path: Path, *, quarantine: Quarantine) -> None:
         self.path = path
         self._quarantine = quarantine
 
     def put(self, words: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-        """Keep a request unless it is there; gives its id, a digest of words and cells."""
+        """Keep a request unless it is there; gives its id, a digest of words and cells.
+
+        Raises:
+            RequestError: the request holds a secret, which would be in the names of its cells and in every report.
+            DiskError: there is no room for it.
+        """
         wanted = {"words": dict(words), "cells": [cell.to_json() for cell in cells]}
+        if redacted(wanted) != wanted:
+            raise RequestError(
+                "The request holds what looks like a token or a password (it equals a secret of the environment, or is "
+                "part of a URL). Take it out: tokens belong into environment variables such as HF_TOKEN."
+            )
         request = digest(wanted)
         path = self._file(request)
         try:
             if read_sealed(path) is not None:
                 return request
         except Damaged as error:
-            target = self._quarantine / f"{path.stem}.{uuid.uuid4().hex[:8]}.json"
-            path.rename(target)
-            _log.warning("%s was damaged (%s): moved to %s and written again", path, error, target)
+            self._quarantine.take(path, reason=str(error), check=read_sealed)
         created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_new(path, seal({"schema": SCHEMA, "id": request, **wanted, "created": created}))
         return request
@@ -54,19 +64,35 @@ class Requests:
             raise StoreError(f"The request {path} is damaged ({error}). Start the same command again.") from error
         if body is None:
             raise StoreError(f"There is no request {request!r} in {str(self.path.parent)!r}.")
-        if body["schema"] > SCHEMA:
+        schema = body.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
             raise StoreError(f"{path} was written by a newer version. Upgrade mtlbench, or use another run folder.")
+        if not {"schema", "id", "words", "cells", "created"} <= set(body) or body["id"] != request:
+            raise StoreError(f"{path} holds no request, or another one than its name says. Delete it.")
         return body
 
     def all(self) -> list[dict[str, Any]]:
-        """Every readable request, oldest first; unreadable ones are logged."""
-        found = []
-        for path in self.path.glob("[!.]*.json"):
+        """Every readable request, oldest first; unreadable ones are logged, :meth:`problems` names them."""
+        found, problems = self._read_all()
+        for problem in problems:
+            _log.warning("%s", problem)
+        return found
+
+    def problems(self) -> list[str]:
+        """One sentence for each request that is left out."""
+        return self._read_all()[1]
+
+    def _read_all(self) -> tuple[list[dict[str, Any]], list[str]]:
+        found, problems = [], []
+        for path in sorted(self.path.glob("[!.]*.json")):
             try:
-                found.append(self.get(path.stem))
+                request = self.get(path.stem)
+                cells_of(request)
+                found.append(request)
             except StoreError as error:
-                _log.warning("left out: %s", error)
-        return sorted(found, key=lambda request: (str(request["created"]), str(request["id"])))
+                problems.append(f"Left out: {error}")
+        ordered = sorted(found, key=lambda request: (str(request["created"]), str(request["id"])))
+        return ordered, problems
 
     def _file(self, request: str) -> Path:
         return self.path / f"{request}.json"
@@ -79,6 +105,6 @@ def cells_of(request: Mapping[str, Any]) -> list[Cell]:
         StoreError: another version of mtlbench wrote them.
     """
     try:
-        return [Cell.from_json(cell) for cell in request["cells"]]
-    except (ValueError, TypeError) as error:
+        return [printable(Cell.from_json(cell)) for cell in request["cells"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"Request {request['id']} was written by another version of mtlbench: {error}.") from error

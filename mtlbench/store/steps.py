@@ -1,0 +1,53 @@
+"""Step logs: JSON lines that are only ever appended to, read whole line by whole line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def lines_since(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of ``path`` from byte ``offset`` on, and the offset to ask for next."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    return _parsed(data[:end]), offset + end
+
+
+def latest_attempt(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of the latest attempt.
+
+    One that went on from a checkpoint says so in its line ``{"total": steps, "done": steps}``: what the attempts before
+    it logged up to there belongs to it, so that every step is there once.
+    """
+    earlier: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        if "started" in line:
+            earlier, found = found or earlier, []
+        elif "total" in line:
+            done = line.get("done", 0)
+            found = [line, *(step for step in earlier if step.get("step", math.inf) <= done)]
+        else:
+            found.append(line)
+    return found
+
+
+def _parsed(data: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of ``data``, one per line; what is torn or no object is left out."""
+    found = []
+    for line in data.split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
