@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from mtlbench.api.task import Task
 from mtlbench.errors import MtlbenchError
 from mtlbench.plugins import load_suite
+from mtlbench.protocols import about, names
+from mtlbench.protocols.making import make_protocol
+
+
+def protocol_lines() -> Iterator[str]:
+    """Name, hash of the fields and meaning of each protocol that comes along."""
+    width = max(map(len, names()))
+    for name in names():
+        yield f"{name:<{width}}  {make_protocol({'name': name}, data='').hash()}  {about(name)}"
 
 
 def suite_lines(name: str) -> Iterator[str]:
-    """Two lines a task of an installed suite: data set, splits and metrics; source and licence.
+    """Two lines a task of an installed suite: data set, splits and metrics; source, licence and paper tables.
 
     A suite that cannot be loaded gives one line that says why.
     """
@@ -22,11 +31,13 @@ def suite_lines(name: str) -> Iterator[str]:
     width = max((len(task.name) for task in suite.tasks), default=0)
     for task in suite.tasks:
         yield f"{name}/{task.name:<{width}}  {_facts(task)}"
-        yield f"{'':<{len(name) + width + 3}}{task.source or 'no source'}; licence: {task.licence or 'not stated'}"
+        licence, tables = task.licence or "not stated", ", ".join(task.tables) or "none"
+        yield f"{'':<{len(name) + width + 3}}{task.source or 'no source'}; licence: {licence}; tables: {tables}"
 
 
 def _facts(task: Task) -> str:
     data = f"{task.dataset} {task.config or ''}".rstrip()
-    shots = f", {task.shots}-shot" if task.shots else ""
+    examples = f" from {task.shots_split}" if task.shots_split else ""
+    shots = f", {task.shots}-shot{examples}" if task.shots else ""
     splits = f"{task.train_split} -> {task.eval_split}"
     return f"{data}, {splits}{shots}, {' and '.join(task.metrics)}"

@@ -1,4 +1,4 @@
-"""What every suite promises, checked task by task on its rows, without a model."""
+"""What every suite promises, checked task by task on its rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.task import Task, TaskSuite
+from mtlbench.conformance.answers import known as knowing
+from mtlbench.conformance.answers import score
 from mtlbench.conformance.findings import Broken
 from mtlbench.data.choose import open_source
-from mtlbench.data.examples import evaluation_golds, gold_indices, gold_text, training_pairs
+from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.data.source import wanted_splits
 from mtlbench.errors import MtlbenchError
@@ -38,19 +40,24 @@ CHECKS: dict[str, str] = {
     "prompts": "every training and evaluation row renders a prompt, its label is one of its choices",
     "overlap": "no evaluation row is also a training row",
     "metric": "the metrics are finite, and right answers score above wrong ones",
+    "learn": "a toy model trained on some rows answers them better than any one answer for all does",
 }
 
 
-def check_suite(suite: TaskSuite, *, data: str = "demo") -> Iterator[TaskFinding]:
+def check_suite(suite: TaskSuite, *, data: str = "demo", train: bool = True) -> Iterator[TaskFinding]:
     """Findings as they are made, in the order of :data:`CHECKS`; a task's first failure ends it.
 
-    ``data`` is where rows come from: ``demo``, ``hub`` or a folder.
+    Args:
+        data: Where rows come from: ``demo``, ``hub`` or a folder.
+        train: Also run ``learn``, which trains a toy model: seconds a task, all others take much less.
     """
     source = open_source(data, suites={suite.name: suite})
     for task in suite.tasks:
         name = f"{suite.name}/{task.name}"
         known: dict[str, Any] = {"task": task, "name": name, "source": source}
         for check, run in _RUN.items():
+            if check == "learn" and not train:
+                continue
             try:
                 run(known)
             except (MtlbenchError, Broken) as error:
@@ -102,9 +109,22 @@ def _overlap(known: dict[str, Any]) -> None:
 
 
 def _metric(known: dict[str, Any]) -> None:
-    right, wrong = (_score(known["lm_task"], known["task"], right=flag) for flag in (True, False))
+    lm_task = known["lm_task"]
+    right, wrong = (score(lm_task, known["task"], knowing(lm_task, right=flag)) for flag in (True, False))
     told = f"right answers score {right:g}, wrong ones {wrong:g}: see the metric's order and aggregation"
     _require(math.isfinite(right) and math.isfinite(wrong) and right > wrong, told)
+
+
+def _learn(known: dict[str, Any]) -> None:
+    from mtlbench.conformance.learning import learn
+
+    found = learn(known["task"], known["splits"], name=known["name"])
+    _require(
+        found.beats_chance,
+        f"a toy model trained on {found.rows} rows scores {found.score:.1f} on them, one answer for all "
+        f"{found.constant:.1f}: is the answer that is trained the one that is scored, and does the prompt hold all "
+        "that tells it?",
+    )
 
 
 _RUN: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -114,6 +134,7 @@ _RUN: dict[str, Callable[[dict[str, Any]], None]] = {
     "prompts": _prompts,
     "overlap": _overlap,
     "metric": _metric,
+    "learn": _learn,
 }
 
 
@@ -131,22 +152,3 @@ def _asked(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
 
 def _texts(contexts: str | list[str]) -> list[str]:
     return [contexts] if isinstance(contexts, str) else contexts
-
-
-def _score(lm_task: ConfigurableTask, task: Task, *, right: bool) -> float:
-    """Mean of the task's metrics for answers that are all right, or all wrong."""
-    values: dict[str, list[Any]] = {}
-    for doc in lm_task.eval_docs:
-        for metric, value in lm_task.process_results(doc, _results(lm_task, doc, right=right)).items():
-            values.setdefault(metric, []).append(value)
-    names = [metric.partition(",")[0] for metric in task.metrics]
-    return sum(float(lm_task.aggregation()[name](values[name])) for name in names) / len(names)
-
-
-def _results(lm_task: ConfigurableTask, doc: dict[str, Any], *, right: bool) -> list[Any]:
-    """What a model that knows the answer, or gives another one, would return for the requests of ``doc``."""
-    if lm_task.OUTPUT_TYPE == "generate_until":
-        return [gold_text(lm_task, doc).strip() if right else "no such answer"]
-    golds, total = gold_indices(lm_task, doc), len(lm_task.doc_to_choice(doc))
-    chosen = golds[0] if right else next((i for i in range(total) if i not in golds), golds[0])
-    return [(-1.0 if i == chosen else -1000.0, i == chosen) for i in range(total)]

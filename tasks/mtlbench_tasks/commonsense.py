@@ -27,6 +27,7 @@ def _task(name: str, yaml: str, dataset: str, columns: Mapping[str, Kind], **mor
         dataset=dataset,
         config=more.pop("config", None),
         columns=columns,
+        tables=("peml/table-10",),
         **more,
     )
 

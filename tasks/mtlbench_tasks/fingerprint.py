@@ -10,12 +10,12 @@ from pathlib import Path
 _GENERATOR = re.compile(r"^ *from (mtlbench\.demo\.\w+|mtlbench_tasks\.\w+) import", re.MULTILINE)
 
 
-def source_digest(module: str) -> str:
-    """Digest of the source of ``module`` and of all modules of the generator behind it, found by their imports.
+def source_digest(*modules: str) -> str:
+    """Digest of the source of ``modules`` and of all modules of the generator behind them, found by their imports.
 
     None of them is loaded.
     """
-    open_, sources = [module], dict[str, str]()
+    open_, sources = list(modules), dict[str, str]()
     while open_:
         found = open_.pop()
         if found not in sources:

@@ -12,6 +12,8 @@ from typing import Any
 from mtlbench import Task, TaskSuite, hookimpl
 from mtlbench.api.task import Kind
 from mtlbench_tasks.fingerprint import source_digest
+from mtlbench_tasks.paper_tables import GLUE as TABLES
+from mtlbench_tasks.paper_tables import tables_of
 
 DATASET = "nyu-mll/glue"
 LICENCE = "other: the hub card of nyu-mll/glue refers to the licence of each original data set"
@@ -30,6 +32,7 @@ def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], sour
         columns=columns,
         licence=LICENCE,
         source=source,
+        tables=tables_of(name, TABLES),
         **more,
     )
 

@@ -31,6 +31,7 @@ def _task(name: str, yaml: str, train_split: str) -> Task:
         columns={"question": "text", "choices": "texts", "answer": (0, 1, 2, 3)},
         licence="MIT",
         source="MMLU: Hendrycks et al. 2021, arXiv 2009.03300",
+        tables=("peml/table-10",),
     )
 
 

@@ -79,7 +79,7 @@ def test_a_broken_method_of_a_stranger_ends_with_1_and_says_what_to_change(insta
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("lorra", "Unknown method 'lorra'. Did you mean 'lora'?"),
+        ("lorra", "Unknown method or suite 'lorra'. Did you mean 'lora'?"),
         ("base,lora[rnk=4]", "no setting 'rnk'. Did you mean 'rank'?"),
         ("lora[rank=0]", "rank"),
     ],

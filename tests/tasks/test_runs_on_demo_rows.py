@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtlbench.api.record import Record
+from mtlbench.plugins import load_suite
 from mtlbench.store import RunFolder
 
 FEW = ("--steps", "3", "--batch-size", "8", "--train-rows", "12", "--eval-rows", "5")
@@ -39,6 +40,26 @@ def test_all_kinds_of_task_train_and_score_in_one_mix(tmp_path, model):
     assert len(samples) == 5 * 20
 
 
+@pytest.mark.parametrize("suite", ["clue16", "attempt21", "commonsense_170k", "mmlu_superglue"])
+def test_every_task_of_the_paper_suites_trains_and_scores_in_one_cell(tmp_path, suite):
+    words = ("--steps", "2", "--batch-size", "16", "--train-rows", "10", "--eval-rows", "3")
+    (record,) = run(tmp_path, "--methods", "lora", "--tasks", suite, *words)
+    assert record.status == "ok"
+    assert set(record.scores) == {f"{suite}/{task.name}" for task in load_suite(suite).tasks}
+    assert all(
+        score.rows == 3 and 0 <= score.score <= 100
+        for name, score in record.scores.items()
+        if "stsb" not in name and "cola" not in name
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["clue16", "commonsense_170k"])
+def test_the_paper_suites_train_and_score_on_an_encoder_decoder(tmp_path, suite):
+    (record,) = run(tmp_path, "--methods", "lora", "--tasks", suite, "--model", "demo-t5", *FEW)
+    assert record.status == "ok" and len(record.scores) == len(load_suite(suite).tasks)
+
+
 @pytest.mark.slow
 def test_all_subjects_of_mmlu_train_and_score_in_one_cell(tmp_path):
     (record,) = run(tmp_path, "--methods", "lora", "--tasks", "mmlu", "--steps", "2", "--eval-rows", "2")
@@ -57,3 +78,15 @@ def test_real_rows_of_every_suite_train_and_score(tmp_path, shared_data):
     words = ("--tasks", "superglue,commonsense,mmlu/anatomy,mmlu_5shot/virology", *FEW)
     (record,) = run(tmp_path, "--methods", "lora", *words, "--data", str(shared_data), "--max-length", "1024")
     assert record.status == "ok" and len(record.scores) == 18
+
+
+def test_real_rows_of_the_paper_suites_train_and_score(tmp_path, shared_data):
+    """All that have samples, each in one cell."""
+    absent = {"amazon", "cote_mfw", "cote_bd"}
+    chinese = [f"clue16/{task.name}" for task in load_suite("clue16").tasks if task.name not in absent]
+    english = [f"attempt21/{name}" for name in ("yelp", "scitail", "paws")]
+    mixed = [f"mmlu_superglue/{name}" for name in ("boolq", "multirc", "rte", "wic")]
+    tasks = [*chinese, *english, *mixed, "commonsense_170k"]
+    words = ("--tasks", ",".join(tasks), "--data", str(shared_data), "--max-length", "1024", *FEW)
+    (record,) = run(tmp_path, "--methods", "lora", *words)
+    assert record.status == "ok" and len(record.scores) == 13 + 3 + 4 + 8

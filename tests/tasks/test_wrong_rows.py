@@ -10,17 +10,24 @@ import pytest
 
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
+from mtlbench.data.source import wanted_splits
 from mtlbench.errors import DataError
+from mtlbench_tasks.attempt21 import ATTEMPT21
+from mtlbench_tasks.clue16 import CLUE16
 from mtlbench_tasks.commonsense import COMMONSENSE
+from mtlbench_tasks.commonsense_170k import COMMONSENSE_170K
 from mtlbench_tasks.glue import GLUE
 from mtlbench_tasks.mmlu import AUXILIARY, FIVE_SHOT, MMLU
+from mtlbench_tasks.mmlu_superglue import MMLU_SUPERGLUE
 from mtlbench_tasks.superglue import SUPERGLUE
 
 CASES = [
     (suite, task)
-    for suite in (GLUE, SUPERGLUE, COMMONSENSE, MMLU, FIVE_SHOT, AUXILIARY)
+    for suite in (
+        GLUE, SUPERGLUE, COMMONSENSE, MMLU, FIVE_SHOT, AUXILIARY, COMMONSENSE_170K, MMLU_SUPERGLUE, CLUE16, ATTEMPT21
+    )
     for task in suite.tasks[: 1 if suite in (MMLU, FIVE_SHOT) else None]
-]
+]  # fmt: skip
 each_task = pytest.mark.parametrize(("suite", "task"), CASES, ids=[f"{s.name}/{t.name}" for s, t in CASES])
 
 
@@ -44,7 +51,7 @@ def said(folder: Path, task: Task) -> str:
 
 @each_task
 def test_wrong_values_missing_columns_and_empty_splits_are_named(tmp_path, suite, task):
-    rows = {split: suite.demo(task.dataset, task.config, split)[:5] for split in (task.train_split, task.eval_split)}
+    rows = {split: suite.demo(task.dataset, task.config, split)[:5] for split in wanted_splits(task)}
     for split in rows:
         for good in rows:
             written(tmp_path, task, good, rows[good])

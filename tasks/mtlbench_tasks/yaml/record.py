@@ -6,17 +6,14 @@ best over the right ones, after the normalisation of SQuAD (Rajpurkar et al. 201
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtlbench_tasks.squad import f1, words
+
 _HIGHLIGHT = "\n@highlight\n"
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_MARKS = str.maketrans("", "", string.punctuation)
 
 
 def process_docs(docs: Any) -> Any:
@@ -51,17 +48,6 @@ def golds(doc: Mapping[str, Any]) -> list[int]:
 
 def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
     """F1 and exact match of the most likely entity."""
-    chosen = _words(doc["entities"][int(np.argmax([logprob for logprob, _ in results]))])
-    right = [_words(answer) for answer in doc["answers"]]
-    return {"f1": max(_f1(chosen, answer) for answer in right), "em": float(chosen in right)}
-
-
-def _words(entity: str) -> list[str]:
-    return _ARTICLES.sub(" ", entity.lower().translate(_NO_MARKS)).split()
-
-
-def _f1(chosen: list[str], right: list[str]) -> float:
-    if not chosen or not right:
-        return float(chosen == right)
-    shared = (Counter(chosen) & Counter(right)).total()
-    return 2 * shared / (len(chosen) + len(right))
+    chosen = words(doc["entities"][int(np.argmax([logprob for logprob, _ in results]))])
+    right = [words(answer) for answer in doc["answers"]]
+    return {"f1": max(f1(chosen, answer) for answer in right), "em": float(chosen in right)}

@@ -1,0 +1,157 @@
+"""Whether a model that is trained on a task's rows answers them better than one that always says the same.
+
+The toy is a two-layer Llama of random weights with the tokenizer of the demo, all of it trained on a few training rows
+and then scored on the same rows, each through the path that a run uses. It has to learn them by heart. That fails where
+what is trained is not what is scored, where prompts do not tell rows apart, or where a generated answer is not
+understood. It says nothing about rows that were not trained on: labels that are wrong alike in training and scoring can
+be learned too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtlbench.api.cell import Protocol
+from mtlbench.api.method import Setup, SetupTask
+from mtlbench.api.task import Task
+from mtlbench.conformance.answers import best_constant, generates
+from mtlbench.data.examples import training_pairs
+from mtlbench.data.lm_task import choose_rows, load_lm_task
+from mtlbench.engine.encode import encode_rows
+from mtlbench.engine.evaluate import evaluate
+from mtlbench.engine.linears import projection_names, shapes_of
+from mtlbench.engine.routing import Routing
+from mtlbench.engine.splits import Splits
+from mtlbench.engine.train import Loop
+from mtlbench.models import BACKBONES
+from mtlbench.settings import build
+from mtlbench.testing import tiny_causal
+
+if TYPE_CHECKING:
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+ROWS = 24
+"""Training rows of a task that the toy learns by heart, at most."""
+ROUNDS = (80, 240)
+"""Steps of the first attempt, and of the second where the first was not enough."""
+MAX_LENGTH = 256
+_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a trained toy reached, in percent of the task's score."""
+
+    score: float
+    constant: float
+    """Of the best answer that is the same for every row."""
+    rows: int
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the toy got more than half of the way from the constant answer to a perfect score."""
+        return self.score > (self.constant + 100) / 2
+
+
+def learn(task: Task, splits: Mapping[str, datasets.Dataset], *, name: str) -> Learned:
+    """Train a toy on rows of the training split and score it on them."""
+    rows = splits[task.train_split]
+    few = rows.select(choose_rows(len(rows), ROWS))
+    lm_task = load_lm_task(task, {**splits, task.train_split: few, task.eval_split: few}, name=name)
+    constant = best_constant(lm_task, task)
+    with _one_thread():
+        for steps in ROUNDS:
+            found = Learned(_trained(lm_task, task, name, steps=steps), constant, len(few))
+            if found.beats_chance:
+                break
+    return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The toy is too small for more: on a busy machine threads that wait for one another cost many times its work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(lm_task: ConfigurableTask, task: Task, name: str, *, steps: int) -> float:
+    """Score of a toy after ``steps`` steps, each on all rows."""
+    tokenizer = _tokenizer()
+    rows = encode_rows(
+        tokenizer,
+        training_pairs(lm_task),
+        task=0,
+        architecture="causal",
+        max_length=MAX_LENGTH,
+        append_eos=generates(lm_task),
+    )
+    model, routing = _toy(tokenizer), Routing()
+    method = build("full", {"learning_rate": _RATE})
+    protocol = Protocol(steps=steps, batch_size=len(rows), held_out=0.0, evals_per_run=0, dtype="float32")
+    loop = Loop(
+        model=model,
+        method=method,
+        splits=Splits(rows, [], []),
+        protocol=protocol,
+        tasks=1,
+        routing=routing,
+        architecture="causal",
+        pad_id=tokenizer.pad_token_id,
+        decoder_start_id=None,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    targets = projection_names(model)
+    setup = Setup(
+        tasks=(SetupTask(0, name, len(rows)),),
+        routing=routing,
+        architecture="causal",
+        target_modules=targets,
+        shapes=shapes_of(model, targets),
+        total_steps=loop.total_steps,
+        max_length=MAX_LENGTH,
+        seed=0,
+    )
+    method.attach(model, setup)
+    method.fit(model, loop)
+    found = evaluate(
+        model.eval(),
+        tokenizer,
+        architecture="causal",
+        lm_tasks={name: lm_task},
+        task_ids={name: 0},
+        metrics={name: task.metrics},
+        routing=routing,
+        max_length=MAX_LENGTH,
+        token_budget=4096,
+        eval_rows=None,
+    )
+    return found.scores[name].score
+
+
+def _tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(BACKBONES / "demo"))
+
+
+def _toy(tokenizer: Any) -> torch.nn.Module:
+    return tiny_causal(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_key_value_heads=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
