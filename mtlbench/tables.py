@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
+from mtlbench.intervals import Interval
+
+if TYPE_CHECKING:
+    from mtlbench.statistics.answers import Answers
 
 AT_MAJORITY = "at or below the majority class"
 """What the mark of :attr:`Entry.at_majority` means."""
@@ -38,6 +42,10 @@ class Entry:
     """Whether no other row of the column has a higher mean; nothing is best where one row alone has scores."""
     at_majority: bool
     """Whether answering always the same would have done as well."""
+    tied: bool | None = None
+    """Whether the row is not significantly worse than the best of the column; ``None`` for the best and untested."""
+    interval: Interval | None = None
+    """95 % interval of the mean over new seeds, and over new examples where the stored predictions allow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,55 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A row minus the reference in one column, in points, over the seeds that both have."""
+
+    points: float
+    interval: Interval | None = None
+    """95 % interval of the difference."""
+    p: float | None = None
+    """Two-sided, after Holm over the rows of the column."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is real at the 5 % level."""
+        return self.p is not None and self.p <= 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A row beside the table's reference."""
+
+    seeds: tuple[int, ...]
+    """Seeds that both have."""
+    differences: Mapping[str, Difference]
+    """Full task name to difference, at least one; tasks that one of them lacks are left out."""
+    average: Difference | None
+    gain: float | None
+    """Relative multi-task gain in percent: the mean over tasks of the difference by the reference's score (delta-m of
+    Maninis et al. 2019, eq. 4); ``None`` where a task is missing or the reference scores 0 or less on one."""
+    worst: str
+    """Task with the lowest difference."""
+    worse: tuple[str, ...]
+    """Tasks on which the row's mean is below the reference's: negative transfer."""
+    wilcoxon: float | None = None
+    """Two-sided p of the signed-rank test over tasks, after Holm over the rows."""
+    improvement: float | None = None
+    """Probability in percent that a run of the row beats one of the reference on a task drawn at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Why a run, or a task of it, is degenerate."""
+
+    seed: int
+    task: str | None
+    """Full name, or ``None`` where it holds for the whole run."""
+    kind: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One method variant of one package version, over its seeds."""
 
@@ -91,6 +148,16 @@ class Row:
     """Mean over all tasks, formed per seed; seeds that lack a task are left out."""
     costs: RowCosts | None
     problems: tuple[Problem, ...]
+    average_seeds: tuple[int, ...] = ()
+    """Seeds behind :attr:`average`."""
+    flags: tuple[Flag, ...] = ()
+    """By seed, then in the order of tasks."""
+    rank: float | None = None
+    """Mean rank over tasks, 1 is best, among the rows with scores of every task."""
+    iqm: Interval | None = None
+    """Interquartile mean over seeds and tasks."""
+    beside: Beside | None = None
+    """``None`` for the reference itself, and where nothing can be compared with it."""
 
     @property
     def planned(self) -> int:
@@ -117,6 +184,25 @@ class Table:
     rows: tuple[Row, ...]
     """By average, highest first; rows without one last."""
     notes: tuple[str, ...]
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Full task name to the metrics whose mean is its score."""
+    reference: str | None = None
+    """Label of the row that others are compared with."""
+    tests: str = ""
+    """How marks and intervals were made, or why there are none, in a sentence; empty where there is nothing to test."""
+
+    @property
+    def scored(self) -> list[Row]:
+        """Rows with an average that is a number."""
+        return [row for row in self.rows if row.average and math.isfinite(row.average.scores.mean)]
+
+
+Predictions = Callable[[str], "Mapping[str, Answers] | None"]
+"""Cell key to the stored answers by full task name, or ``None`` where there are none."""
+
+
+def no_predictions(key: str) -> None:
+    """Records without stored predictions."""
 
 
 Steps = Callable[[str], Sequence[Mapping[str, Any]]]
@@ -161,9 +247,20 @@ def sentences(*texts: str) -> str:
 
 
 def seed_words(seeds: Iterable[int]) -> str:
-    """``seed 1`` or ``seeds 0, 2``."""
-    words = [str(seed) for seed in seeds]
-    return f"seed{'s' if len(words) != 1 else ''} {', '.join(words)}"
+    """``seed 1``, ``seeds 0, 2`` or ``seeds 0 to 9``."""
+    numbers = list(seeds)
+    return f"seed{'s' if len(numbers) != 1 else ''} {seed_list(numbers)}"
+
+
+def seed_list(seeds: Iterable[int]) -> str:
+    """``0, 2, 5 to 9``: four and more in a row are told by their ends."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in runs)
 
 
 def tasks_words(tasks: tuple[str, ...]) -> str:

@@ -1,4 +1,5 @@
-"""``scores.csv``, one line per measured number, and ``summary.csv``, one line per row of a table."""
+"""``scores.csv``, a line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row and
+task beside the reference."""
 
 from __future__ import annotations
 
@@ -7,20 +8,25 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
-from mtlbench.tables import Row, RowCosts, Study, Table
+from mtlbench.tables import Entry, Row, RowCosts, Study, Table
 
 Value = str | int | float | None
 Line = dict[str, Value]
 
 _SCORES = (
     "table", "title", "model", "data", "protocol", "variant", "plugins", "seed", "status", "task", "score", "metric",
-    "value", "rows", "majority", "reason", "key",
+    "value", "rows", "majority", "flags", "reason", "key",
 )  # fmt: skip
 _SUMMARY = ("table", "title", "method", "seeds", "outcome")
 _COSTS = (
     "trainable_parameters", "trainable_percent", "inference_parameters", "peak_memory", "peak_memory_kind",
     "tokens_per_second", "train_seconds", "total_seconds",
 )  # fmt: skip
+_OVER_TASKS = (
+    "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
+    "better percent", "wilcoxon holm p",
+)  # fmt: skip
+_DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "holm p")
 
 
 class Csv(Report):
@@ -30,10 +36,11 @@ class Csv(Report):
 
     def render(self, study: Study) -> Mapping[str, str]:
         tasks = dict.fromkeys(task for table in study.tables for task in table.tasks)
-        columns = [name for column in (*tasks, "average") for name in (column, f"{column} sd")]
+        columns = [f"{task}{what}" for task in (*tasks, "average") for what in ("", " sd", " low", " high", " mark")]
         return {
             "scores.csv": _text(_SCORES, _long(study.tables)),
-            "summary.csv": _text((*_SUMMARY, *columns, *_COSTS), _wide(study.tables)),
+            "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_COSTS), _wide(study.tables)),
+            "differences.csv": _text(_DIFFERENCES, _differences(study.tables)),
         }
 
 
@@ -58,8 +65,11 @@ def _lines(row: Row) -> Iterator[Line]:
         cell: Line = {"seed": seed, "status": record.status, "reason": reasons.get(seed), "key": record.key}
         if not record.scores:
             yield cell
+        flags = [flag for flag in row.flags if flag.seed == seed]
         for task, score in record.scores.items():
             told: Line = {"task": task, "score": score.score, "rows": score.rows, "majority": score.majority}
+            own = [f"{flag.kind} {flag.detail}".rstrip() for flag in flags if flag.task in (None, task)]
+            told["flags"] = "; ".join(own) or None
             for metric, value in score.metrics.items() or [(None, None)]:
                 yield cell | told | {"metric": metric, "value": value}
     for missing in row.missing:
@@ -72,8 +82,38 @@ def _wide(tables: Sequence[Table]) -> Iterator[Line]:
             line: Line = {"table": number, "title": table.title, "method": row.label}
             line |= {"seeds": len(row.seeds), "outcome": row.outcome}
             for name, entry in (*row.entries.items(), ("average", row.average)):
-                line |= {name: entry.scores.mean, f"{name} sd": entry.scores.sd} if entry else {}
-            yield line | (_costs(row.costs) if row.costs else {})
+                line |= _entry(name, entry) if entry else {}
+            yield line | _over_tasks(row, table.reference) | (_costs(row.costs) if row.costs else {})
+
+
+def _entry(name: str, entry: Entry) -> Line:
+    mark = "best" if entry.best else {True: "not significantly worse", False: "worse", None: None}[entry.tied]
+    told: Line = {name: entry.scores.mean, f"{name} sd": entry.scores.sd, f"{name} mark": mark}
+    return told | ({f"{name} low": entry.interval.low, f"{name} high": entry.interval.high} if entry.interval else {})
+
+
+def _over_tasks(row: Row, reference: str | None) -> Line:
+    told: Line = {"mean rank": row.rank}
+    if row.iqm:
+        told |= {"iqm": row.iqm.mean, "iqm low": row.iqm.low, "iqm high": row.iqm.high}
+    if row.beside:
+        told |= {"reference": reference, "gain percent": row.beside.gain, "worse tasks": len(row.beside.worse)}
+        told |= {"worst task": row.beside.worst, "better percent": row.beside.improvement}
+        told |= {"wilcoxon holm p": row.beside.wilcoxon}
+    return told
+
+
+def _differences(tables: Sequence[Table]) -> Iterator[Line]:
+    for number, table in enumerate(tables, start=1):
+        for row in table.rows:
+            if row.beside is None:
+                continue
+            where: Line = {"table": number, "title": table.title, "method": row.label, "reference": table.reference}
+            where["seeds"] = len(row.beside.seeds)
+            for task, one in (*row.beside.differences.items(), ("average", row.beside.average)):
+                if one is not None:
+                    low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
+                    yield where | {"task": task, "points": one.points, "low": low, "high": high, "holm p": one.p}
 
 
 def _costs(costs: RowCosts) -> Line:

@@ -22,7 +22,10 @@ from mtlbench_reports.charts.chart import Chart
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import COLOURS, drawing, looks
 
-ALL = ("differences", "losses", "rank-cost", "score-memory", "score-time", "score-trainable", "search", "sensitivity")
+ALL = (
+    "critical-difference", "differences", "losses", "rank-cost", "score-memory", "score-time", "score-trainable", "search",
+    "sensitivity",
+)  # fmt: skip
 
 
 def rendered(study) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from record_builder import PROTOCOL, cell, done
 from mtlbench.study import study_of
 from mtlbench_reports.charts import Charts
 from mtlbench_reports.charts.chart import Chart, LeftOut
-from mtlbench_reports.charts.differences import luminance, reference_row
+from mtlbench_reports.charts.differences import luminance
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.losses import windows
 from mtlbench_reports.charts.scales import brief, plain
@@ -87,20 +87,10 @@ def test_differences_are_means_over_the_seeds_that_both_rows_have():
     }
 
 
-def test_the_reference_is_the_single_task_adapter_then_lora_then_the_first_row_or_what_is_asked_for():
-    def chosen(*methods, **words):
-        return reference_row(table([r for m in methods for r in row(m, 60.0)]).rows, **words)
-
-    assert chosen("peml", "lora", "lora_st").label == "lora_st"
-    assert chosen("peml", "lora", "base").label == "lora"
-    assert chosen("peml", "base").label == "base"
-    assert chosen("peml", "lora", label="peml").label == "peml"
-    assert chosen("peml", "lora", label="none") is None
-    study = study_of([*row("peml", 60.0), *row("lora", 61.0)])
-    assert "chart-differences: Difference to peml" in Charts(reference="peml").render(study)["charts.txt"]
-    assert "there is no row 'none' with an average" in Html(reference="none").render(study)["report.html"].replace(
-        "&#x27;", "'"
-    )
+def test_differences_are_drawn_to_the_reference_of_the_study():
+    study = study_of([*row("peml", 60.0), *row("lora", 61.0)], reference="peml")
+    assert "chart-differences: Difference to peml" in Charts().render(study)["charts.txt"]
+    assert "Difference to peml" in Html().render(study)["report.html"]
     assert "fewer than two rows" in charts(row("peml", 60.0))["differences"].reason
 
 

@@ -115,10 +115,10 @@ def test_records_hold_scores_costs_provenance_and_the_reasons_of_those_without_s
 def test_charts_are_inline_with_their_values_and_demo_words(text):
     document = Document(text)
     charts = document.all("svg", role="img")
-    assert len(charts) == 8 and all(found["aria-label"] for found, _ in charts)
+    assert len(charts) == 9 and all(found["aria-label"] for found, _ in charts)
     titles = [told for _, told in document.all("title")]
     assert "peml: average 74.5 ± 0.7 (2 seeds), 400,000 trainable parameters" in titles
-    assert sum("demo data, demo backbone" in told for _, told in document.all("text")) == 8
+    assert sum("demo data, demo backbone" in told for _, told in document.all("text")) == 9
 
 
 def test_titles_of_several_tables_are_told_apart():

@@ -52,7 +52,7 @@ def test_names_and_messages_cannot_break_the_table_or_become_markup():
     )
     grids = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(cells_of(line)) for line in grids[:3]} == {4}
-    assert cells_of(grids[0])[1:3] == [r"s\|t/one", r"u/\_\_two\_\_"]
+    assert cells_of(grids[0])[1:3] == [r"s\|t/one (acc)", r"u/\_\_two\_\_ (acc)"]
     assert cells_of(grids[2])[0] == r"a\|b c[x=\<img src=x>]"
     assert r"\`rm\` [x]\(http://e) \*now\* \| done" in text
 
@@ -73,7 +73,7 @@ def test_every_line_of_a_grid_is_equally_wide_on_a_terminal():
 def test_tasks_of_several_suites_keep_their_full_names():
     text = report([done(cell(tasks=("glue/rte", "superglue/rte")), 60.0, 20.0)])
     header = next(line for line in text.splitlines() if line.startswith("|"))
-    assert cells_of(header) == ["method", "glue/rte", "superglue/rte", "average"]
+    assert cells_of(header) == ["method", "glue/rte (acc)", "superglue/rte (acc)", "average"]
 
 
 def test_a_study_without_scores_tells_why():

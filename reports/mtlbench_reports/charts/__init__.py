@@ -12,21 +12,14 @@ if TYPE_CHECKING:
 
 
 class Charts(Report):
-    """Every chart that the study has data for; with several tables, file names carry the number of the table.
-
-    Args:
-        reference: Label of the row that differences are drawn to; by default ``lora_st``, ``lora`` or the first.
-    """
+    """Every chart that the study has data for; with several tables, file names carry the number of the table."""
 
     name = "charts"
-
-    def __init__(self, reference: str | None = None) -> None:
-        self.reference = reference
 
     def render(self, study: Study) -> Mapping[str, str | bytes]:
         from mtlbench_reports.charts.documents import documents  # matplotlib: only when charts are asked for
 
-        return documents(study, reference=self.reference)
+        return documents(study)
 
 
 @hookimpl

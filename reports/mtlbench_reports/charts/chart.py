@@ -19,8 +19,6 @@ class Subject:
     table: Table
     looks: Mapping[str, Look]
     """Row label to look."""
-    reference: str | None
-    """Label of the row that others are compared with; ``None`` leaves the choice to the chart."""
     settings: Mapping[str, Settings]
     """Row label to all settings, those at their defaults included where these are known."""
     steps: Callable[[str], Sequence[tuple[int, Mapping[str, float]]]]
@@ -29,7 +27,7 @@ class Subject:
     @property
     def scored(self) -> list[Row]:
         """Rows with an average that is a number."""
-        return [row for row in self.table.rows if row.average and row.average.scores.mean == row.average.scores.mean]
+        return self.table.scored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from matplotlib import colormaps
@@ -10,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
-from mtlbench.tables import AT_MAJORITY, Row, spread
+from mtlbench.multitask import difference
+from mtlbench.tables import AT_MAJORITY, Row
+from mtlbench.words import points
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK
 
-REFERENCES = ("lora_st", "lora")
-"""Variants that others are compared with, the first that has scores; without one, the table's first row."""
 _NAME = "differences"
 _SIZE = 7.0
 _EVEN = 0.245
@@ -34,41 +33,18 @@ def differences(subject: Subject) -> Iterator[Chart | LeftOut]:
     if len(rows) < 2:
         yield LeftOut(name=_NAME, title=title, reason="fewer than two rows have scores")
         return
-    scored = [row for row in subject.scored if row.entries]
-    against = reference_row(scored or rows, subject.reference)
+    against = next((row for row in rows if row.label == subject.table.reference), None)
     if against is None:
-        yield LeftOut(name=_NAME, title=title, reason=f"there is no row {subject.reference!r} with an average")
+        named = subject.table.reference
+        reason = f"there is no row {named!r} with an average" if named else "no two rows have an average"
+        yield LeftOut(name=_NAME, title=title, reason=reason)
         return
     others = [row for row in rows if row is not against]
-    grid = [[_difference(row, against, task) for task in (*subject.table.tasks, None)] for row in others]
+    grid = [[difference(row, against, task) for task in (*subject.table.tasks, None)] for row in others]
     if all(value is None for line in grid for value in line):
         yield LeftOut(name=_NAME, title=title, reason=f"no row has a score of a seed that {against.label} has")
         return
     yield _chart(subject, others, against, grid)
-
-
-def reference_row(rows: Sequence[Row], label: str | None = None) -> Row | None:
-    """The row with this label, or the one that :data:`REFERENCES` says."""
-    if label is not None:
-        return next((row for row in rows if row.label == label), None)
-    by_variant = {row.variant: row for row in reversed(rows)}
-    return next((by_variant[name] for name in REFERENCES if name in by_variant), rows[0])
-
-
-def _difference(row: Row, against: Row, task: str | None) -> float | None:
-    """Mean over the seeds that both rows have."""
-    own, other = _by_seed(row, task), _by_seed(against, task)
-    common = sorted(set(own) & set(other))
-    mean = spread(own[seed] - other[seed] for seed in common).mean if common else math.nan
-    return mean if math.isfinite(mean) else None
-
-
-def _by_seed(row: Row, task: str | None) -> dict[int, float]:
-    done = [record for record in row.records if record.status == "ok"]
-    if task is not None:
-        return {r.cell.seed: r.scores[task].score for r in done if task in r.scores}
-    whole = [r for r in done if set(r.cell.tasks) <= set(r.scores)]
-    return {r.cell.seed: sum(r.scores[t].score for t in r.cell.tasks) / len(r.cell.tasks) for r in whole}
 
 
 def _chart(subject: Subject, rows: Sequence[Row], against: Row, grid: Sequence[Sequence[float | None]]) -> Chart:
@@ -116,7 +92,7 @@ def _marked(rows: Sequence[Row]) -> bool:
 
 
 def _words(row: Row, against: Row, task: str | None, value: float | None, *, at_majority: bool) -> str:
-    told = "no score of a common seed" if value is None else f"{_points(value, 2)} points to {against.label}"
+    told = "no score of a common seed" if value is None else f"{points(value, 2)} points to {against.label}"
     return f"{row.label}, {task or 'average'}: {told}{f'; {AT_MAJORITY}' if at_majority else ''}"
 
 
@@ -138,15 +114,10 @@ def _cell(
     colour = colours(norm(value))
     axes.add_artist(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8, gid=gid))
     ink = "white" if luminance(*colour[:3]) < _EVEN else INK
-    axes.text(x + 0.5, y + 0.52, f"{_points(value)}{mark}", ha="center", va="center", size=_SIZE, color=ink)
+    axes.text(x + 0.5, y + 0.52, f"{points(value)}{mark}", ha="center", va="center", size=_SIZE, color=ink)
 
 
 def luminance(red: float, green: float, blue: float) -> float:
     """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _points(value: float, digits: int = 1) -> str:
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")

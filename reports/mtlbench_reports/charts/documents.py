@@ -21,12 +21,12 @@ _UNDATED: dict[str, dict[str, Any]] = {
 """Endings, with what keeps the day of the rendering out of the file."""
 
 
-def documents(study: Study, *, reference: str | None = None) -> dict[str, str | bytes]:
+def documents(study: Study) -> dict[str, str | bytes]:
     """``charts.txt``, and each chart as ``chart-<name>.svg``, ``.pdf`` and ``.png``."""
     files: dict[str, str | bytes] = {}
     told = [study.title, *study.notes]
     with drawing():
-        for drawn in drawings(study, reference=reference):
+        for drawn in drawings(study):
             several = len(study.tables) > 1
             told += ["", f"Table {drawn.number}: {drawn.table.title}"]
             for chart in drawn.charts:

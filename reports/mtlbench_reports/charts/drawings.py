@@ -11,6 +11,7 @@ from typing import Any
 
 from mtlbench.tables import Study, Table
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
+from mtlbench_reports.charts.critical import critical
 from mtlbench_reports.charts.differences import differences
 from mtlbench_reports.charts.losses import losses
 from mtlbench_reports.charts.ranks import ranks
@@ -25,6 +26,7 @@ KINDS: tuple[Callable[[Subject], Iterator[Chart | LeftOut]], ...] = (
     tradeoffs,
     ranks,
     differences,
+    critical,
     losses,
     sensitivity,
     search,
@@ -41,14 +43,13 @@ class Drawings:
     charts: Iterator[Chart | LeftOut]
 
 
-def drawings(study: Study, *, reference: str | None = None) -> Iterator[Drawings]:
+def drawings(study: Study) -> Iterator[Drawings]:
     """The charts of every table, each made when it is asked for, inside :func:`..style.drawing`."""
     styles = looks(row.label for table in study.tables for row in table.rows)
     for number, table in enumerate(study.tables, start=1):
         subject = Subject(
             table=table,
             looks=styles,
-            reference=reference,
             settings={row.label: all_settings(cell_of(row)) for row in table.rows},
             steps=partial(_steps, study),
         )

@@ -12,21 +12,14 @@ if TYPE_CHECKING:
 
 
 class Html(Report):
-    """Tables to sort and filter, charts with values under the pointer, and every record behind its numbers.
-
-    Args:
-        reference: As of the charts: label of the row that differences are drawn to.
-    """
+    """Tables to sort and filter, charts with values under the pointer, and every record behind its numbers."""
 
     name = "html"
-
-    def __init__(self, reference: str | None = None) -> None:
-        self.reference = reference
 
     def render(self, study: Study) -> Mapping[str, str]:
         from mtlbench_reports.html.page import page  # matplotlib: only when a page is asked for
 
-        return {"report.html": page(study, reference=self.reference)}
+        return {"report.html": page(study)}
 
 
 @hookimpl

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mtlbench.tables import Table
+from mtlbench.words import NONE, duration, memory
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el
 from mtlbench_reports.html.tables import grid, head, number, task_heads
-from mtlbench_reports.html.words import NONE, duration, memory
 
 
 def cells(table: Table, told: Sequence[Line]) -> Markup:
@@ -19,7 +19,7 @@ def cells(table: Table, told: Sequence[Line]) -> Markup:
         head("seed"),
         head("status", number=False),
         head("reason", number=False) if troubled else None,
-        *task_heads(table.tasks),
+        *task_heads(table),
         head("average"),
         head("training"),
         head("peak memory"),

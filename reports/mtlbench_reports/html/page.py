@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
 
 from mtlbench.tables import Study, Table
+from mtlbench.words import counts
 from mtlbench_reports.charts.drawings import Drawings, drawings
 from mtlbench_reports.charts.style import drawing
 from mtlbench_reports.html.cells import cells
@@ -16,17 +17,16 @@ from mtlbench_reports.html.figures import figures
 from mtlbench_reports.html.lines import lines, links
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
-from mtlbench_reports.html.tables import costs, scores, troubles
-from mtlbench_reports.html.words import count
+from mtlbench_reports.html.tables import beside, costs, degenerate, failures, scores
 
 
-def page(study: Study, *, reference: str | None = None) -> str:
+def page(study: Study) -> str:
     """The study as a document that fetches nothing: its policy allows its own script and no other."""
     style, script = _asset("page.css"), _asset("page.js")
     known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{known}'; base-uri 'none'"
     with drawing(text="text"):
-        sections = [_section(study, drawn) for drawn in drawings(study, reference=reference)]
+        sections = [_section(study, drawn) for drawn in drawings(study)]
     head = join(
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -34,7 +34,7 @@ def page(study: Study, *, reference: str | None = None) -> str:
         el("title", study.title),
         el("style", Markup(style)),
     )
-    top = el("header", el("h1", study.title), el("p", _counts(study.counts)), _bullets(study.notes), _contents(study))
+    top = el("header", el("h1", study.title), el("p", counts(study.counts)), _bullets(study.notes), _contents(study))
     body = el("body", top, el("main", sections), el("script", Markup(script)))
     whole = f"<!doctype html>\n{el('html', el('head', head), body, lang='en')}\n"
     return whole.encode(errors="replace").decode()  # half a surrogate pair in a message must not spoil the file
@@ -49,9 +49,11 @@ def _section(study: Study, drawn: Drawings) -> Markup:
         "section",
         None if alone else el("h2", table.title),
         scores(table, links=where),
+        beside(table, links=where),
         costs(table, links=where),
         _bullets(table.notes),
-        troubles(table, links=where),
+        degenerate(table, links=where),
+        failures(table, links=where),
         _protocol(table),
         el("h3", "Charts", id=f"charts-{drawn.number}"),
         figures(drawn),
@@ -78,16 +80,10 @@ def _protocol(table: Table) -> Markup:
     lines = [
         el("tr", el("th", name, scope="row"), el("td", "none" if value is None else str(value)))
         for name, value in asdict(protocol).items()
+        if name != "name"
     ]
-    words = el("summary", f"Equal for all rows: protocol {protocol.hash()}")
+    words = el("summary", f"Equal for all rows: protocol {protocol.label}")
     return el("details", words, el("table", el("tbody", lines), class_="pairs"))
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    held = sum(number for status, number in counts.items() if status != "missing")
-    told = ", ".join(f"{counts[status]} {status}" for status in ("ok", "failed", "skipped") if counts[status])
-    missing = f" {count(counts['missing'], 'cell')} without a record." if counts["missing"] else ""
-    return f"{count(held, 'record')}{f': {told}' if told else ''}.{missing}"
 
 
 def _bullets(lines: tuple[str, ...]) -> Markup | None:

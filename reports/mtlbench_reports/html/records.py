@@ -8,10 +8,10 @@ from typing import Any
 
 from mtlbench.api.record import Failure, Record
 from mtlbench.tables import sentences
+from mtlbench.words import NONE
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.tables import grid, head, number
-from mtlbench_reports.html.words import NONE
 
 
 def details(line: Line) -> Markup:

@@ -1,13 +1,21 @@
-"""The tables of rows: scores and costs. Every number links to the cells behind it."""
+"""The tables of rows: scores, differences to the reference, costs. Every score links to the cells behind it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
-from mtlbench.tables import AT_MAJORITY, Entry, Row, RowCosts, Table, sentences
+from mtlbench.columns import (
+    Column,
+    cost_columns,
+    difference_columns,
+    difference_legend,
+    over_tasks_columns,
+)
+from mtlbench.tables import Entry, Row, Table
+from mtlbench.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench_reports.html.markup import Markup, el, join
-from mtlbench_reports.html.words import MARK, NONE, duration, mean, memory
 
 Links = Mapping[str, str]
 """Row label to the address of its cells on the page."""
@@ -24,10 +32,10 @@ def head(text: str, *, title: str | None = None, number: bool = True) -> Markup:
     return el("th", text, scope="col", title=title, class_="number" if number else None)
 
 
-def task_heads(tasks: Sequence[str]) -> list[Markup]:
-    """Heads of the columns of tasks, without the suite where all are of one."""
-    short = len(tasks) > 1 and len({task.partition("/")[0] for task in tasks}) == 1
-    return [head(task.partition("/")[2] or task if short else task, title=task) for task in tasks]
+def task_heads(table: Table) -> list[Markup]:
+    """Heads of the columns of tasks, with their metrics."""
+    names = zip(short_names(table.tasks), table.tasks, map(partial(metrics_of, table), table.tasks), strict=True)
+    return [head(name, title=f"{task}: {metrics}" if metrics else task) for name, task, metrics in names]
 
 
 def number(text: str | Markup, value: float | None, *, title: str | None = None, class_: str = "") -> Markup:
@@ -40,14 +48,10 @@ def scores(table: Table, *, links: Links) -> Markup | None:
     """Rows by tasks, or nothing where no row has scores; ``links`` says where the cells of a row are."""
     if not any(row.seeds for row in table.rows):
         return None
-    header = [
-        head("method", number=False),
-        *task_heads(table.tasks),
-        head("average"),
-        head("seeds"),
-    ]
+    header = [head("method", number=False), *task_heads(table), head("average"), head("seeds")]
     rows = [el("tr", _scores(row, table.tasks, link=links[row.label])) for row in table.rows]
-    return join(grid(header, rows, name="Scores"), el("p", _legend(table), class_="note"))
+    words = f"{legend(table)} A number leads to the cells behind it."
+    return join(grid(header, rows, name="Scores"), el("p", words, class_="note"))
 
 
 def _scores(row: Row, tasks: Sequence[str], *, link: str) -> Iterator[Markup]:
@@ -59,70 +63,59 @@ def _scores(row: Row, tasks: Sequence[str], *, link: str) -> Iterator[Markup]:
 
 
 def _entry(entry: Entry, link: str) -> Markup:
-    text = join(mean(entry.scores), MARK if entry.at_majority else "")
-    title = ", ".join(f"{value:.2f}" for value in entry.scores.values)
+    text = join(mean(entry.scores), marks(entry))
+    title = "by seed: " + ", ".join(f"{value:.2f}" for value in entry.scores.values)
+    if entry.interval:
+        title += f"; 95 % interval {interval(entry.interval)}"
     linked = el("a", el("strong", text) if entry.best else text, href=link)
-    return number(linked, entry.scores.mean, title=f"by seed: {title}", class_="best" if entry.best else "")
+    kind = "best" if entry.best else "tied" if entry.tied else ""
+    return number(linked, entry.scores.mean, title=title, class_=kind)
 
 
-def _legend(table: Table) -> str:
-    entries = [entry for row in table.rows for entry in (*row.entries.values(), row.average) if entry]
-    words = ["Scores in percent"]
-    if any(entry.scores.sd is not None for entry in entries):
-        words.append("mean ± standard deviation over seeds")
-    if any(entry.best for entry in entries):
-        words.append("best mean in bold")
-    if any(entry.at_majority for entry in entries):
-        words.append(f"{MARK} {AT_MAJORITY}")
-    return "; ".join(words) + ". A number leads to the cells behind it."
+def beside(table: Table, *, links: Links) -> Markup | None:
+    """Differences to the reference and what rows do over all tasks, or nothing where there is nothing to compare."""
+    told = [row for row in table.rows if row.beside]
+    ranked = [row for row in table.rows if row.rank is not None]
+    title = f"Beside {table.reference}" if table.reference else "Over all tasks"
+    parts = [
+        _columns("Differences", difference_columns(table), told, links, note=difference_legend(table)),
+        _columns("Over all tasks", over_tasks_columns(table), ranked, links, note=""),
+    ]
+    return join(el("h3", title), parts) if any(parts) else None
 
 
 def costs(table: Table, *, links: Links) -> Markup | None:
     """What rows cost, or nothing where no row has costs."""
-    if not any(row.costs for row in table.rows):
+    note = "Means over seeds; peak memory: the highest."
+    return _columns("Costs", cost_columns(table), [row for row in table.rows if row.costs], links, note=note)
+
+
+def _columns(name: str, columns: Sequence[Column], rows: Sequence[Row], links: Links, *, note: str) -> Markup | None:
+    if not columns or not rows:
         return None
-    kinds = sorted({row.costs.peak_memory_kind for row in table.rows if row.costs and row.costs.peak_memory_kind})
-    names = (
-        "trainable",
-        "of backbone",
-        "added at inference",
-        f"peak memory ({' and '.join(kinds)})" if kinds else "peak memory",
-        "tokens/s",
-        "training",
-        "total",
-    )
-    rows = [
-        el("tr", el("th", el("a", row.label, href=links[row.label]), scope="row"), _costs(row.costs))
-        for row in table.rows
-        if row.costs
-    ]
-    note = el("p", "Means over seeds; peak memory: the highest.", class_="note")
-    return join(grid([head("method", number=False), *map(head, names)], rows, name="Costs"), note)
-
-
-def _costs(costs: RowCosts) -> Iterator[Markup]:
-    trainable, inference = costs.trainable_parameters.mean, costs.inference_parameters.mean
-    yield number(f"{trainable:,.0f}", trainable)
-    yield number(f"{costs.trainable_percent:.2f}%", costs.trainable_percent)
-    yield number(f"{inference:,.0f}", inference)
-    peak = max(costs.peak_memory.values) if costs.peak_memory else None
-    yield number(NONE if peak is None else memory(peak), peak)
-    speed = costs.tokens_per_second.mean or None
-    yield number(NONE if speed is None else f"{speed:,.0f}", speed)
-    train = costs.train_seconds.mean or None
-    yield number(NONE if train is None else duration(train), train)
-    yield number(duration(costs.total_seconds.mean), costs.total_seconds.mean)
-
-
-def troubles(table: Table, *, links: Links) -> Markup | None:
-    """Failed, skipped and missing cells with their reasons, or nothing."""
+    header = [head("method", number=False), *(head(column.name, title=column.title or None) for column in columns)]
     lines = [
         el(
-            "li",
-            el("a", row.label, href=links[row.label]),
-            f" ({len(row.seeds)} of {row.planned} seeds): {sentences(str(problem), problem.next_step)}",
+            "tr",
+            el("th", el("a", row.label, href=links[row.label]), scope="row"),
+            [number(column.words(row), column.value(row)) for column in columns],
         )
-        for row in table.rows
-        for problem in row.problems
+        for row in rows
+    ]
+    return join(grid(header, lines, name=name), el("p", note, class_="note") if note else None)
+
+
+def degenerate(table: Table, *, links: Links) -> Markup | None:
+    """Finished runs that say nothing about their method, or nothing."""
+    lines = [
+        el("li", el("a", row.label, href=links[row.label]), f": {line}.") for row in table.rows for line in flags(row)
+    ]
+    return join(el("h3", "Degenerate runs"), el("ul", lines, class_="bad")) if lines else None
+
+
+def failures(table: Table, *, links: Links) -> Markup | None:
+    """Failed, skipped and missing cells with their reasons, or nothing."""
+    lines = [
+        el("li", el("a", row.label, href=links[row.label]), f" {line}") for row in table.rows for line in troubles(row)
     ]
     return join(el("h3", "Failed, skipped and missing cells"), el("ul", lines, class_="bad")) if lines else None

@@ -1,0 +1,90 @@
+"""Runs that finished but say nothing about their method: constant answers, no better than chance, nothing learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtlbench.api.record import Record
+from mtlbench.rows import at_majority
+from mtlbench.tables import AT_MAJORITY, Flag
+
+if TYPE_CHECKING:
+    from mtlbench.statistics.answers import Answers
+
+CONSTANT = "the same answer to every example"
+UNDEFINED = "not a number"
+UNPARSED = "answers that could not be read"
+STILL = "the training loss did not fall"
+_LINES = 8
+"""Least lines of a step log that say something about a task."""
+_READ = 100
+"""About as many lines of a log are looked at; a longer one is thinned out."""
+_FALL = 0.01
+"""Least share of the loss that training must take off at least one task."""
+
+
+def flags_of(
+    record: Record, *, answers: Mapping[str, Answers] | None, steps: Sequence[Mapping[str, Any]]
+) -> tuple[Flag, ...]:
+    """What is degenerate about a finished cell.
+
+    Args:
+        answers: By full task name, where they are stored.
+        steps: The cell's step log.
+    """
+    seed = record.cell.seed
+    found = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in _training(record, steps)]
+    for task in record.cell.scored:
+        own = answers.get(task) if answers else None
+        found += [Flag(seed=seed, task=task, kind=kind, detail=detail) for kind, detail in _task(record, task, own)]
+    return tuple(found)
+
+
+def _task(record: Record, task: str, answers: Answers | None) -> Iterator[tuple[str, str]]:
+    score = record.scores.get(task)
+    if score is not None:
+        if not all(math.isfinite(value) for value in (score.score, *score.metrics.values())):
+            yield UNDEFINED, "score"
+        elif at_majority([score]):
+            yield AT_MAJORITY, ""
+    if answers is None:
+        return
+    if answers.undefined:
+        yield UNDEFINED, f"likelihoods of {answers.undefined} of {answers.count} examples"
+    elif answers.constant:
+        yield CONSTANT, ""
+    if answers.unparsed:
+        yield UNPARSED, f"{answers.unparsed} of {answers.count}"
+
+
+def _training(record: Record, steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    if any(isinstance(loss := line.get("loss"), float) and not math.isfinite(loss) for line in steps):
+        yield UNDEFINED, "training loss"
+        return
+    losses: dict[str, list[float]] = {}
+    for line in steps[:: len(steps) // _READ + 1]:
+        tasks = line.get("tasks")
+        for name, loss in {"": line.get("loss"), **(tasks if isinstance(tasks, Mapping) else {})}.items():
+            if isinstance(loss, int | float) and math.isfinite(loss):
+                losses.setdefault(name, []).append(float(loss))
+    total = losses.pop("", [])
+    ends = [_ends(own) for own in losses.values() or [total] if len(own) >= _LINES]
+    if ends and record.costs and record.costs.trainable_parameters and not any(_fell(*pair) for pair in ends):
+        yield STILL, f"{_mean([first for first, _ in ends]):.3g} to {_mean([last for _, last in ends]):.3g}"
+
+
+def _ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and the last quarter; of a task's own losses, because one trained after another is no fall."""
+    quarter = len(losses) // 4
+    return _mean(losses[:quarter]), _mean(losses[-quarter:])
+
+
+def _fell(first: float, last: float) -> bool:
+    return last < first - _FALL * abs(first)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

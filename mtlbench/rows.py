@@ -1,0 +1,132 @@
+"""Cells and records to the rows of a table: numbers over seeds, marks, costs, and what went wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mtlbench.api.cell import Cell, canonical
+from mtlbench.api.record import Costs, Record, TaskScore
+from mtlbench.tables import Entry, Problem, Row, RowCosts, one_line, spread
+
+
+def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], found: Mapping[int, Record]) -> list[Row]:
+    """A row for each combination of package versions; ``found`` gives records by the identity of their cell: making
+    a key takes long enough to do it once."""
+    by_version = grouped(cells, lambda cell: canonical(dict(cell.plugins)))
+    versions = [group[0].plugins for group in by_version]
+    told = [name for name in sorted({n for v in versions for n in v}) if len({v.get(name) for v in versions}) > 1]
+    return [_row(group, told=told, tasks=tasks, found=found) for group in by_version]
+
+
+def _row(cells: Sequence[Cell], *, told: Sequence[str], tasks: tuple[str, ...], found: Mapping[int, Record]) -> Row:
+    cells = sorted(cells, key=lambda cell: cell.seed)
+    first = cells[0]
+    records = tuple(found[id(cell)] for cell in cells if id(cell) in found)
+    done = [record for record in records if record.status == "ok"]
+    missing = tuple(cell for cell in cells if id(cell) not in found)
+    versions = ", ".join(f"{name} {first.plugins.get(name, 'not used')}" for name in told)
+    variant = one_line(first.variant)
+    whole = [record for record in done if set(tasks) <= set(record.scores)]
+    averages = [sum(r.scores[t].score for t in tasks) / len(tasks) for r in whole]
+    return Row(
+        label=f"{variant} ({versions})" if versions else variant,
+        variant=variant,
+        plugins=first.plugins,
+        records=records,
+        missing=missing,
+        seeds=tuple(record.cell.seed for record in done),
+        entries={
+            t: _entry([r.scores[t] for r in done if t in r.scores]) for t in tasks if any(t in r.scores for r in done)
+        },
+        average=Entry(scores=spread(averages), best=False, at_majority=False) if averages else None,
+        costs=_costs([record.costs for record in done if record.costs]),
+        problems=_problems(records, missing=missing),
+        average_seeds=tuple(record.cell.seed for record in whole),
+    )
+
+
+def _entry(scores: Sequence[TaskScore]) -> Entry:
+    return Entry(scores=spread(s.score for s in scores), best=False, at_majority=at_majority(scores))
+
+
+def at_majority(scores: Sequence[TaskScore]) -> bool:
+    """Accuracy is compared with the majority's; a correlation with the 0 that one constant answer gets."""
+    for metric in scores[0].metrics:
+        name, majority = metric.partition(",")[0], scores[0].majority
+        if majority is None or name not in ("acc", "mcc"):
+            continue
+        floor = majority / 100 if name == "acc" else 0.0
+        return spread(s.metrics[metric] for s in scores if metric in s.metrics).mean <= floor + 1e-9
+    return False
+
+
+def _costs(costs: Sequence[Costs]) -> RowCosts | None:
+    if not costs:
+        return None
+    peaks = [c.peak_memory for c in costs if c.peak_memory is not None]
+    trainable = spread(c.trainable_parameters for c in costs)
+    backbone = max(c.backbone_parameters for c in costs)
+    return RowCosts(
+        trainable_parameters=trainable,
+        trainable_percent=100 * trainable.mean / backbone if backbone else 0.0,
+        inference_parameters=spread(c.inference_parameters for c in costs),
+        peak_memory=spread(peaks) if peaks else None,
+        peak_memory_kind=" and ".join(sorted({c.peak_memory_kind for c in costs if c.peak_memory_kind})),
+        tokens_per_second=spread(c.tokens_per_second for c in costs),
+        train_seconds=spread(c.train_seconds for c in costs),
+        total_seconds=spread(c.total_seconds for c in costs),
+    )
+
+
+def _problems(records: Sequence[Record], *, missing: Sequence[Cell]) -> tuple[Problem, ...]:
+    reasons: dict[tuple[Any, str, str, str], list[int]] = {}
+    for record in records:
+        if record.status == "ok":
+            continue
+        why = record.failure
+        words = (
+            (why.kind, one_line(why.message), one_line(why.next_step)) if why else ("", "no reason was recorded", "")
+        )
+        reasons.setdefault((record.status, *words), []).append(record.cell.seed)
+    if missing:
+        again = "Run the same command again: it does only what is missing."
+        reasons[("missing", "", "no record yet", again)] = [cell.seed for cell in missing]
+    return tuple(
+        Problem(status=status, seeds=tuple(seeds), kind=kind, message=message, next_step=next_step)
+        for (status, kind, message, next_step), seeds in reasons.items()
+    )
+
+
+def with_best(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:
+    tops = {task: _top(row.entries.get(task) for row in rows) for task in tasks}
+    top = _top(row.average for row in rows)
+    return [
+        replace(
+            row,
+            entries={t: replace(e, best=e.scores.mean == tops[t]) for t, e in row.entries.items()},
+            average=row.average and replace(row.average, best=row.average.scores.mean == top),
+        )
+        for row in rows
+    ]
+
+
+def _top(entries: Iterable[Entry | None]) -> float | None:
+    means = [entry.scores.mean for entry in entries if entry]
+    real = [mean for mean in means if not math.isnan(mean)]
+    return max(real) if len(means) > 1 and real else None
+
+
+def by_average(row: Row) -> tuple[bool, bool, float, str]:
+    mean = row.average.scores.mean if row.average else 0.0
+    return row.average is None, math.isnan(mean), 0.0 if math.isnan(mean) else -mean, row.label
+
+
+def grouped(cells: Iterable[Cell], by: Callable[[Cell], str]) -> list[list[Cell]]:
+    """Cells in groups; groups in the order of their names, so that a study does not depend on the order of records."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(by(cell), []).append(cell)
+    return [groups[name] for name in sorted(groups)]

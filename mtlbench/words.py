@@ -1,0 +1,114 @@
+"""Numbers and sentences of a table as every report tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from mtlbench.intervals import Interval
+from mtlbench.tables import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
+
+NONE = "–"
+MAJORITY = "†"
+TIED = "‡"
+DIFFERS = "∗"
+
+
+def memory(count: float) -> str:
+    """``637 MiB`` or ``3.00 GiB``."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """``9.2 s``, ``2 min 30 s`` or ``2 h 01 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def mean(scores: Spread) -> str:
+    """``66.8 ± 3.2``, without a deviation for one seed."""
+    return f"{scores.mean:.1f}" if scores.sd is None else f"{scores.mean:.1f} ± {scores.sd:.1f}"
+
+
+def interval(told: Interval) -> str:
+    """``66.8 [63.1, 70.5]``."""
+    return f"{told.mean:.1f} [{told.low:.1f}, {told.high:.1f}]"
+
+
+def points(value: float, digits: int = 1) -> str:
+    """``+1.2``, ``−0.3`` or ``0.0``."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """``0.04``, ``0.004`` or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def counts(told: Mapping[str, int]) -> str:
+    """``5 records: 3 ok, 2 failed. 1 cell without a record.``"""
+    records = sum(n for status, n in told.items() if status != "missing")
+    parts = ", ".join(f"{told[status]} {status}" for status in ("ok", "failed", "skipped") if told[status])
+    missing = f" {count(told['missing'], 'cell')} without a record." if told["missing"] else ""
+    return f"{count(records, 'record')}{f': {parts}' if parts else ''}.{missing}"
+
+
+def short_names(tasks: Sequence[str]) -> list[str]:
+    """Names of tasks, without the suite where several are all of one."""
+    short = len(tasks) > 1 and len({task.partition("/")[0] for task in tasks}) == 1
+    return [task.partition("/")[2] or task if short else task for task in tasks]
+
+
+def metrics_of(table: Table, task: str) -> str:
+    """``acc, f1``, or nothing where no row has scores."""
+    return ", ".join(metric.partition(",")[0] for metric in table.metrics.get(task, ()))
+
+
+def marks(entry: Entry, *, tied: str = TIED, majority: str = MAJORITY) -> str:
+    """The marks behind a score."""
+    return (tied if entry.tied else "") + (majority if entry.at_majority else "")
+
+
+def legend(table: Table, *, best: str = "in bold", tied: str = TIED, majority: str = MAJORITY) -> str:
+    """What numbers and marks of the scores mean, and what was tested."""
+    entries = [entry for row in table.rows for entry in (*row.entries.values(), row.average) if entry]
+    words = ["Scores in percent"]
+    if any(entry.scores.sd is not None for entry in entries):
+        words.append("mean ± standard deviation over seeds")
+    if any(entry.best for entry in entries):
+        words.append(f"best mean {best}")
+    if any(entry.tied for entry in entries):
+        words.append(f"{tied} not significantly worse than the best")
+    if any(entry.at_majority for entry in entries):
+        words.append(f"{majority} {AT_MAJORITY}")
+    return sentences("; ".join(words), table.tests)
+
+
+def troubles(row: Row) -> list[str]:
+    """Failed, skipped and missing cells, with what to do."""
+    told = f"{len(row.seeds)} of {row.planned} seeds"
+    return [f"({told}): {sentences(str(problem), problem.next_step)}" for problem in row.problems]
+
+
+def flags(row: Row) -> list[str]:
+    """``at or below the majority class: glue/rte (seeds 0, 1), glue/wnli (seed 2)``, one line for each kind."""
+    kinds: dict[str, dict[str | None, list[Flag]]] = {}
+    order = {task: at for at, task in enumerate(row.entries)}
+    for flag in sorted(row.flags, key=lambda flag: order.get(flag.task or "", -1)):
+        kinds.setdefault(flag.kind, {}).setdefault(flag.task, []).append(flag)
+    return [f"{kind}: {', '.join(_flagged(task, own) for task, own in tasks.items())}" for kind, tasks in kinds.items()]
+
+
+def _flagged(task: str | None, own: Iterable[Flag]) -> str:
+    details: dict[str, list[int]] = {}
+    for flag in own:
+        details.setdefault(flag.detail, []).append(flag.seed)
+    told = ", ".join(f"{seed_words(seeds)}{f' {detail}' if detail else ''}" for detail, seeds in details.items())
+    return f"{task} ({told})" if task else told

@@ -1,0 +1,146 @@
+"""Tables with their tests: marks, differences and what they cannot say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from record_builder import cell, done
+from scipy import stats
+from simulated import error
+
+from mtlbench.api.record import Record, TaskScore
+from mtlbench.intervals import holm
+from mtlbench.statistics.answers import Answers
+from mtlbench.statistics.estimate import Measured
+from mtlbench.statistics.tested import as_good_as
+from mtlbench.study import study_of
+from mtlbench.tables import Table
+
+TASKS = ("a/x", "a/y")
+
+
+def study(right: Mapping[str, np.ndarray], *, draws: int = 200, reference: str | None = None) -> Table:
+    """Methods by right and wrong answers ``[seeds, tasks, examples]``."""
+    records: list[Record] = []
+    stored: dict[str, dict[str, Answers]] = {}
+    for method, cells in right.items():
+        for seed, tasks in enumerate(cells):
+            made = done(cell(method, seed, tasks=TASKS), *(100 * own.mean() for own in tasks))
+            records.append(made)
+            stored[made.key] = {
+                task: Answers(
+                    documents="same", count=len(own), items={"acc": own}, constant=False, unparsed=0, undefined=0
+                )
+                for task, own in zip(TASKS, tasks, strict=True)
+            }
+    (table,) = study_of(records, predictions=stored.get, draws=draws, reference=reference).tables
+    return table
+
+
+def world(shares: Mapping[str, float], *, seeds: int = 3, examples: int = 200, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    level = generator.normal(0, 0.5, examples)
+    return {
+        name: (generator.normal(share, 0.6, (seeds, len(TASKS), examples)) + level > 0).astype(float)
+        for name, share in shares.items()
+    }
+
+
+def test_a_row_far_below_is_worse_and_one_close_by_is_not():
+    table = study(world({"good": 1.0, "same": 1.0, "bad": -0.5}, seeds=5))
+    rows = {row.label: row for row in table.rows}
+    best, other = sorted(("good", "same"), key=lambda name: -rows[name].average.scores.mean)
+    assert rows[best].average.best and rows[best].average.tied is None
+    assert rows[other].average.tied is True and rows["bad"].average.tied is False
+    assert "over seeds and examples (200 resamples)" in table.tests
+    assert all(row.average.scores.mean in row.average.interval for row in table.rows)
+
+
+def test_examples_widen_an_interval_that_seeds_alone_make_narrow():
+    right = world({"one": 1.0, "two": 0.8})
+    right = {name: np.repeat(cells[:1], 3, axis=0) for name, cells in right.items()}
+    right["one"][1, :, 0] = 1 - right["one"][1, :, 0]
+    with_examples, without = ({r.label: r for r in study(right, draws=d).rows}["one"] for d in (200, 0))
+    assert without.entries["a/x"].interval.examples is None
+    assert with_examples.entries["a/x"].interval.examples == 200
+    wide, narrow = (r.entries["a/x"].interval for r in (with_examples, without))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_one_seed_is_tested_on_its_examples_and_says_so():
+    table = study(world({"good": 1.0, "bad": -0.5}, seeds=1))
+    assert "with one seed they hold for the trained models" in table.tests
+    assert [row.average.tied for row in table.rows] == [None, False]
+
+
+def test_without_seeds_and_examples_there_is_no_test_and_that_is_told():
+    table = study(world({"good": 1.0, "bad": -0.5}, seeds=1), draws=0)
+    assert table.tests == "No tests: they take two seeds, or stored predictions."
+    assert [row.average.tied for row in table.rows] == [None, None]
+
+
+def test_differences_to_the_reference_are_paired_t_tests_after_holm():
+    table = study(world({"lora": 1.0, "x": 1.1, "y": 0.5}, seeds=6), draws=0)
+    by_label = {row.label: row for row in table.rows}
+
+    def scores(name):
+        return by_label[name].entries["a/x"].scores.values
+
+    expected = [stats.ttest_rel(scores(name), scores("lora")) for name in ("x", "y")]
+    told = [by_label[name].beside.differences["a/x"] for name in ("x", "y")]
+    assert [one.p for one in told] == pytest.approx(holm([one.pvalue for one in expected]), rel=1e-6)
+    assert [one.interval.low for one in told] == pytest.approx([one.confidence_interval().low for one in expected])
+
+
+def test_other_examples_or_scores_that_do_not_come_back_are_told_and_left_to_the_seeds():
+    right = world({"lora": 1.0, "x": 1.1})
+    records = [
+        done(cell(name, seed, tasks=TASKS), *(100 * own.mean() for own in tasks))
+        for name, cells in right.items()
+        for seed, tasks in enumerate(cells)
+    ]
+
+    def stored(key: str, *, metric: str = "acc") -> dict[str, Answers]:
+        told = {"items": {metric: np.ones(9)}, "count": 9, "constant": False, "unparsed": 0, "undefined": 0}
+        return {task: Answers(documents=key if task == "a/x" else "same", **told) for task in TASKS}
+
+    (table,) = study_of(records, predictions=stored, draws=50).tables
+    assert "No resampling of the examples of a/x: the cells answered different examples." in table.notes
+    assert (
+        "No resampling of the examples of a/y: the stored predictions do not give the recorded scores." in table.notes
+    )
+    assert all(row.entries["a/y"].interval.examples is None for row in table.rows)
+
+
+def test_scores_that_are_no_number_break_nothing():
+    records = [done(cell(m, s, tasks=TASKS), 60.0 + s, 70.0) for m in ("lora", "x") for s in (0, 1)]
+    records[0] = replace(records[0], scores={**records[0].scores, "a/x": TaskScore(score=np.nan, metrics={}, rows=3)})
+    (table,) = study_of(records).tables
+    assert {row.label for row in table.rows} == {"lora", "x"}
+
+
+def test_two_equal_studies_are_equal():
+    right = world({"lora": 1.0, "x": 1.1, "y": 0.5})
+    assert study(right) == study(right)
+
+
+def _called_worse(rounds: int, *, rows: int, seeds: int) -> float:
+    """Share of worlds of equally good rows in which any is called worse than the best."""
+    generator, found = np.random.default_rng(rows), 0
+    for _ in range(rounds):
+        values = generator.normal(70, 1, (rows, seeds)) + generator.normal(0, 2, seeds)
+        column = {str(at): Measured(seeds=tuple(range(seeds)), values=own) for at, own in enumerate(values)}
+        best = max(column, key=lambda label: column[label].values.mean())
+        found += not all(as_good_as(best, column).values())
+    return found / rounds
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "rounds"),
+    [(8, 5, 300), *(pytest.param(r, s, 3000, marks=pytest.mark.slow) for r in (2, 5, 10, 25) for s in (3, 5, 10))],
+)
+def test_rows_that_are_alike_are_called_worse_at_most_five_times_in_a_hundred(rows, seeds, rounds):
+    assert _called_worse(rounds, rows=rows, seeds=seeds) <= 0.05 + error(0.05, rounds)
