@@ -19,6 +19,7 @@ from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.loss import row_losses
 from mtlbench.engine.optimizer import AdamW
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.tail import narrow_tail
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for
 
@@ -72,10 +73,14 @@ class Side:
 
     def backward(self, *, all_logits: bool) -> Tensor:
         """The loss, with its gradients left in the parameters."""
-        loss = self.loss(all_logits=all_logits)
-        with self.routing.of(self.batch.tasks):
+        with self.routing.of(self.batch.tasks), self._narrow(all_logits):
+            loss = self.loss(all_logits=all_logits)
             torch.autograd.backward(loss)
         return loss.detach()
+
+    def _narrow(self, all_logits: bool) -> AbstractContextManager[None]:
+        """As the engine's loop: the last layer only where there are labels."""
+        return narrow_tail(self.model, None if all_logits else self.batch.answers)
 
     def step(self, *, all_logits: bool) -> None:
         """Forward, backward, optimizer."""
@@ -94,7 +99,8 @@ class Side:
 
     def kept(self, *, all_logits: bool) -> int:
         """Bytes kept for the backward."""
-        return kept_bytes(self.model, lambda: self.loss(all_logits=all_logits))
+        with self._narrow(all_logits):
+            return kept_bytes(self.model, lambda: self.loss(all_logits=all_logits))
 
 
 def floor_side(base: nn.Module, batch: Batch, precision: Precision) -> Side:

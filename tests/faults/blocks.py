@@ -7,6 +7,12 @@ from pathlib import Path
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
+def get(name: str, document: Path = DOCUMENT) -> str:
+    """What stands in the block ``name``; empty when there is none."""
+    rest = document.read_text().partition(f"<!-- begin {name} -->\n")[2]
+    return rest.partition(f"<!-- end {name} -->")[0]
+
+
 def put(name: str, text: str, document: Path = DOCUMENT) -> None:
     """Replace the block ``name``.
 

@@ -1,8 +1,8 @@
 """The figures of docs/reliability.md: every fault of the list, how often it was tried, results lost and double.
 
 ``python tests/faults/figures.py`` runs every test of the suite, the slow ones too, and those of other folders that try a
-fault where it belongs, and writes the table. ``--quick`` runs the default selection and only prints it. The exit code is
-pytest's.
+fault where it belongs, and writes the table. ``--faults F04,F37`` writes only those rows anew, ``--quick`` runs the
+default selection and only prints it. The exit code is pytest's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import time
 from collections import defaultdict
@@ -74,7 +75,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/test_runner.py::test_an_interrupted_run_keeps",
         "tests/test_interruption.py::test_the_first_interrupt",
     ),
-    "F01": ("tests/test_interruption.py::test_workers_killed",),
+    "F01": ("tests/test_interruption.py::test_workers_killed", "tests/test_interruption.py::test_the_end_of_a_worker"),
     "F05": (
         "tests/test_interruption.py::test_a_worker_asked",
         "tests/executors/test_slurm.py::test_a_preempted_job",
@@ -100,7 +101,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "F12": ("tests/engine/test_out_of_memory.py::test_no_room_for_one_row",),
     "F13": ("tests/executors/test_watchdog.py::test_a_killed_cell_is_tried",),
     "F14": (
-        "tests/test_interruption.py::test_a_fault_in_evaluation",
+        "tests/test_interruption.py::test_a_failure_in_evaluation",
         "tests/test_interruption.py::test_an_evaluation_that",
     ),
     "F21": (
@@ -145,6 +146,13 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 """Tests outside this folder: file, and the beginning of the test's name. Their results are checked inside them."""
 
 
+_ROW = re.compile(
+    r"^\| (?P<fault>F\d\d) \|.*\| (?P<tests>\d+)(, (?P<failed>\d+) failed)?(, (?P<skipped>\d+) skipped)?"
+    r" \| (?P<tried>[\d,]+) \| (?P<lost>\S+) \| (?P<double>\S+) \|$",
+    re.MULTILINE,
+)
+
+
 @dataclass
 class Line:
     """What the tests of one fault came to."""
@@ -161,10 +169,12 @@ class Line:
 class Collector:
     """A pytest plugin that adds up what the tests of each fault say."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: set[str]) -> None:
         self.lines: dict[str, Line] = defaultdict(Line)
         self.more: dict[str, str] = {}
+        self._only = only
         self._faults: dict[str, tuple[str, ...]] = {}
+        self._outcomes: dict[str, str] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -172,21 +182,20 @@ class Collector:
         for item in items:
             marks = item.get_closest_marker("fault")
             named = [f for f, tests in ELSEWHERE.items() if any(item.nodeid.startswith(t) for t in tests)]
-            self._faults[item.nodeid] = (*(marks.args if marks else ()), *named)
+            self._faults[item.nodeid] = tuple(
+                fault for fault in (*(marks.args if marks else ()), *named) if not self._only or fault in self._only
+            )
         items[:] = [item for item in items if self._faults[item.nodeid]]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add up one test."""
-        if report.when != "teardown" and not (report.failed or (report.skipped and report.when == "setup")):
-            if report.when == "call" and report.skipped:
-                self._add(report, skipped=1)
-            return
+        """Add up one test when its last phase is over."""
         if report.failed:
-            self._add(report, failed=1)
+            self._outcomes[report.nodeid] = "failed"
         elif report.skipped:
-            self._add(report, skipped=1)
-        else:
-            self._add(report)
+            self._outcomes.setdefault(report.nodeid, "skipped")
+        if report.when == "teardown":
+            outcome = self._outcomes.pop(report.nodeid, "passed")
+            self._add(report, failed=outcome == "failed", skipped=outcome == "skipped")
 
     def _add(self, report: pytest.TestReport, *, failed: int = 0, skipped: int = 0) -> None:
         told = dict(report.user_properties)
@@ -231,29 +240,43 @@ def table(lines: dict[str, Line]) -> str:
     return "\n".join(rows)
 
 
+def known(text: str) -> dict[str, Line]:
+    """The lines of a table that :func:`table` made."""
+    found = {}
+    for row in _ROW.finditer(text):
+        lost, double = row["lost"], row["double"]
+        found[row["fault"]] = Line(
+            tests=int(row["tests"]),
+            failed=int(row["failed"] or 0),
+            skipped=int(row["skipped"] or 0),
+            tried=int(row["tried"].replace(",", "")),
+            lost=int(lost) if lost.isdigit() else 0,
+            double=int(double) if double.isdigit() else 0,
+            counted=lost.isdigit(),
+        )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the default selection; prints the table only")
-    parser.add_argument(
-        "--only", metavar="WORDS", help="tests that match, as pytest -k reads it; prints the table only"
-    )
+    parser.add_argument("--faults", metavar="IDS", default="", help="such as F04,F37: only these rows are written anew")
     given = parser.parse_args()
     os.chdir(ROOT)
+    only = set(filter(None, given.faults.split(",")))
     files = sorted({test.partition("::")[0] for tests in ELSEWHERE.values() for test in tests})
     words = ["-q", "-p", "no:cacheprovider", "-m", "not slow" if given.quick else "slow or not slow"]
-    words += ["-k", given.only] if given.only else []
-    collector, began = Collector(), time.monotonic()
+    collector, began = Collector(only), time.monotonic()
     code = pytest.main([*words, "tests/faults", *filter(lambda file: Path(file).exists(), files)], plugins=[collector])
     minutes = (time.monotonic() - began) / 60
-    told = [
-        table(collector.lines),
-        "",
-        f"Python {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores, {minutes:.0f} minutes. "
-        + " ".join(f"{name}: {value}." for name, value in sorted(collector.more.items())),
-    ]
-    print("\n".join(told))
-    if not given.quick and not given.only:
-        blocks.put("faults", "\n".join(told))
+    before = blocks.get("faults") if only else ""
+    more = " ".join(f"{name}: {value}." for name, value in sorted(collector.more.items()))
+    machine = f"Python {platform.python_version()}, {platform.system()}, {os.cpu_count()} cores, {minutes:.0f} minutes. {more}"
+    end = before.strip().splitlines()[-1] if before.strip() else machine
+    told = "\n".join([table({**known(before), **collector.lines}), "", end.strip()])
+    print(told)
+    if not given.quick:
+        blocks.put("faults", told)
     return int(code)
 
 
