@@ -13,18 +13,25 @@ from mtlbench.api.task import Task
 from mtlbench.data.lm_task import yaml_path
 
 _INCLUDE = re.compile(r"^include:\s*['\"]?(.+?)['\"]?\s*$", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
 _FUNCTION = re.compile(r"!function\s+['\"]?([\w.]+)\.\w+")
 
 
 def prompt_identity(tasks: Mapping[str, Task]) -> str:
-    """``lm_eval <version>:<digest>`` of the prompt files of ``tasks``: YAML, what it includes, the code it names.
+    """``lm_eval <version>:<digest>`` of the prompt files of ``tasks``: YAML, what it includes, the code it names,
+    and what that imports of its own package.
 
     Raises:
         PluginError: a task's YAML is missing.
     """
     contents: dict[Path, str] = {}
     held = {
-        name: [task.shots, sorted(_content(path, contents) for path in _files(yaml_path(task), set()))]
+        name: [
+            task.shots,
+            task.shots_split,
+            task.shots_by,
+            sorted(_content(path, contents) for path in _files(yaml_path(task), set())),
+        ]
         for name, task in tasks.items()
     }
     return f"lm_eval {metadata.version('lm_eval')}:{digest(held, length=8)}"
@@ -37,6 +44,10 @@ def _files(path: Path, seen: set[Path]) -> Iterable[Path]:
     seen.add(path)
     yield path
     if path.suffix == ".py":
+        for module in _IMPORT.findall(path.read_text(encoding="utf-8")):
+            # of its own package: what other packages do is told by their versions
+            for root in path.parents[1:4]:
+                yield from _files(root / f"{module.replace('.', '/')}.py", seen)
         return
     text = path.read_text(encoding="utf-8")
     for name in _INCLUDE.findall(text):
