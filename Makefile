@@ -12,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/mtlbench report
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -3,7 +3,7 @@
     python benchmarks/training_loop.py --quick
     python benchmarks/training_loop.py --json out.json
 
-Both train LoRA of rank 16 on every linear on the same frozen weights and rows, in batches of 16, without dropout or
+Both train LoRA of rank 16 on every linear on the same frozen weights and rows, in batches of 32, without dropout or
 logging. Ours is the engine's loop as `mtlbench run` drives it. README.md in this folder describes the protocol.
 """
 
@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one small backbone and three pairs")
     parser.add_argument("--backbones", help=f"of {', '.join(SHAPES)}; default: all, 256x4-8k with --quick")
     parser.add_argument("--pairs", type=int, help="default 7, 3 with --quick")
-    parser.add_argument("--rows", type=int, default=512, help="examples of one pass, a multiple of 16")
+    parser.add_argument("--rows", type=int, default=512, help="examples of one pass, a multiple of 32")
     parser.add_argument("--clock", choices=("wall", "cpu"), help="default: cpu for one thread of a processor")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

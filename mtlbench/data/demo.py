@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.data.columns import check_schema, check_values
+from mtlbench.data.kept import kept_table
 from mtlbench.data.source import Source, dataset_of, wanted_splits
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
+
+    from mtlbench.api.task import Rows
 
 
 class DemoSource(Source):
@@ -35,18 +41,17 @@ class DemoSource(Source):
             )
 
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
-        import pyarrow
-
         self.check(task)
         suite = self._suite(task)
-        assert suite.demo is not None
+        demo = suite.demo
+        assert demo is not None
         found = {}
         for split in wanted_splits(task):
-            table = pyarrow.Table.from_pylist(suite.demo(task.dataset, task.config, split))
+            words = [self._fingerprints([task]), task.dataset, task.config, split]
+            table = _table(demo, words)
             where = f"The demo of suite {suite.name!r}"
             check_schema(task, table.schema, where=where, split=split, rows=len(table))
             check_values(task, table, where=where, split=split)
-            words = [self._fingerprints([task]), task.dataset, task.config, split]
             found[split] = dataset_of(table, fingerprint=digest(words))
         return found
 
@@ -59,3 +64,14 @@ class DemoSource(Source):
     def _fingerprints(self, tasks: Sequence[Task]) -> dict[str, str]:
         suites = {suite.name: suite for suite in map(self._suite, tasks)}
         return {name: suite.demo_fingerprint() if suite.demo_fingerprint else "" for name, suite in suites.items()}
+
+
+def _table(demo: Callable[..., Rows], words: Sequence[Any]) -> pyarrow.Table:
+    """The rows, from the cache where they were generated before; those of a function without a name are not kept."""
+    import pyarrow
+
+    name = getattr(demo, "__qualname__", "")
+    make = partial(demo, *words[1:])
+    if getattr(sys.modules.get(demo.__module__), name, None) is not demo:
+        return pyarrow.Table.from_pylist(make())
+    return kept_table(digest([demo.__module__, name, *words], length=32), make)

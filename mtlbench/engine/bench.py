@@ -12,15 +12,15 @@ import torch
 from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
-from mtlbench.data.examples import evaluation_golds, training_pairs
+from mtlbench.data.examples import evaluation_golds
 from mtlbench.data.from_train import splits_under
 from mtlbench.data.k_shot import chosen_rows
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
 from mtlbench.engine.backbone import Backbone, load_backbone
-from mtlbench.engine.encode import encode_rows
 from mtlbench.engine.machine import Machine, choose_dtype, probe
 from mtlbench.engine.seeds import axis_seed
+from mtlbench.engine.tokenised import Tokenised
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import DataError
 from mtlbench.models import weights_digest
@@ -103,19 +103,13 @@ class Bench:
         if key not in self._prepared:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
+            tokenised = Tokenised(backbone)
             for index, (name, lm_task) in enumerate(lm_tasks.items()):
                 evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
                 shots = "" if name in protocol.source_tasks else protocol.k_shot
                 draw = axis_seed(axis_seed(cell.seed, "split"), f"k-shot/{name}")
                 wanted = chosen_rows(lm_task, limit=protocol.train_rows, k_shot=shots, seed=draw)
-                rows += encode_rows(
-                    backbone.tokenizer,
-                    training_pairs(lm_task, wanted),
-                    task=index,
-                    architecture=backbone.architecture,
-                    max_length=protocol.max_length,
-                    append_eos=lm_task.OUTPUT_TYPE == "generate_until",
-                )
+                rows += tokenised.rows(tasks[name], lm_task, wanted, index=index, max_length=protocol.max_length)
                 logger.info("%s: %d training rows", name, len(wanted))
             self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
         return self._prepared[key]

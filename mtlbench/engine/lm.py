@@ -60,7 +60,7 @@ class RoutedLM(LM):  # type: ignore[misc]
         numbers: list[int] = []
         lengths: list[int] = []
         found: list[Tensor] = []
-        with torch.no_grad():
+        with torch.inference_mode():
             for batch, scores in self._scored(self._packs(self._wishes(requests))):
                 wishes = [wish for pack in batch for wish, _ in pack.picks]
                 numbers += [wish.number for wish in wishes]

@@ -55,17 +55,22 @@ class SharedInput:
     def output(self, member: Member, x: Tensor) -> Tensor:
         """What ``member`` gives for ``x [rows, length, in]``."""
         ready = self._ahead.pop(id(member), None)
-        if ready is not None and self._x is x and ready[1] == (x._version, torch.is_grad_enabled(), *member.stamp()):
+        if ready is not None and self._x is x and ready[1] == (_writes(x), torch.is_grad_enabled(), *member.stamp()):
             if not self._ahead:
                 self._x = None
             return ready[0]
         outputs = low_rank(x, [m.branch(x) for m in self.members], dropout=member.rate)
         made = dict(zip(map(id, self.members), outputs, strict=True))
         own = made.pop(id(member))
-        mode = (x._version, torch.is_grad_enabled())
+        mode = (_writes(x), torch.is_grad_enabled())
         self._ahead = {id(m): (made[id(m)], (*mode, *m.stamp())) for m in self.members if m is not member}
         self._x = x
         return own
+
+
+def _writes(x: Tensor) -> int:
+    """How often ``x`` was written to. Tensors of inference mode do not count; no model writes to one in between."""
+    return 0 if x.is_inference() else x._version
 
 
 class GatedBlock(nn.Module):

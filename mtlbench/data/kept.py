@@ -1,0 +1,72 @@
+"""Where work is kept for later studies, and generated tables kept there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from mtlbench.api.task import Rows
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """``$MTLBENCH_CACHE``, else ``$XDG_CACHE_HOME/mtlbench``, else ``~/.cache/mtlbench``.
+
+    What lies there can be deleted at any time, by entry or as a whole; it is made again.
+    """
+    own = os.environ.get("MTLBENCH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write an entry so that readers see all of it or nothing; two writers of one entry write the same.
+
+    A folder that cannot be written to is told in the log, and nothing is kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("nothing is kept for the next study: %s", error)
+
+
+def unusable(path: Path, error: Exception) -> None:
+    """Say why an entry is made again."""
+    logger.warning("the cache entry %s cannot be used (%s) and is made again", path, error)
+
+
+def kept_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
+    """The table under ``key``, or else of the rows that ``make`` gives, which is kept as parquet with checksums."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    path = cache_folder() / "rows" / f"{key}.parquet"
+    try:
+        if path.is_file():
+            return parquet.read_table(path, page_checksum_verification=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        unusable(path, error)
+    table = pyarrow.Table.from_pylist(make())
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink, write_page_checksum=True)
+    keep(path, sink.getvalue().to_pybytes())
+    return table
