@@ -91,7 +91,7 @@ def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
 
     (table,) = study_of([side.records[seed] for seed in seeds]).tables
     (row,) = table.rows
-    answers = {side.records[seed].key: _answers(side, seed) for seed in seeds}
+    answers = {id(side.records[seed]): _answers(side, seed) for seed in seeds}
     scores = scores_of(table, answers=answers, draws=DRAWS)
     found = {task: column[row.label] for task, column in scores.columns.items() if row.label in column}
     return {**found, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}

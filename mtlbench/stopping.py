@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 DRAIN_S = 25.0
 """How long training may go on to the end of its step and write a checkpoint while it is asked again and again."""
@@ -45,6 +46,11 @@ class Stop:
         """Raise :class:`Stopped` if a signal came."""
         if self.asked:
             raise Stopped(self._code)
+
+    def ask(self) -> NoReturn:
+        """Raise :class:`Stopped`, whether or not a signal came."""
+        self.asked = True
+        raise Stopped(self._code)
 
     @contextlib.contextmanager
     def held(self, *, for_s: float = math.inf) -> Iterator[None]:

@@ -99,8 +99,10 @@ def check_method(method: str | Method) -> None:
     assert not failed, f"{len(failed)} checks of {method!r} failed:{lines}"
 
 
-def check_suite(suite: str | TaskSuite, *, data: str = "demo") -> None:
+def check_suite(suite: str | TaskSuite, *, data: str = "demo", train: bool = True) -> None:
     """Check every task of a suite, or of an installed one by its name, on ``data``: ``demo``, ``hub`` or a folder.
+
+    ``train=False`` leaves out the check that trains a toy model, which takes seconds for each task.
 
     Raises:
         AssertionError: listing for every task the first check that failed.
@@ -108,7 +110,7 @@ def check_suite(suite: str | TaskSuite, *, data: str = "demo") -> None:
     from mtlbench.conformance import suites
     from mtlbench.plugins import load_suite
 
-    found = suites.check_suite(load_suite(suite) if isinstance(suite, str) else suite, data=data)
+    found = suites.check_suite(load_suite(suite) if isinstance(suite, str) else suite, data=data, train=train)
     failed = [finding for finding in found if not finding.ok]
     lines = "".join(f"\n  {f.task}, {f.check}: {f.message}" for f in failed)
     assert not failed, f"{len(failed)} tasks failed:{lines}"

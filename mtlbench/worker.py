@@ -31,6 +31,8 @@ MAX_DEATHS = 2
 ORPHAN_GRACE_S = 30.0
 """How long a worker without a parent may take to unwind, in seconds."""
 
+LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+
 _log = logging.getLogger(__name__)
 
 
@@ -214,11 +216,14 @@ def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callab
     return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=given.stop, checkpoint_s=every_s)
 
 
-def main(words: Sequence[str] | None = None, *, engine: Engine = torch_engine) -> int:
-    """Entry point of ``python -m mtlbench.worker``."""
-    given = _read(words)
+def main(words: Sequence[str] | None = None, *, engine: Engine | None = None) -> int:
+    """Entry point of ``python -m mtlbench.worker``; without an ``engine``, cells are trained.
+
+    A worker whose cells get several devices is a group of as many processes.
+    """
+    given = read(words)
     faulthandler.enable()
-    log_to_stderr(logging.INFO, "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO, LOG_FORMAT)
     stop = Stop()
     stop.install()
     if hasattr(signal, "SIGUSR2"):
@@ -226,19 +231,30 @@ def main(words: Sequence[str] | None = None, *, engine: Engine = torch_engine) -
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if given.parent is not None:
         follow_parent(given.parent)
+    try:
+        if given.devices > 1 and engine is None:
+            return _group(given, stop)
+        return work_as(replace(given, stop=stop), engine=engine or torch_engine)
+    finally:
+        stop.ignore()
+        if given.parent is not None and os.getppid() != given.parent:
+            end_group()
+
+
+def work_as(given: Assignment, *, engine: Engine) -> int:
+    """Run the cells that ``given`` tells of; gives the exit code."""
     folder = RunFolder(given.folder)
     beats = {"pulse": pulse.install(given.pulse)} if given.pulse is not None else {}
     events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beats, **_observers()})
     rule = DevicesPerCell.read(given.devices_per_cell)
     try:
-        run = engine(replace(given, stop=stop), folder, events)
         work(
             folder,
             given.request,
-            run=run,
+            run=engine(given, folder, events),
             events=events,
             index=given.index,
-            stop=stop,
+            stop=given.stop,
             takes=lambda cell: rule(cell) == given.devices,
             last=given.last,
         )
@@ -246,14 +262,22 @@ def main(words: Sequence[str] | None = None, *, engine: Engine = torch_engine) -
         # Its one sentence says all; the traceback would push it out of what the parent shows.
         _log.error("this worker ends: %s", error)
         return 1
-    finally:
-        stop.ignore()
-        if given.parent is not None and os.getppid() != given.parent:
-            end_group()
     return 0
 
 
-def _read(words: Sequence[str] | None) -> Assignment:
+def _group(given: Assignment, stop: Stop) -> int:
+    from mtlbench import group
+
+    threads = max(1, given.threads // given.devices) if given.threads else None
+    words = ["--folder", str(given.folder), "--request", given.request, "--index", str(given.index)]
+    words += ["--device", given.device, "--devices", str(given.devices), "--devices-per-cell", given.devices_per_cell]
+    words += ["--threads", str(threads)] if threads else []
+    words += ["--last", given.last] if given.last else []
+    return group.serve(words, processes=given.devices, threads=threads, pulse=given.pulse, stop=stop)
+
+
+def read(words: Sequence[str] | None = None) -> Assignment:
+    """What the command line of a worker says; without ``words``, that of this process."""
     parser = argparse.ArgumentParser(prog="python -m mtlbench.worker", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="run folder")
     parser.add_argument("--request", required=True, help="id of the request whose cells to run")

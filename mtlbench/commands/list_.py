@@ -7,7 +7,7 @@ import click
 
 @click.command("list")
 @click.argument("group", required=False)
-@click.option("-v", "--verbose", is_flag=True, help="Show every task: data set, splits, metrics, source, licence, tables.")
+@click.option("-v", "--verbose", is_flag=True, help="Every task: data set, splits, metrics, source, licence, tables.")
 def list_(group: str | None, verbose: bool) -> None:
     """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS

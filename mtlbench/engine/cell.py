@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -15,30 +15,24 @@ import torch
 from torch import nn
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.method import Method, Setup
 from mtlbench.api.record import Costs, Failure, Record
 from mtlbench.engine import guards
+from mtlbench.engine.attempt import Attempt, Surroundings
 from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.batches import Batch, collate
-from mtlbench.engine.bench import Bench, Prepared, token_budget
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.cost import Peak, folder_bytes, read_peak, reset_peak, stored_count, trainable_count
+from mtlbench.engine.bench import Bench, token_budget
+from mtlbench.engine.cost import Peak, folder_bytes, stored_count, trainable_count
 from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
-from mtlbench.engine.identity import training_identity
 from mtlbench.engine.memory import free_memory, is_out_of_memory
 from mtlbench.engine.model_state import Unusable
-from mtlbench.engine.rebuild import setup_of
-from mtlbench.engine.recovery import EVERY_S, Recovery
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.seeds import axis_seed
-from mtlbench.engine.splits import Splits, carve, phases
+from mtlbench.engine.ranks import ALONE, Ranks
+from mtlbench.engine.recovery import EVERY_S
+from mtlbench.engine.splits import Splits
 from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
-from mtlbench.engine.train import Loop, budget_steps
-from mtlbench.errors import RequestError
+from mtlbench.engine.train import Loop
 from mtlbench.events import Events
 from mtlbench.failpoints import reach
-from mtlbench.settings import build
 from mtlbench.stopping import Stop
 from mtlbench.store import RunFolder
 
@@ -59,30 +53,38 @@ def run_cell(
     events: Events,
     stop: Stop | None = None,
     checkpoint_s: float = EVERY_S,
+    ranks: Ranks = ALONE,
 ) -> Record:
     """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step.
 
     Training goes on from the checkpoint of an earlier attempt where there is one. When ``stop`` is asked, training ends
-    after its step with a checkpoint.
+    after its step with a checkpoint. Where ``ranks`` share the training, this is the first of them.
 
     Raises:
         Stopped: the worker was asked to end.
     """
     started = time.time()
-    stop = Stop() if stop is None else stop
-    run = _Run(cell, bench=bench, folder=folder, events=events, stop=stop, checkpoint_s=checkpoint_s)
+    around = Surroundings(
+        bench=bench,
+        folder=folder,
+        stop=Stop() if stop is None else stop,
+        checkpoint_s=checkpoint_s,
+        ranks=ranks,
+    )
+    run = _Run(cell, around, events=events)
     try:
         try:
             record = run.record()
         except Unusable as error:
-            run = run.afresh(str(error))
+            run.forget(str(error))
             record = run.record()
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         record = Record(cell=cell, status="failed", failure=failure_of(error, cell))
     finally:
         free_memory(bench.device)
-    provenance = {**_provenance(bench), **record.provenance, **run.told(), "started": started, "finished": time.time()}
+    told = {**run.told(), **({"processes": ranks.size} if ranks.size > 1 else {})}
+    provenance = {**_provenance(bench), **record.provenance, **told, "started": started, "finished": time.time()}
     return Record(**{**vars(record), "provenance": provenance})
 
 
@@ -91,67 +93,55 @@ class _Run:
     """The stages of one cell, in the order of :meth:`record`."""
 
     cell: Cell
-    bench: Bench
-    folder: RunFolder
+    around: Surroundings
     events: Events
-    stop: Stop
-    checkpoint_s: float
     checks: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Why earlier checkpoints were not used."""
     begun: float = field(default_factory=time.perf_counter)
-    recovery: Recovery | None = None
-    loop: Loop | None = None
-    was_reset: bool = False
+    attempt: Attempt | None = None
     token_budget: int = 0
+
+    @property
+    def bench(self) -> Bench:
+        return self.around.bench
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.around.folder
 
     def record(self) -> Record:
         cell, bench = self.cell, self.bench
-        reach("cell.started")
-        method = build(cell.method, cell.settings)
-        backbone = bench.backbone(cell)
-        prepared = bench.prepared(cell, backbone)
-        reach("cell.prepared")
-        splits = carve(prepared.rows, held_out=cell.protocol.held_out, seed=axis_seed(cell.seed, "split"))
-        routing = Routing()
-        model = backbone.fresh()
-        recovery = self.recovery = self._recovery(method, backbone)
-        first, *later = phases(splits, cell.protocol)
-        loop = self.loop = self._loop(model, method, backbone, first[0], routing)
-        setup = self._setup(model, backbone, prepared, splits, routing, loop.total_steps)
-        self.was_reset = reset_peak(bench.device)
-        reason = _attach(method, model, setup)
+        self.checks = {}
+        attempt = self.attempt = Attempt(cell, self.around, on_step=self._stepped, begun=self.begun)
+        reason = attempt.attach()
         if reason is not None:
             return Record(cell=cell, status="skipped", failure=_refusal(reason))
-        reach("cell.attached")
+        model, backbone, method, routing = attempt.model, attempt.backbone, attempt.method, attempt.routing
         attached = trainable_count(model)
-        sample = self._sample(splits, backbone)
+        sample = self._sample(attempt.splits, backbone)
         before = trainable_state(model)
         if method.identity_at_start:
             stock = guards.label_logits(backbone.fresh(), sample, routing)
             self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
-        planned = sum(budget_steps(*phase) for phase in (first, *later)) if before else 0
-        self.events.training_planned(cell, planned, recovery.before.get("steps", 0))
-        method.fit(model, loop)
-        for phase in later if before else []:
-            loop.turn_to(*phase)
-            method.adapt(model, loop)
-        reach("cell.trained")
-        peak = self._peak()
+        planned = attempt.planned_steps() if before else 0
+        self.events.training_planned(cell, planned, attempt.recovery.before.get("steps", 0))
+        attempt.fit(trains=bool(before))
+        peak = attempt.peak()
         model.eval()
         trainable = trainable_count(model)
         if before:
             self._check("trained", guards.trained(before, trainable_state(model)))
-            self._reload(model, method, backbone, setup, sample, routing)
+            self._reload(attempt, sample)
         reach("cell.saved")
         method.finish(model)
         evaluated = time.perf_counter()
-        evaluation = self._evaluate(model, backbone, prepared, routing)
+        evaluation = self._evaluate(attempt)
         eval_seconds = time.perf_counter() - evaluated
         reach("cell.evaluated")
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         self.folder.put_samples(cell.key, evaluation.samples)
-        done = loop.progress
+        done = attempt.loop.progress
         return Record(
             cell=cell,
             status="ok",
@@ -162,7 +152,7 @@ class _Run:
                 inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
                 train_seconds=done.seconds,
                 eval_seconds=eval_seconds,
-                total_seconds=self._seconds(),
+                total_seconds=attempt.seconds(),
                 steps=done.steps,
                 train_rows=done.rows,
                 train_tokens=done.real_tokens,
@@ -172,7 +162,7 @@ class _Run:
                 **_peak_fields(peak),
             ),
             guards=self.checks,
-            notes=self._notes(model, loop, attached),
+            notes=self._notes(model, attempt.loop, attached),
             provenance={
                 "backbone_fingerprint": backbone.fingerprint,
                 "dtype": str(bench.dtypes(cell)[0]),
@@ -181,97 +171,26 @@ class _Run:
             },
         )
 
-    def afresh(self, reason: str) -> _Run:
-        """The same cell from zero, without its checkpoints."""
+    def forget(self, reason: str) -> None:
+        """Start from zero the next time, without checkpoints."""
         logger.warning("cell %s starts from zero: %s", self.cell.key, reason)
         self.folder.drop_checkpoints(self.cell.key)
-        problems = [*self.problems, *(self.recovery.problems if self.recovery else []), f"started from zero: {reason}"]
-        return replace(self, checks={}, problems=problems, recovery=None, loop=None)
+        earlier = self.attempt.recovery.problems if self.attempt is not None else []
+        self.problems += [*earlier, f"started from zero: {reason}"]
+        self.attempt = None
 
     def told(self) -> dict[str, Any]:
         """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
-        told: dict[str, Any] = {}
-        recovery, loop = self.recovery, self.loop
-        if recovery is not None and recovery.before:
-            told["attempts"] = recovery.before["attempts"] + 1
-            told["resumed_from_step"] = [*recovery.before["resumed_from_step"], recovery.before["steps"]]
-        problems = [*self.problems, *(recovery.problems if recovery is not None else [])]
-        if problems:
-            told["checkpoint_problems"] = problems
-        if loop is not None and loop.progress.micro_batches:
-            told["micro_batch"] = [{"after_step": step, "rows": rows} for step, rows in loop.progress.micro_batches]
+        told = self.attempt.told() if self.attempt is not None else {}
+        if self.problems:
+            told["checkpoint_problems"] = [*self.problems, *told.get("checkpoint_problems", [])]
         if self.token_budget and self.token_budget < token_budget(self.bench.device):
             told["eval_tokens_per_batch"] = self.token_budget
         return told
 
-    def _recovery(self, method: Method, backbone: Backbone) -> Recovery:
-        identity = training_identity(
-            self.cell, method, backbone, device=self.bench.device, dtypes=self.bench.dtypes(self.cell)
-        )
-        files = Checkpoints(self.folder.checkpoints(self.cell.key), identity=identity)
-        return Recovery(
-            files if method.resumes() else None, stop=self.stop, every_s=self.checkpoint_s, about=self._about
-        )
-
-    def _about(self) -> dict[str, Any]:
-        """What a checkpoint tells beside the state of training: how far it is, and what attempts so far cost."""
-        before = self.recovery.before if self.recovery is not None else {}
-        resumed = [*before["resumed_from_step"], before["steps"]] if before else []
-        return {
-            "steps": self.loop.progress.steps if self.loop is not None else 0,
-            "seconds": self._seconds(),
-            "peak": self._peak().amount,
-            "attempts": len(resumed) + 1,
-            "resumed_from_step": resumed,
-        }
-
-    def _seconds(self) -> float:
-        """Of this attempt, and of earlier ones up to the checkpoints that were gone on from."""
-        before = self.recovery.before if self.recovery is not None else {}
-        return float(before.get("seconds", 0.0)) + time.perf_counter() - self.begun
-
-    def _peak(self) -> Peak:
-        """Of all attempts."""
-        peak = read_peak(self.bench.device, was_reset=self.was_reset)
-        earlier = self.recovery.before.get("peak") if self.recovery is not None else None
-        return peak if earlier is None or peak.amount is None else replace(peak, amount=max(peak.amount, earlier))
-
-    def _loop(self, model: nn.Module, method: Method, backbone: Backbone, splits: Splits, routing: Routing) -> Loop:
-        return Loop(
-            model=model,
-            method=method,
-            splits=splits,
-            protocol=self.cell.protocol,
-            tasks=len(self.cell.tasks),
-            routing=routing,
-            architecture=backbone.architecture,
-            pad_id=backbone.pad_id,
-            decoder_start_id=backbone.decoder_start_id,
-            seed=self.cell.seed,
-            device=self.bench.device,
-            autocast=self.bench.dtypes(self.cell)[1],
-            on_step=self._stepped,
-            recovery=self.recovery,
-        )
-
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("cell.step")
         self.events.step_finished(self.cell, step + 1, losses, tasks)
-
-    def _setup(
-        self, model: nn.Module, backbone: Backbone, prepared: Prepared, splits: Splits, routing: Routing, steps: int
-    ) -> Setup:
-        counts = [0] * len(prepared.tasks)
-        for row in splits.train:
-            counts[row.task] += 1
-        return setup_of(
-            model,
-            self.cell,
-            architecture=backbone.architecture,
-            train_rows=counts,
-            total_steps=steps,
-            routing=routing,
-        )
 
     def _sample(self, splits: Splits, backbone: Backbone) -> Batch:
         """One short row of each task, at most eight, for the checks."""
@@ -284,22 +203,20 @@ class _Run:
             device=self.bench.device,
         )
 
-    def _reload(
-        self, model: nn.Module, method: Method, backbone: Backbone, setup: Setup, sample: Batch, routing: Routing
-    ) -> None:
+    def _reload(self, attempt: Attempt, sample: Batch) -> None:
         """Save the adapter, read it into a fresh copy, and compare."""
-        path = self.folder.adapter(self.cell.key)
+        path, model, setup, routing = self.folder.adapter(self.cell.key), attempt.model, attempt.setup, attempt.routing
         rows = [task.train_rows for task in setup.tasks]
         save_adapter(model, path, {"cell": self.cell.to_json(), "train_rows": rows, "total_steps": setup.total_steps})
-        again = backbone.fresh()
-        method.attach(again, setup)
+        again = attempt.backbone.fresh()
+        attempt.method.attach(again, setup)
         shrink(again, saved_names(path))
         self._check("keys_equal", guards.same_names(trainable_names(again), trainable_names(model), saved_names(path)))
         load_adapter(again, path)
         logits = guards.label_logits(again, sample, routing)
         self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
 
-    def _evaluate(self, model: nn.Module, backbone: Backbone, prepared: Prepared, routing: Routing) -> Evaluation:
+    def _evaluate(self, attempt: Attempt) -> Evaluation:
         """Score the tasks; where memory runs out, again with half the tokens at once, until one row is left.
 
         The longest rows come first, so that little is computed twice.
@@ -307,7 +224,7 @@ class _Run:
         self.token_budget = token_budget(self.bench.device)
         while True:
             try:
-                return self._scored(model, backbone, prepared, routing)
+                return self._scored(attempt)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.token_budget == 1:
                     raise
@@ -315,15 +232,16 @@ class _Run:
                 logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
             free_memory(self.bench.device)
 
-    def _scored(self, model: nn.Module, backbone: Backbone, prepared: Prepared, routing: Routing) -> Evaluation:
+    def _scored(self, attempt: Attempt) -> Evaluation:
+        prepared = attempt.prepared
         return evaluate(
-            model,
-            backbone.tokenizer,
-            architecture=backbone.architecture,
+            attempt.model,
+            attempt.backbone.tokenizer,
+            architecture=attempt.backbone.architecture,
             lm_tasks={name: prepared.lm_tasks[name] for name in self.cell.scored},
             task_ids={name: i for i, name in enumerate(prepared.tasks)},
             metrics={name: task.metrics for name, task in prepared.tasks.items()},
-            routing=routing,
+            routing=attempt.routing,
             max_length=self.cell.protocol.max_length,
             token_budget=self.token_budget,
             eval_rows=self.cell.protocol.eval_rows,
@@ -373,18 +291,6 @@ _MEANING: Mapping[str, str] = {
     "reloaded_equal": "the saved adapter gives other logits when it is read back.",
     "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
 }
-
-
-def _attach(method: Method, model: nn.Module, setup: Setup) -> str | None:
-    """Attach the method, or say why it cannot be."""
-    reason = method.refuse(setup)
-    if reason is not None:
-        return reason
-    try:
-        method.attach(model, setup)
-    except RequestError as error:
-        return str(error)
-    return None
 
 
 def _refusal(reason: str) -> Failure:

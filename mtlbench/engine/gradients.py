@@ -16,6 +16,9 @@ from mtlbench.engine.routing import Routing
 from mtlbench.engine.tail import narrow_tail
 from mtlbench.errors import RequestError
 
+Step = tuple[Tensor, Tensor, Tensor]
+"""The loss, the row losses ``[rows]`` and the task ids ``[rows]``, detached."""
+
 
 class Gradients:
     """Runs forward and backward of a method's loss inside the routing of each batch."""
@@ -32,14 +35,11 @@ class Gradients:
         with context:
             return row_losses(self.model, batch, self.routing)
 
-    def step(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, batches: Sequence[Batch]) -> Step:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
         losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end.
-
-        Returns:
-            The loss, the row losses ``[rows]`` and the task ids ``[rows]``, detached.
 
         Raises:
             RequestError: for several batches of a loss that is not linear in the row losses.
@@ -51,14 +51,20 @@ class Gradients:
                 loss = self.method.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
             return loss.detach(), losses.detach(), tasks
-        weights = torch.split(self._row_weights(tasks), [batch.rows for batch in batches])
-        parts = []
-        for batch, weight in zip(batches, weights, strict=True):
+        return self.finish(self.differentiate(batches, self.row_weights(tasks)), tasks)
+
+    def differentiate(self, batches: Sequence[Batch], weights: Tensor) -> Tensor:
+        """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
+        parts = [weights.new_zeros(0)]
+        for batch, weight in zip(batches, torch.split(weights, [batch.rows for batch in batches]), strict=True):
             with self.routing.of(batch.tasks), narrow_tail(self.model, batch.answers):
                 losses = self.forward(batch)
                 torch.autograd.backward((losses * weight).sum())
             parts.append(losses.detach())
-        losses = torch.cat(parts)
+        return torch.cat(parts)
+
+    def finish(self, losses: Tensor, tasks: Tensor) -> Step:
+        """The step with these row losses, once they are differentiated; adds what does not pass through them."""
         with self.routing.of(tasks):
             loss = self.method.loss(losses, tasks, self.model)
             if loss.requires_grad:
@@ -76,8 +82,12 @@ class Gradients:
             self._linear = torch.allclose(first, second, rtol=1e-4)
         return self._linear
 
-    def _row_weights(self, tasks: Tensor) -> Tensor:
-        """Derivative of the method's loss by each row's loss ``[rows]``: the same everywhere, as the loss is linear."""
+    def row_weights(self, tasks: Tensor) -> Tensor:
+        """Derivative of the method's loss by each row's loss ``[rows]``: the same everywhere, as the loss is linear.
+
+        Raises:
+            RequestError: when it is not.
+        """
         if not self.is_linear(tasks):
             raise RequestError(
                 f"The loss of {self.method.name!r} is not linear in the losses of the rows, so its gradient cannot "

@@ -22,7 +22,13 @@ _OWN = ("mtlbench.api", "mtlbench.data", "mtlbench.engine")
 
 
 def training_identity(
-    cell: Cell, method: Method, backbone: Backbone, *, device: torch.device, dtypes: Iterable[torch.dtype | None]
+    cell: Cell,
+    method: Method,
+    backbone: Backbone,
+    *,
+    device: torch.device,
+    dtypes: Iterable[torch.dtype | None],
+    processes: int = 1,
 ) -> dict[str, str]:
     """Words by what they stand for.
 
@@ -36,6 +42,8 @@ def training_identity(
         "device": device.type,
         "dtype": " ".join(map(str, dtypes)),
         "code": code_digest(tuple(sorted({*_OWN, *_packages(method)}))),
+        # Sums over devices are rounded in another order, and each draws its own dropout.
+        **({"processes": str(processes)} if processes > 1 else {}),
         **versions,
     }
 

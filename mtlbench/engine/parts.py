@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlbench.engine.batches import Batch
-from mtlbench.engine.gradients import Gradients, clear
+from mtlbench.engine.gradients import Gradients, Step, clear
 from mtlbench.engine.memory import NoRoom, free_memory, is_out_of_memory
 from mtlbench.engine.model_state import draw_states, set_draw_states
 from mtlbench.engine.passes import like_length
@@ -42,9 +42,7 @@ class Parts:
         self.most_scored: int | None = None
         """The same for scores."""
 
-    def step(
-        self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: Progress
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: Progress) -> Step:
         """Loss, row losses and task ids of a step, at most ``asked`` rows at once; leaves gradients in ``params``.
 
         Where memory runs out, fewer rows are computed at once from here on; the step is the same one, with the same
@@ -55,22 +53,16 @@ class Parts:
         """
         draws = draw_states(self._device)
         while True:
-            parts = self._passes(rows, min(asked, self.most or asked))
+            plan = self._plan(rows, min(asked, self.most or asked))
             try:
-                batches = [self.collate(part) for part in parts]
-                found = self.gradients.step(batches)
+                return self._compute(rows, plan, params, progress)
             except (RuntimeError, MemoryError) as error:
-                self.most = _fewer(max(map(len, parts)), error)
+                self.most = _fewer(max(len(part) for parts in plan for part in parts), error)
                 progress.micro_batches.append((progress.steps, self.most))
             except RequestError as error:
                 if self.most is None:
                     raise
                 raise NoRoom(f"Memory ran out and the step cannot be taken in parts: {error}") from error
-            else:
-                for part, batch in zip(parts, batches, strict=True):
-                    progress.count(part, batch)
-                return found
-            batches = []
             clear(params)
             free_memory(self._device)
             set_draw_states(draws, self._device)
@@ -102,10 +94,25 @@ class Parts:
         losses, tasks = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(tasks)
 
+    def _plan(self, rows: Sequence[TokenRow], size: int) -> list[list[Sequence[TokenRow]]]:
+        """What each process computes at once: at most ``size`` rows, of like length."""
+        return [self._passes(rows, size)]
+
+    def _compute(
+        self,
+        rows: Sequence[TokenRow],
+        plan: list[list[Sequence[TokenRow]]],
+        params: Sequence[Tensor],
+        progress: Progress,
+    ) -> Step:
+        batches = [self.collate(part) for part in plan[0]]
+        found = self.gradients.step(batches)
+        progress.count(rows, real=sum(b.real_tokens for b in batches), padded=sum(b.padded_tokens for b in batches))
+        return found
+
     def _passes(self, rows: Sequence[TokenRow], size: int) -> list[Sequence[TokenRow]]:
-        """The rows of a step as they are computed at once: at most ``size``, of like length."""
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        if not self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device)):
+        if not self._is_linear(rows):
             return parts
         lengths = [[row.length for row in part] for part in parts]
         return [
@@ -113,6 +120,9 @@ class Parts:
             for part, sizes in zip(parts, lengths, strict=True)
             for cut in like_length(sizes, extra=self._extra)
         ]
+
+    def _is_linear(self, rows: Sequence[TokenRow]) -> bool:
+        return self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device))
 
 
 def _fewer(rows: int, error: BaseException) -> int:

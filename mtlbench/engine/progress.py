@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from mtlbench.engine.batches import Batch
 from mtlbench.engine.tokens import TokenRow
 
 
@@ -46,11 +45,11 @@ class Progress:
     micro_batches: list[tuple[int, int]] = field(default_factory=list)
     """Where memory ran out: steps done, and the rows that were computed at once from there on."""
 
-    def count(self, rows: Sequence[TokenRow], batch: Batch) -> None:
-        """Take in rows that were computed as one batch."""
-        self.rows += batch.rows
-        self.real_tokens += batch.real_tokens
-        self.padded_tokens += batch.padded_tokens
+    def count(self, rows: Sequence[TokenRow], *, real: int, padded: int) -> None:
+        """Take in the rows of a step, with their tokens and the token slots that were computed for them."""
+        self.rows += len(rows)
+        self.real_tokens += real
+        self.padded_tokens += padded
         for row in rows:
             self.rows_per_task[row.task] += 1
             self.tokens_per_task[row.task] += row.length

@@ -47,6 +47,7 @@ class Recovery:
         checkpoints: Where they are; ``None`` for a method that cannot go on from one.
         stop: Tells when the worker is asked to end.
         every_s: Seconds between two checkpoints.
+        writes: Whether to; one that only reads is due when it is asked to end.
         about: Plain values to write into every checkpoint; those of the one that is gone on from are in :attr:`before`.
     """
 
@@ -56,14 +57,21 @@ class Recovery:
         *,
         stop: Stop,
         every_s: float = EVERY_S,
+        writes: bool = True,
         about: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.checkpoints, self.stop, self._every_s, self._about = checkpoints, stop, every_s, about
+        self.checkpoints, self.stop, self._about, self._writes = checkpoints, stop, about, writes
+        self._every_s = every_s = every_s if writes else math.inf
         self._chain: list[Saved] = [] if checkpoints is None else checkpoints.chain()
         self._next = time.monotonic() + every_s
         self._saved: Place | None = None
         self.problems: list[str] = [] if checkpoints is None else list(checkpoints.refused)
         """Why a checkpoint was not used or not written."""
+
+    @property
+    def goes_on_from(self) -> list[str]:
+        """Names of the files that this attempt goes on from."""
+        return [saved.tensors.name for saved in self._chain]
 
     @property
     def before(self) -> Mapping[str, Any]:
@@ -88,12 +96,13 @@ class Recovery:
         if self.checkpoints is not None:
             _log.warning("no checkpoints are written: %s", reason)
             self.problems.append(reason)
-            self.checkpoints.clear()
+            if self._writes:
+                self.checkpoints.clear()
             self.checkpoints = None
 
     def save(self, place: Place, state: Callable[[], Any]) -> None:
         """Write a checkpoint unless this place has one. One that cannot be written is no reason to end the training."""
-        if self.checkpoints is None or place == self._saved:
+        if self.checkpoints is None or not self._writes or place == self._saved:
             self._next = time.monotonic() + self._every_s
             return
         began = time.monotonic()

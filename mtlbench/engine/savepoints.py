@@ -12,14 +12,18 @@ from torch import nn
 from mtlbench.api.method import Holder
 from mtlbench.engine.checkpoint import Place
 from mtlbench.engine.model_state import ModelState, Unusable, random_states, set_random_states
+from mtlbench.engine.ranks import ALONE, Ranks
 from mtlbench.engine.recovery import Recovery
 
 
 class Savepoints:
-    """The model, what methods keep, random states, and what the loop adds. Does nothing without ``recovery``."""
+    """The model, what methods keep, random states, and what the loop adds. Does nothing without ``recovery``.
 
-    def __init__(self, model: nn.Module, recovery: Recovery | None, device: torch.device) -> None:
-        self._model, self._recovery, self._device = model, recovery, device
+    All ``ranks`` pause after the same step, and end after the same one.
+    """
+
+    def __init__(self, model: nn.Module, recovery: Recovery | None, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self._model, self._recovery, self._device, self._ranks = model, recovery, device, ranks
         self._state: ModelState | None = None
         self._kept: list[Holder] = []
         self._modules: list[nn.Module] = []
@@ -36,7 +40,7 @@ class Savepoints:
     @property
     def due(self) -> bool:
         """Whether to save now."""
-        return self._recovery is not None and self._recovery.due
+        return self._recovery is not None and self._ranks.any(self._recovery.due)
 
     def asked_to_end(self) -> bool:
         """Whether the worker was."""
@@ -44,8 +48,8 @@ class Savepoints:
 
     def end_if_asked(self) -> None:
         """Raise :class:`~mtlbench.stopping.Stopped` if the worker was asked to end."""
-        if self._recovery is not None:
-            self._recovery.stop.check()
+        if self._recovery is not None and self._ranks.any(self._recovery.stop.asked):
+            self._recovery.stop.ask()
 
     def begin_run(self) -> None:
         """Look at the model before a run changes it."""

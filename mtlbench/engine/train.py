@@ -19,9 +19,10 @@ from mtlbench.engine.checkpoint import Place
 from mtlbench.engine.gradients import Gradients, checkpointing, clear
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.optimizer import AdamW, clip_gradients, schedule_factor
-from mtlbench.engine.parts import Parts
 from mtlbench.engine.passes import pass_slots
 from mtlbench.engine.progress import Progress, StageProgress
+from mtlbench.engine.ranks import ALONE, Ranks
+from mtlbench.engine.ranks_parts import parts_for
 from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.run_state import Run
@@ -55,6 +56,7 @@ class Loop:
         autocast: Dtype of the forward pass where it is not the backbone's own.
         on_step: Called after each step as ``on_step(step, row_losses, tasks)`` with detached tensors on the device.
         recovery: Where checkpoints go and come from; ``None`` writes none.
+        ranks: The processes that share the rows of every step; each has a loop of its own.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Loop:
         autocast: torch.dtype | None = None,
         on_step: OnStep | None = None,
         recovery: Recovery | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.method, self.splits, self.protocol, self.tasks = model, method, splits, protocol, tasks
-        self.seed, self.on_step = seed, on_step
+        self.seed, self.on_step, self._ranks = seed, on_step, ranks
         self._collate: Callable[[Sequence[TokenRow]], Batch] = partial(
             collate, architecture=architecture, pad_id=pad_id, decoder_start_id=decoder_start_id, device=device
         )
@@ -87,8 +90,10 @@ class Loop:
         self._searches = 0
         self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
         extra = pass_slots(model, device)
-        self._parts = Parts(self._gradients, collate=self._collate, device=device, extra=extra)
-        self._savepoints = Savepoints(model, recovery, device)
+        self._parts = parts_for(
+            ranks, gradients=self._gradients, collate=self._collate, device=device, extra=extra, seed=seed
+        )
+        self._savepoints = Savepoints(model, recovery, device, ranks)
         self._runs = 0
         """Runs begun."""
         self._mark = 0.0
@@ -202,6 +207,8 @@ class Loop:
             if before_step is not None:
                 before_step(run.step)
                 clear(trainable)
+                # All computed the same; what rounding may have left apart is brought together.
+                self._ranks.level(trainable)
             rows = [self.splits.train[i] for i in run.plan[run.step]]
             self._step(run.step, rows, run.optimizer, total=run.stage.steps)
             clear(trainable)
@@ -311,7 +318,7 @@ class Loop:
         self.model.train()
         if found is None:
             return None
-        score = self._finite(task_means(*found, self.tasks).item())
+        score = self._finite(self._ranks.same(task_means(*found, self.tasks).item()))
         self.progress.stop_losses.append((self.progress.steps, score))
         log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
         return score

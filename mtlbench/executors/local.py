@@ -215,7 +215,7 @@ class LocalWorkers(Workers):
         dump = worker.ask_stacks(stacks_file(self.folder.path, key)) if key else ""
         claim = self.folder.claims().get(key) if key else None
         cell = self._by_key.get(key or "")
-        if cell is not None and claim is not None and claim.owner.pid == worker.pid:
+        if cell is not None and claim is not None and worker.is_or_started(claim.owner.pid):
             where = f"logs/{stacks_file(self.folder.path, cell.key).name}" if dump else None
             record = timeout_record(cell, reason, pid=worker.pid, frames=frames(dump), stacks=where)
             if self.folder.publish(record, claim):

@@ -54,6 +54,10 @@ class WorkerProcess:
             return self.process.poll() is not None
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
+    def is_or_started(self, pid: int) -> bool:
+        """Whether ``pid`` is this process or one that it started: a cell on several devices has several."""
+        return pid == self.pid or pid in marked(self.mark)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and its group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
