@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ def test_the_first_interrupt_of_a_run_drains_and_the_next_run_goes_on(tmp_path: 
         words += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "inf", "MTLBENCH_FAILPOINT": "cell.step:stop@3"}
     command = [sys.executable, "-m", "mtlbench", *words]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and what is ignored stays so.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear
+    )
     folder = RunFolder(tmp_path / "out")
 
     def frozen() -> int:

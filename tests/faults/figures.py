@@ -142,6 +142,19 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/data/test_source.py::test_the_hub_names_what",
         "tests/data/test_source.py::test_a_data_set_cached",
     ),
+    "F33": (
+        "tests/engine/test_distributed.py::test_a_taken_port",
+        "tests/engine/test_distributed.py::test_ports_that_stay_taken",
+    ),
+    "F34": (
+        "tests/engine/test_distributed.py::test_fewer_processes",
+        "tests/engine/test_distributed.py::test_a_group_that_is_smaller",
+    ),
+    "F35": (
+        "tests/engine/test_distributed.py::test_a_killed_process",
+        "tests/engine/test_distributed.py::test_a_process_that_hangs",
+        "tests/engine/test_distributed.py::test_a_group_that_is_asked",
+    ),
 }
 """Tests outside this folder: file, and the beginning of the test's name. Their results are checked inside them."""
 
