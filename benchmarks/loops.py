@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,9 @@ class TrainerSide(Side):
     """What the Trainer differentiates: the model's own loss on its collator's batch."""
 
     examples: Sequence[dict[str, Any]]
+
+    def _narrow(self, all_logits: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def loss(self, *, all_logits: bool) -> Tensor:
         device = self.batch.tasks.device
