@@ -80,7 +80,7 @@ class Side:
 
     def _narrow(self, all_logits: bool) -> AbstractContextManager[None]:
         """As the engine's loop: the last layer only where there are labels."""
-        return narrow_tail(self.model, None if all_logits else self.batch.answers)
+        return narrow_tail(self.model, None if all_logits else self.batch.answers, self.routing)
 
     def step(self, *, all_logits: bool) -> None:
         """Forward, backward, optimizer."""

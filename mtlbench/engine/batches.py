@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtlbench.engine.tail import Places
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError
 from mtlbench.mixing import read_mixing
@@ -128,8 +129,8 @@ class Batch:
     """The row of each label."""
     label_weights: Tensor
     """One over the number of labels of the row, float32."""
-    answers: Tensor | None
-    """Flat positions that hold all labels of each row ``[rows, width]``; ``None`` where that is most of the row."""
+    answers: Places | None
+    """Positions that hold all labels of each row ``[rows, width]``; ``None`` where that is most of the row."""
     real_tokens: int
     padded_tokens: int
     """Token slots computed, padding included."""
@@ -179,7 +180,9 @@ def collate(
         label_ids=put(np.concatenate(targets)),
         label_rows=put(label_rows),
         label_weights=put((1 / sizes)[label_rows].astype(np.float32)),
-        answers=None if 2 * sizes.max() > width else put(_windows(starts + sizes, width=sizes.max(), length=width)),
+        answers=None
+        if 2 * sizes.max() > width
+        else Places(put(_windows(starts + sizes, width=sizes.max(), length=width))),
         real_tokens=real,
         padded_tokens=padded,
     )

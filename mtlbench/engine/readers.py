@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mtlbench.engine.encode import Tokens
 from mtlbench.engine.head import picked_rows
-from mtlbench.engine.last_layer import Needed, behind_attention, narrowed
 from mtlbench.engine.packs import Pack
 from mtlbench.engine.prefix_places import attentions
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.score import Shape, as_kernel_takes
+from mtlbench.engine.tail import narrow_tail, places_by_task
 from mtlbench.engine.trunks import Trunks
 
 
@@ -26,7 +26,6 @@ class CausalReader:
     def __init__(self, model: Any, routing: Routing, *, pad_id: int) -> None:
         self.model, self.routing, self.pad_id = model, routing, pad_id
         self.device = next(model.parameters()).device
-        self._tail = behind_attention(model)
 
     def trunks(self, groups: Sequence[tuple[int, Tokens]]) -> Trunks:
         """Read these trunks ahead."""
@@ -48,13 +47,13 @@ class CausalReader:
         else:
             inputs |= {"attention_mask": shape.padding_mask()}
         tasks = [pack.group[0] for pack in batch]
-        with ExitStack() as inside:
-            if self._tail and not plain:
-                of_token = [tasks[at // shape.width] for at in shape.needed]
-                needed = Needed(shape.needed, of_token, device=self.device)
-                inside.enter_context(narrowed(self._tail, needed, self.routing))
-            inside.enter_context(self.routing.of(shape.tensor(tasks)))
-            inside.enter_context(picked_rows(self.model, shape.index))
+        of_token = [tasks[at // shape.width] for at in shape.needed]
+        places = None if plain else places_by_task(shape.needed, of_token, device=self.device)
+        with (
+            narrow_tail(self.model, places, self.routing),
+            self.routing.of(shape.tensor(tasks)),
+            picked_rows(self.model, shape.index),
+        ):
             logits = self.model(input_ids=shape.ids, **inputs).logits
         return shape.scores(logits)
 

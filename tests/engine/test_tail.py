@@ -48,7 +48,7 @@ def close(grad):
 
 def gradients(model, batch, setup):
     model.zero_grad()
-    with setup.routing.of(batch.tasks), narrow_tail(model, batch.answers):
+    with setup.routing.of(batch.tasks), narrow_tail(model, batch.answers, setup.routing):
         losses = row_losses(model, batch, setup.routing)
         losses.square().sum().backward()
     return losses.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -58,14 +58,15 @@ def gradients(model, batch, setup):
 def test_losses_and_gradients_are_those_of_the_whole_layer(words):
     model, setup = attached(words)
     batch = batch_of(UNEVEN, setup)
-    assert batch.answers.shape == (3, 3)
+    assert batch.answers.index.shape == (3, 3)
     narrow, found = gradients(model, batch, setup)
     whole, expected = gradients(model, replace(batch, answers=None), setup)
-    torch.testing.assert_close(narrow, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(narrow, whole, rtol=1e-6, atol=1e-6)  # the losses are float32
     assert found.keys() == expected.keys()
     for name, grad in expected.items():
+        atol = 1e-5 * float(grad.abs().max())
         torch.testing.assert_close(
-            found[name], grad, rtol=1e-9 if grad.dtype is torch.float64 else 1e-4, atol=1e-6, msg=name
+            found[name], grad, rtol=0 if grad.dtype is torch.float64 else 1e-4, atol=atol, msg=name
         )
 
 
@@ -81,7 +82,7 @@ def test_only_the_last_layer_is_narrow_and_only_inside():
     model, setup = attached("full")
     lengths = seen_lengths(model)
     batch = batch_of(UNEVEN, setup)
-    with narrow_tail(model, batch.answers):
+    with narrow_tail(model, batch.answers, setup.routing):
         row_losses(model, batch, setup.routing)
     model(**batch.inputs)
     assert lengths == [[14, 14], [3, 14]]
@@ -113,5 +114,5 @@ def test_long_answers_and_encoder_decoders_have_no_window():
 def test_a_window_stays_inside_its_row():
     _, setup = attached("lora")
     batch = batch_of([TokenRow(0, (3,), (4,)), TokenRow(1, tuple(range(3, 13)), (4, 5, 6))], setup)
-    assert batch.answers.tolist() == [[0, 1, 2], [21, 22, 23]]
-    assert set(batch.label_index.tolist()) <= set(batch.answers.flatten().tolist())
+    assert batch.answers.index.tolist() == [[0, 1, 2], [21, 22, 23]]
+    assert set(batch.label_index.tolist()) <= set(batch.answers.index.flatten().tolist())
