@@ -12,8 +12,8 @@ from mtlbench.api.record import Record
 from mtlbench.errors import PluginError
 from mtlbench.models import is_embedded
 from mtlbench.plugins import load_suite
+from mtlbench.results.tables import one_line, spread, tasks_words
 from mtlbench.settings import build
-from mtlbench.tables import one_line, spread, tasks_words
 
 FILE = "README.md"
 

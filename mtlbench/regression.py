@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError
-from mtlbench.intervals import Interval, holm
+from mtlbench.statistics.intervals import Interval, holm
 
 if TYPE_CHECKING:
     from mtlbench.statistics.answers import Answers
@@ -86,8 +86,8 @@ def changes(one: Side, other: Side) -> tuple[Change, ...]:
 
 def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
     """Scores by task and their average, on the draws of examples that every study uses."""
+    from mtlbench.results.study import study_of
     from mtlbench.statistics.tested import scores_of
-    from mtlbench.study import study_of
 
     (table,) = study_of([side.records[seed] for seed in seeds]).tables
     (row,) = table.rows

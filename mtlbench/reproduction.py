@@ -11,8 +11,8 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.plugins import offer_of
+from mtlbench.results.tables import one_line
 from mtlbench.store import RunFolder
-from mtlbench.tables import one_line
 
 GROUPS = ("outcome", "scores", "losses", "guards", "notes", "costs", "environment")
 _TIMES = ("seconds", "tokens_per_second", "peak_memory")

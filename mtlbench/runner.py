@@ -14,8 +14,8 @@ from types import FrameType
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import SILENCE_S, DevicesPerCell, Executor, Launch, Workers
 from mtlbench.errors import MtlbenchError
-from mtlbench.events import Events
-from mtlbench.stacks import forget_stacks
+from mtlbench.observers.events import Events
+from mtlbench.processes.stacks import forget_stacks
 from mtlbench.store import RunFolder
 
 OK, FAILED, INTERRUPTED = 0, 1, 130

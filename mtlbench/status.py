@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.tables import one_line, sentences, tasks_words
+from mtlbench.results.tables import one_line, sentences, tasks_words
 
 _SHOWN = ("running", "failed", "skipped", "missing", "done")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from record_builder import COSTS, accuracy, cell, correlation, done
 
-from mtlbench.degenerate import CONSTANT, STILL, UNDEFINED, UNPARSED, flags_of
+from mtlbench.results.degenerate import CONSTANT, STILL, UNDEFINED, UNPARSED, flags_of
+from mtlbench.results.tables import AT_MAJORITY
 from mtlbench.statistics.answers import Answers
-from mtlbench.tables import AT_MAJORITY
 
 RECORD = done(cell(tasks=("a/x",)), 70.0)
 

@@ -14,7 +14,7 @@ from toy_worker import Numbers, toy_cell, toy_folder
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
-from mtlbench.events import Events, StepLog
+from mtlbench.observers.events import Events, StepLog
 
 
 class Watcher:

@@ -22,7 +22,7 @@ from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
 from mtlbench.engine.bench import Bench
 from mtlbench.engine.cell import run_cell
-from mtlbench.events import Events
+from mtlbench.observers.events import Events
 from mtlbench.plan import Request, make_plan
 from mtlbench.store import RunFolder
 
@@ -40,7 +40,7 @@ def request(methods: str, path: Path) -> tuple[RunFolder, str, list[Cell]]:
 
 
 def start(folder: RunFolder, request: str, **more: str) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "mtlbench.worker", "--folder", str(folder.path), "--request", request]
+    words = [sys.executable, "-m", "mtlbench.processes.worker", "--folder", str(folder.path), "--request", request]
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "0", **more}
     with folder.log(0).open("ab") as log:
         return subprocess.Popen([*words, "--threads", "1", "--device", "cpu"], env=environment, stdout=log, stderr=log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtlbench.intervals import Interval, holm
+from mtlbench.statistics.intervals import Interval, holm
 
 
 def test_holm_is_step_down():

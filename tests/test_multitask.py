@@ -6,7 +6,7 @@ import pytest
 from record_builder import accuracy, cell, done
 
 from mtlbench.errors import RequestError
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 
 TASKS = ("a/x", "a/y", "a/z")
 

@@ -11,7 +11,7 @@ from record_builder import PROTOCOL, cell, done
 
 from mtlbench.cli import cli
 from mtlbench.errors import RequestError
-from mtlbench.pairs import pair_of, seeds_lines
+from mtlbench.results.pairs import pair_of, seeds_lines
 from mtlbench.store import RunFolder
 
 TASKS = ("a/x", "a/y")

@@ -12,7 +12,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import RequestError
 from mtlbench.protocols import about, fields_of, names
 from mtlbench.protocols.making import make_protocol
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench.tuning.tuning import Words, make_tuning
 
 HASHES = {

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 
-from mtlbench import progress
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
-from mtlbench.display import Bars, Running
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.observers import progress
+from mtlbench.observers.display import Bars, Running
 from mtlbench.runner import run
 from mtlbench.store import RunFolder
 
@@ -110,7 +110,7 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from toy_worker import COMMAND
-from mtlbench import progress
+from mtlbench.observers import progress
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.runner import run
 from mtlbench.store import RunFolder

@@ -18,7 +18,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.cli import cli
 from mtlbench.errors import RequestError
 from mtlbench.plan import make_plan
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench.tuning.importance import importances
 from mtlbench.tuning.report import documents, trial_line
 from mtlbench.tuning.storage import check_storage, export

@@ -85,7 +85,7 @@ class EventHooks:
 
     @hookspec
     def mtlbench_step_logged(self, cell: Cell, line: Mapping[str, Any]) -> None:
-        """Called in the parent with each new line of the cell's step log (:class:`mtlbench.events.StepLog`)."""
+        """Called in the parent with each new line of the cell's log (:class:`mtlbench.observers.events.StepLog`)."""
 
     @hookspec
     def mtlbench_run_finished(self) -> None:

@@ -25,11 +25,11 @@ def run(
     """Train and evaluate every method; the same command again does only what is missing."""
     from mtlbench.executors.words import executor_of
     from mtlbench.models import check_reachable
+    from mtlbench.observers.trackers import trackers_named
     from mtlbench.plugins import load_observer, offers
     from mtlbench.presets import preset_reports
     from mtlbench.runner import run as run_cells
     from mtlbench.store import RunFolder
-    from mtlbench.trackers import trackers_named
 
     reports = reports_named(formats or preset_reports(words["preset"]))
     limits = limits_from(words)

@@ -29,7 +29,7 @@ def seeds(
     power: float,
 ) -> None:
     """Say how many seeds it takes to see a difference, from the spread measured in a run folder."""
-    from mtlbench.pairs import pair_of, seeds_lines
+    from mtlbench.results.pairs import pair_of, seeds_lines
 
     pair = pair_of(run_folder(folder).records().values(), method=method, against=against, number=number)
     for line in seeds_lines(pair, task=task, wanted=points, level=alpha, power=power):

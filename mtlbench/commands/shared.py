@@ -82,12 +82,12 @@ def render_reports(
 ) -> None:
     """Write the documents of a run folder to ``target``; those meant for a terminal are printed too.
 
-    ``reference`` and ``draws`` are those of :func:`mtlbench.study.study_of`.
+    ``reference`` and ``draws`` are those of :func:`mtlbench.results.study.study_of`.
     """
     from mtlbench.errors import RequestError
+    from mtlbench.results.study import study_of
     from mtlbench.statistics.answers import answers_in
     from mtlbench.store.files import overwrite
-    from mtlbench.study import study_of
 
     if target.is_symlink() and target.parent == store.path:
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")

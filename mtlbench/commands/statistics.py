@@ -17,7 +17,7 @@ from mtlbench.commands.shared import DRAWS, run_folder
 @click.option("--bootstrap", type=click.IntRange(min=0), default=DRAWS, show_default=True, metavar="N")
 def statistics(folder: Path | None, method: str, against: str, number: int | None, bootstrap: int) -> None:
     """Test two rows of a run folder against each other: over seeds and examples, and on these very examples."""
-    from mtlbench.pairs import pair_of, statistics_lines
+    from mtlbench.results.pairs import pair_of, statistics_lines
     from mtlbench.statistics.answers import answers_in
 
     store = run_folder(folder)

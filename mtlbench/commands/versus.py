@@ -22,8 +22,8 @@ def print_versus(store: RunFolder, published: PublishedTable) -> None:
     """Print a published table beside those of a run folder."""
     from mtlbench.commands.shared import DRAWS
     from mtlbench.published.versus import versus_lines
+    from mtlbench.results.study import study_of
     from mtlbench.statistics.answers import answers_in
-    from mtlbench.study import study_of
 
     predictions = answers_in(store.path / "samples")
     study = study_of(store.records().values(), expected=store.expected(), predictions=predictions, draws=DRAWS)

@@ -26,8 +26,8 @@ from mtlbench.engine.splits import Splits, carve, phases
 from mtlbench.engine.train import Loop, OnStep, budget_steps
 from mtlbench.errors import RequestError
 from mtlbench.failpoints import reach
+from mtlbench.processes.stopping import Stop
 from mtlbench.settings import build
-from mtlbench.stopping import Stop
 from mtlbench.store import RunFolder
 
 

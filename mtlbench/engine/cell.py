@@ -31,9 +31,9 @@ from mtlbench.engine.recovery import EVERY_S
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
 from mtlbench.engine.train import Loop
-from mtlbench.events import Events
 from mtlbench.failpoints import reach
-from mtlbench.stopping import Stop
+from mtlbench.observers.events import Events
+from mtlbench.processes.stopping import Stop
 from mtlbench.store import RunFolder
 
 __all__ = ["Bench", "run_cell"]

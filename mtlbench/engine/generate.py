@@ -12,7 +12,7 @@ from torch import nn
 from mtlbench.engine.encode import encode_texts
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import DataError
-from mtlbench.pulse import beat
+from mtlbench.processes.pulse import beat
 
 MAX_NEW_TOKENS = 256
 """lm-eval's own limit where a task sets none."""

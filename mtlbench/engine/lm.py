@@ -19,7 +19,7 @@ from mtlbench.engine.packs import Pack, pack_of, pack_rows
 from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.sharing import Wish, share_rows
-from mtlbench.pulse import beat
+from mtlbench.processes.pulse import beat
 
 LOGITS_PER_BATCH = 2**26
 """Most logits computed at once: 256 MiB in float32."""

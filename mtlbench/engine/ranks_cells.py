@@ -23,11 +23,11 @@ from mtlbench.engine.memory import free_memory
 from mtlbench.engine.model_state import Unusable
 from mtlbench.engine.recovery import checkpoint_seconds
 from mtlbench.engine.state import trainable_names
-from mtlbench.events import Events
 from mtlbench.failpoints import reach
-from mtlbench.stopping import Stopped
+from mtlbench.observers.events import Events
+from mtlbench.processes.stopping import Stopped
+from mtlbench.processes.worker import Assignment
 from mtlbench.store import RunFolder
-from mtlbench.worker import Assignment
 
 POLL_S = 0.05
 SETTLE_S = 10.0

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from mtlbench.engine.checkpoint import Checkpoints, Place, Saved
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.stopping import DRAIN_S, Stop
+from mtlbench.processes.stopping import DRAIN_S, Stop
 
 EVERY_S = 60.0
 """Seconds of training between two checkpoints."""

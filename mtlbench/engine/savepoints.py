@@ -47,7 +47,7 @@ class Savepoints:
         return self._recovery is not None and self._recovery.stop.asked
 
     def end_if_asked(self) -> None:
-        """Raise :class:`~mtlbench.stopping.Stopped` if the worker was asked to end."""
+        """Raise :class:`~mtlbench.processes.stopping.Stopped` if the worker was asked to end."""
         if self._recovery is not None and self._ranks.any(self._recovery.stop.asked):
             self._recovery.stop.ask()
 

@@ -21,7 +21,7 @@ from mtlbench.executors.devices import Device, Inventory, Nvidia, cpus
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
-from mtlbench.stacks import frames, stacks_file
+from mtlbench.processes.stacks import frames, stacks_file
 from mtlbench.store import RunFolder
 
 RESTARTS = 2
@@ -48,7 +48,7 @@ class LocalExecutor(Executor):
     """
 
     name: ClassVar[str] = "local"
-    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.processes.worker")
     inventory: Inventory = field(default_factory=Nvidia)
     only: int | None = None
     first: int = 0
@@ -168,7 +168,7 @@ class LocalWorkers(Workers):
                 if now >= deadline:
                     break
                 if now >= again:
-                    # Once may not be enough: see mtlbench.worker.Stop.
+                    # Once may not be enough: see mtlbench.processes.worker.Stop.
                     for worker in running:
                         worker.signal(signal.SIGTERM)
                     again = now + ASK_AGAIN_S

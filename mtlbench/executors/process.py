@@ -15,7 +15,7 @@ from pathlib import Path
 from mtlbench.executors.leases import give_back
 from mtlbench.executors.slots import Slot
 from mtlbench.executors.watch import Signs
-from mtlbench.stacks import ASK
+from mtlbench.processes.stacks import ASK
 from mtlbench.store import Claim
 
 MARK = "MTLBENCH_WORKER"

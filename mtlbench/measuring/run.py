@@ -13,7 +13,7 @@ from typing import Any
 
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow
-from mtlbench.tables import one_line
+from mtlbench.results.tables import one_line
 
 
 def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[str], None]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from mtlbench.measuring.records import Measured, check_hardware
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.published.views import aligned
-from mtlbench.tables import one_line
+from mtlbench.results.tables import one_line
 
 MIB = 2**20
 DISTURBED = "*"

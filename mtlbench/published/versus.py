@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mtlbench.api.record import Record
-from mtlbench.intervals import Interval
 from mtlbench.published.paper import METRICS, Column, Printed, PublishedTable
 from mtlbench.published.views import aligned
-from mtlbench.tables import Entry, Row, Study, Table, one_line
+from mtlbench.results.tables import Entry, Row, Study, Table, one_line
+from mtlbench.statistics.intervals import Interval
 
 _SIGNED = ("mcc", "pearson")
 """Metrics that go below 0."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlbench.tables import Predictions
+from mtlbench.results.tables import Predictions
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtlbench.intervals import LEVEL, Interval
 from mtlbench.statistics.answers import Numbers
+from mtlbench.statistics.intervals import LEVEL, Interval
 
 _LEAST = 1e-12
 """Smallest p that is told."""

@@ -8,12 +8,12 @@ from functools import partial
 
 import numpy as np
 
-from mtlbench.intervals import Interval, holm
+from mtlbench.results.tables import Difference, Entry, Row, Table, one_line, sentences
 from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.draws import Held, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, student
+from mtlbench.statistics.intervals import Interval, holm
 from mtlbench.statistics.over_tasks import ALPHA, improvement, interquartile_mean, wilcoxon
-from mtlbench.tables import Difference, Entry, Row, Table, one_line, sentences
 
 AVERAGE = "average"
 _NAMED = 4

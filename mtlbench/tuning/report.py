@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
-from mtlbench.study import study_of
-from mtlbench.tables import one_line, sentences
+from mtlbench.results.study import study_of
+from mtlbench.results.tables import one_line, sentences
 from mtlbench.tuning.chart import history_svg
 from mtlbench.tuning.importance import FEWEST, importances
 from mtlbench.tuning.search import Outcome

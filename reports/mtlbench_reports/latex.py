@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from mtlbench import Report, hookimpl
-from mtlbench.columns import (
+from mtlbench.results.columns import (
     Column,
     cost_columns,
     difference_columns,
@@ -16,9 +16,9 @@ from mtlbench.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.protocol_words import equal_words
-from mtlbench.tables import Entry, Row, Study, Table, sentences
-from mtlbench.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.protocol_words import equal_words
+from mtlbench.results.tables import Entry, Row, Study, Table, sentences
+from mtlbench.results.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
 from mtlbench_reports.latex_text import escaped
 
 T = TypeVar("T")

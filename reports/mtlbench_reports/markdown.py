@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
-from mtlbench.columns import (
+from mtlbench.results.columns import (
     Column,
     cost_columns,
     difference_columns,
@@ -15,9 +15,9 @@ from mtlbench.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.protocol_words import equal_words
-from mtlbench.tables import Entry, Row, Study, Table
-from mtlbench.words import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.protocol_words import equal_words
+from mtlbench.results.tables import Entry, Row, Study, Table
+from mtlbench.results.words import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
 
 
 class Markdown(Report):

@@ -20,7 +20,6 @@ import torch
 from ranks_job import EQUAL, STEPS, Training, tiny_seq2seq
 from toy_worker import wait_for
 
-from mtlbench import group
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch
 from mtlbench.api.record import Record
@@ -28,7 +27,8 @@ from mtlbench.engine.distributed import join
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.plan import Request, make_plan
-from mtlbench.stopping import Stop
+from mtlbench.processes import group
+from mtlbench.processes.stopping import Stop
 from mtlbench.store import RunFolder
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -40,7 +40,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("ranks")
     command = group.command([str(out)], processes=2, port=group.free_port())
-    command[command.index("mtlbench.rank") - 1 : command.index("mtlbench.rank") + 1] = [ranks_job.__file__]
+    command[command.index("mtlbench.processes.rank") - 1 : command.index("mtlbench.processes.rank") + 1] = [
+        ranks_job.__file__
+    ]
     done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
@@ -144,7 +146,10 @@ def start(folder: RunFolder, words: list[str], **more: str) -> subprocess.Popen[
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "0", **more}
     with folder.log(0).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mtlbench.worker", *words, "--threads", "2"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "mtlbench.processes.worker", *words, "--threads", "2"],
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
 
 

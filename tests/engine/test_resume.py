@@ -24,8 +24,8 @@ from mtlbench.engine.splits import Splits, carve
 from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
+from mtlbench.processes.stopping import Stop, Stopped
 from mtlbench.settings import build, read_settings, split_methods
-from mtlbench.stopping import Stop, Stopped
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench_methods.lora import Lora
 

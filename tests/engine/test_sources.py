@@ -16,9 +16,9 @@ from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.splits import carve, phases
 from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop, budget_steps
-from mtlbench.events import Events
+from mtlbench.observers.events import Events
 from mtlbench.plan import Request, make_plan
-from mtlbench.stopping import Stop
+from mtlbench.processes.stopping import Stop
 from mtlbench.store import RunFolder
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench_methods.adalora import AdaLora

@@ -16,8 +16,8 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.watch import Signs, overdue
+from mtlbench.processes.stacks import frames
 from mtlbench.runner import run
-from mtlbench.stacks import frames
 from mtlbench.store import RunFolder
 
 

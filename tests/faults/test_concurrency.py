@@ -14,9 +14,9 @@ from bench import Bench, Tally
 from fault_worker import fault_cell, undisturbed
 
 from mtlbench.api.cell import Cell
+from mtlbench.results.study import study_of
 from mtlbench.status import status_lines
 from mtlbench.store import RunFolder
-from mtlbench.study import study_of
 
 Make = Callable[[Sequence[Cell]], Bench]
 SPAWN = multiprocessing.get_context("spawn")

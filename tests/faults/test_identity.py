@@ -10,7 +10,7 @@ from bench import Bench, Tally
 from fault_worker import fault_cell, undisturbed
 
 from mtlbench.api.cell import Cell
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 
 Make = Callable[[Sequence[Cell]], Bench]
 CELL = replace(fault_cell(0), plugins={"mtlbench-toy": "1.0"})

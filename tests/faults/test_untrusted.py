@@ -22,9 +22,9 @@ from mtlbench.api.record import Failure, Record
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.models import BACKBONES, check_model
 from mtlbench.plugins import load_report, offers
+from mtlbench.results.study import study_of
 from mtlbench.store import RunFolder
 from mtlbench.store.files import seal
-from mtlbench.study import study_of
 
 Make = Callable[[Sequence[Cell]], Bench]
 ROOT = Path(__file__).parents[2]

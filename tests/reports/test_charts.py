@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from record_builder import cell, failed
 
 from mtlbench.plugins import load_report
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench_reports.charts.chart import Chart
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import COLOURS, drawing, looks
@@ -142,7 +142,7 @@ def test_asking_for_the_reports_loads_nothing_heavy_and_drawing_loads_no_torch()
         "heavy = {'matplotlib', 'numpy', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "from drawn_studies import row\n"
-        "from mtlbench.study import study_of\n"
+        "from mtlbench.results.study import study_of\n"
         "study = study_of(row('vera', 60.0))\n"
         "assert len(reports[0].render(study)) == 1 + 3 * 3 and reports[1].render(study)\n"
         "heavy = {'matplotlib.pyplot', 'torch', 'transformers', 'peft'} & set(sys.modules)\n"

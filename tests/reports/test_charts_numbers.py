@@ -8,7 +8,7 @@ import pytest
 from drawn_studies import INSTALLED, OPERATIONS, TASKS, row, steps, trajectory
 from record_builder import PROTOCOL, cell, done
 
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench_reports.charts import Charts
 from mtlbench_reports.charts.chart import Chart, LeftOut
 from mtlbench_reports.charts.differences import luminance

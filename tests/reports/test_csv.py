@@ -10,7 +10,7 @@ from record_builder import PROTOCOL, cell, done, failed, skipped
 
 from mtlbench.api.record import TaskScore
 from mtlbench.plugins import load_report
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 
 
 def documents(records, **words) -> dict[str, list[dict[str, str]]]:

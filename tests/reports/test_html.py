@@ -13,7 +13,7 @@ from drawn_studies import HOSTILE, TASKS, hostile, row, several, steps, whole
 from record_builder import cell, failed
 
 from mtlbench.plugins import load_report
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench_reports.html.markup import Markup, el, join
 
 VOID = {"meta", "path", "use", "rect", "circle"}

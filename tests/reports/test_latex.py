@@ -12,7 +12,7 @@ from drawn_studies import hostile, row, several, whole
 from record_builder import PROTOCOL, cell, done, failed, skipped
 
 from mtlbench.plugins import load_report
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 from mtlbench_reports.latex_text import escaped
 
 ENGINE = shutil.which("pdflatex")

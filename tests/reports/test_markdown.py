@@ -10,7 +10,7 @@ import pytest
 from record_builder import COSTS, PROTOCOL, cell, done, failed, skipped
 
 from mtlbench.plugins import load_report
-from mtlbench.study import study_of
+from mtlbench.results.study import study_of
 
 EXPECTED = Path(__file__).parent / "expected"
 

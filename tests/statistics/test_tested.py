@@ -12,12 +12,12 @@ from scipy import stats
 from simulated import error
 
 from mtlbench.api.record import Record, TaskScore
-from mtlbench.intervals import holm
+from mtlbench.results.study import study_of
+from mtlbench.results.tables import Table
 from mtlbench.statistics.answers import Answers
 from mtlbench.statistics.estimate import Measured
+from mtlbench.statistics.intervals import holm
 from mtlbench.statistics.tested import as_good_as
-from mtlbench.study import study_of
-from mtlbench.tables import Table
 
 TASKS = ("a/x", "a/y")
 

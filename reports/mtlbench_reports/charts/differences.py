@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
-from mtlbench.multitask import difference
-from mtlbench.tables import AT_MAJORITY, Row
-from mtlbench.words import points
+from mtlbench.results.multitask import difference
+from mtlbench.results.tables import AT_MAJORITY, Row
+from mtlbench.results.words import points
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK

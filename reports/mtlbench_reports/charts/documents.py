@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mtlbench.tables import Study
+from mtlbench.results.tables import Study
 from mtlbench_reports.charts.chart import LeftOut
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.sheet import lacking

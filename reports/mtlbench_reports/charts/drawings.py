@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mtlbench.tables import Study, Table
+from mtlbench.results.tables import Study, Table
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.critical import critical
 from mtlbench_reports.charts.differences import differences

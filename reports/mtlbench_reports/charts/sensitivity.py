@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mtlbench.api.method import Value
-from mtlbench.tables import Spread
+from mtlbench.results.tables import Spread
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.scales import plain, value_axis
 from mtlbench_reports.charts.sheet import Sheet, legend_height, short, text_width

@@ -12,7 +12,7 @@ from mtlbench.api.composite import Sum
 from mtlbench.api.method import Method, Value
 from mtlbench.errors import MtlbenchError
 from mtlbench.plugins import load_method, offer_of
-from mtlbench.tables import Row, one_line
+from mtlbench.results.tables import Row, one_line
 
 _log = logging.getLogger(__name__)
 Settings = Mapping[str, Value]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mtlbench import Report, hookimpl
 
 if TYPE_CHECKING:
-    from mtlbench.tables import Study
+    from mtlbench.results.tables import Study
 
 
 class Html(Report):

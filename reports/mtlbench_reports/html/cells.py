@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtlbench.tables import Table
-from mtlbench.words import NONE, duration, memory
+from mtlbench.results.tables import Table
+from mtlbench.results.words import NONE, duration, memory
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el
 from mtlbench_reports.html.tables import grid, head, number, task_heads

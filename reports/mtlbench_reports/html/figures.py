@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from mtlbench.tables import one_line
+from mtlbench.results.tables import one_line
 from mtlbench_reports.charts.chart import Chart, LeftOut
 from mtlbench_reports.charts.documents import image
 from mtlbench_reports.charts.drawings import Drawings

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
 
-from mtlbench.tables import Study, Table
-from mtlbench.words import counts
+from mtlbench.results.tables import Study, Table
+from mtlbench.results.words import counts
 from mtlbench_reports.charts.drawings import Drawings, drawings
 from mtlbench_reports.charts.style import drawing
 from mtlbench_reports.html.cells import cells

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
-from mtlbench.tables import sentences
-from mtlbench.words import NONE
+from mtlbench.results.tables import sentences
+from mtlbench.results.words import NONE
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.tables import grid, head, number

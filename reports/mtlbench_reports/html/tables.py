@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-from mtlbench.columns import (
+from mtlbench.results.columns import (
     Column,
     cost_columns,
     difference_columns,
     difference_legend,
     over_tasks_columns,
 )
-from mtlbench.tables import Entry, Row, Table
-from mtlbench.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.tables import Entry, Row, Table
+from mtlbench.results.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench_reports.html.markup import Markup, el, join
 
 Links = Mapping[str, str]

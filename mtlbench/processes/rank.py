@@ -1,4 +1,4 @@
-"""One of the processes that share the cells of a worker; ``mtlbench.group`` starts them through torchrun."""
+"""One of the processes that share the cells of a worker; ``mtlbench.processes.group`` starts them through torchrun."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dataclasses import replace
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError
-from mtlbench.events import Events
+from mtlbench.observers.events import Events
+from mtlbench.processes.stacks import ASK
+from mtlbench.processes.stopping import Stop
+from mtlbench.processes.worker import LOG_FORMAT, Assignment, read, work_as
 from mtlbench.redact import log_to_stderr
-from mtlbench.stacks import ASK
-from mtlbench.stopping import Stop
 from mtlbench.store import RunFolder
-from mtlbench.worker import LOG_FORMAT, Assignment, read, work_as
 
 _log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m mtlbench.rank``."""
+    """Entry point of ``python -m mtlbench.processes.rank``."""
     given = read(words)
     # What the group hears is only what is meant for it: everything printed goes where the log goes.
     channel = os.dup(1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mtlbench.intervals import Interval
-from mtlbench.tables import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
+from mtlbench.results.tables import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
+from mtlbench.statistics.intervals import Interval
 
 NONE = "–"
 MAJORITY = "†"

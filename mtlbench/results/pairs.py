@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.study import study_of
-from mtlbench.tables import Predictions, Row, Table, seed_words
-from mtlbench.words import NONE, count, points, probability
+from mtlbench.results.study import study_of
+from mtlbench.results.tables import Predictions, Row, Table, seed_words
+from mtlbench.results.words import NONE, count, points, probability
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import Held

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
 from mtlbench.api.record import Record
-from mtlbench.degenerate import flags_of
 from mtlbench.errors import RequestError, StoreError, did_you_mean
-from mtlbench.multitask import reference_row, with_ranks, with_reference
-from mtlbench.rows import by_average, grouped, rows_of_variant, with_best
-from mtlbench.table_notes import table_notes
-from mtlbench.tables import (
+from mtlbench.results.degenerate import flags_of
+from mtlbench.results.multitask import reference_row, with_ranks, with_reference
+from mtlbench.results.notes import table_notes
+from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
+from mtlbench.results.tables import (
     Flag,
     Predictions,
     Row,

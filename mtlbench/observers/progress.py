@@ -10,7 +10,7 @@ from typing import Any
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
-from mtlbench.display import Bars, Display, Lines, Running, duration
+from mtlbench.observers.display import Bars, Display, Lines, Running, duration
 
 
 class Progress:

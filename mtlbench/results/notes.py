@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mtlbench.tables import Row, one_line, seed_list
+from mtlbench.results.tables import Row, one_line, seed_list
 
 _SAME = {
     "backbone_fingerprint": "The fingerprint of the backbone's weights",

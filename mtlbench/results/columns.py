@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtlbench.tables import Difference, Row, RowCosts, Table, sentences
-from mtlbench.words import DIFFERS, NONE, duration, interval, memory, points, probability, short_names
+from mtlbench.results.tables import Difference, Row, RowCosts, Table, sentences
+from mtlbench.results.words import DIFFERS, NONE, duration, interval, memory, points, probability, short_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
-from mtlbench.intervals import Interval
+from mtlbench.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from mtlbench.statistics.answers import Answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtlbench.api.cell import Protocol
-from mtlbench.tables import Table, seed_words
+from mtlbench.results.tables import Table, seed_words
 
 
 def equal_words(table: Table) -> str:

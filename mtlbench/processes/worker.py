@@ -1,4 +1,4 @@
-"""A worker: claim a cell, run it, publish its record, again. Executors start ``python -m mtlbench.worker``."""
+"""A worker: claim a cell, run it, publish its record, again. Executors start ``python -m`` this."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mtlbench import pulse
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Failure, Record
 from mtlbench.errors import MtlbenchError
-from mtlbench.events import Events, StepLog
 from mtlbench.failpoints import reach
+from mtlbench.observers.events import Events, StepLog
+from mtlbench.processes import pulse
+from mtlbench.processes.stacks import Stacks, crash_of
+from mtlbench.processes.stopping import Stop
 from mtlbench.redact import log_to_stderr
-from mtlbench.stacks import Stacks, crash_of
-from mtlbench.stopping import Stop
 from mtlbench.store import Claim, RunFolder
 
 MAX_DEATHS = 2
@@ -217,7 +217,7 @@ def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callab
 
 
 def main(words: Sequence[str] | None = None, *, engine: Engine | None = None) -> int:
-    """Entry point of ``python -m mtlbench.worker``; without an ``engine``, cells are trained.
+    """Entry point of ``python -m mtlbench.processes.worker``; without an ``engine``, cells are trained.
 
     A worker whose cells get several devices is a group of as many processes.
     """
@@ -266,7 +266,7 @@ def work_as(given: Assignment, *, engine: Engine) -> int:
 
 
 def _group(given: Assignment, stop: Stop) -> int:
-    from mtlbench import group
+    from mtlbench.processes import group
 
     threads = max(1, given.threads // given.devices) if given.threads else None
     words = ["--folder", str(given.folder), "--request", given.request, "--index", str(given.index)]
@@ -278,7 +278,7 @@ def _group(given: Assignment, stop: Stop) -> int:
 
 def read(words: Sequence[str] | None = None) -> Assignment:
     """What the command line of a worker says; without ``words``, that of this process."""
-    parser = argparse.ArgumentParser(prog="python -m mtlbench.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mtlbench.processes.worker", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="run folder")
     parser.add_argument("--request", required=True, help="id of the request whose cells to run")
     parser.add_argument("--index", type=int, default=0, help="number of this worker")

@@ -1,6 +1,7 @@
 """A worker that is several processes: torchrun starts one for each device of a cell, all end together.
 
-This process only watches. The first of the others (``mtlbench.rank``) claims, evaluates and publishes like any worker.
+This process only watches. The first of the others (``mtlbench.processes.rank``) claims, evaluates and publishes like
+any worker.
 What they say comes over their standard output; that their standard input ends tells them that this process is gone.
 """
 
@@ -18,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mtlbench.stacks import ASK
-from mtlbench.stopping import Stop
+from mtlbench.processes.stacks import ASK
+from mtlbench.processes.stopping import Stop
 
 TRIES = 3
 """Ports that are tried."""
@@ -34,7 +35,7 @@ def command(words: Sequence[str], *, processes: int, port: int) -> list[str]:
     """The command that starts ``processes`` ranks with ``words``, which meet at ``port`` of this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes)]
     launch += ["--max-restarts", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return [*launch, "-m", "mtlbench.rank", *words]
+    return [*launch, "-m", "mtlbench.processes.rank", *words]
 
 
 def free_port() -> int:
@@ -61,7 +62,7 @@ def serve(
     end are passed on.
 
     Args:
-        words: For ``mtlbench.rank``.
+        words: For ``mtlbench.processes.rank``.
         threads: CPU threads of each process.
         pulse: Open file for signs of life.
 
