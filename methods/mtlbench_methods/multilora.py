@@ -83,8 +83,8 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Fa
     """``down [modules, rank, in]``, ``up [out, modules, rank]`` and ``scale [out, modules]`` as one wide LoRA."""
     from mtlbench.engine.lowrank import Factors
 
-    up = parameters["up"] * parameters["scale"].unsqueeze(-1)
-    return Factors(down=parameters["down"].flatten(0, 1), up=up.flatten(1), scale=scale)
+    down, up = parameters["down"].flatten(0, 1), parameters["up"].flatten(1)
+    return Factors(down=down, up=up, up_scale=parameters["scale"], scale=scale)
 
 
 @hookimpl

@@ -34,7 +34,14 @@ class Factors:
     """Scales the rank-sized product by row ``[rows, 1, rank]`` or by token ``[rows, length, rank]``."""
     matrix: Tensor | None = None
     """Maps it by row: ``[rows, rank_out, rank]``. Not together with ``gate``."""
+    up_scale: Tensor | None = None
+    """Multiplied into ``up [out, rank_out]``, again in the backward instead of kept: ``[out, groups]``, each column for
+    the next ``rank_out / groups`` columns."""
     scale: float = 1.0
+
+    def whole_up(self) -> Tensor:
+        """``up`` with ``up_scale`` in it."""
+        return _scaled_up(self.up, self.up_scale)
 
 
 @dataclass(frozen=True)
@@ -86,32 +93,41 @@ def low_rank(
     tensors: list[Tensor | None] = []
     for branch in branches:
         f = branch.factors
-        tensors += [branch.weight, branch.bias, f.down, f.up, f.gate, f.matrix]
+        tensors += [branch.weight, branch.bias, f.down, f.up, f.gate, f.matrix, f.up_scale]
+    inputs = plan, x.to(dtype), gated[1].to(dtype) if gated else None
+    if not torch.is_grad_enabled():
+        return _outputs(*inputs, tensors)[0]
     run: Callable[..., tuple[Tensor, ...]] = _LowRank.apply
-    return run(plan, x.to(dtype), gated[1].to(dtype) if gated else None, *tensors)
+    return run(*inputs, *tensors)
 
 
-_PER_BRANCH = 6
+_PER_BRANCH = 7
+
+
+def _outputs(plan: _Plan, x: Tensor, gate: Any, tensors: Sequence[Tensor | None]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The outputs, and the rank-sized products ``[..., rank of all]``."""
+    given = x if plan.activation is None else plan.activation(gate) * x
+    low = given * keep_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else given
+    branches = _branches(tensors)
+    hidden = _down(low, _joined(branches, x.dtype))
+    if plan.dropout:
+        hidden *= 1 / (1 - plan.dropout)
+    outputs = []
+    parts = torch.split(hidden, [_rank(branch) for branch in branches], dim=-1)
+    for (weight, bias, _, up, by, matrix, stretch), part, scale in zip(branches, parts, plan.scales, strict=True):
+        y = linear(given, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        _add_up(y, _mix(part, by, matrix), _scaled_up(up, stretch).to(x.dtype), scale)
+        outputs.append(y)
+    return tuple(outputs), hidden
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, x: Tensor, gate: Any, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        given = x if plan.activation is None else plan.activation(gate) * x
-        low = given * keep_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else given
-        branches = _branches(tensors)
-        hidden = _down(low, _joined(branches, x.dtype))
-        if plan.dropout:
-            hidden *= 1 / (1 - plan.dropout)
-        outputs = []
-        parts = torch.split(hidden, [_rank(branch) for branch in branches], dim=-1)
-        for (weight, bias, _, up, by, matrix), part, scale in zip(branches, parts, plan.scales, strict=True):
-            y = linear(given, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-            _add_up(y, _mix(part, by, matrix), up.to(x.dtype), scale)
-            outputs.append(y)
+        outputs, hidden = _outputs(plan, x, gate, tensors)
         ctx.plan = plan
         ctx.save_for_backward(x, gate, hidden, *tensors)
-        return tuple(outputs)
+        return outputs
 
     @staticmethod
     @once_differentiable
@@ -130,18 +146,21 @@ class _LowRank(torch.autograd.Function):
         for j, (branch, part, into) in enumerate(
             zip(branches, torch.split(hidden, sizes, dim=-1), torch.split(narrow, sizes, dim=-1), strict=True)
         ):
-            weight, _, _, up, by, matrix = branch
+            weight, _, _, up, by, matrix, stretch = branch
             grad, scale = grads[j].to(x.dtype), plan.scales[j]
-            _, _, _, need_up, need_by, need_matrix = needs[3 + j * _PER_BRANCH : 3 + (j + 1) * _PER_BRANCH]
-            grad_mixed = _back_up(grad, up.to(x.dtype)).mul_(scale)
+            need_up, need_by, need_matrix, need_stretch = needs[6 + j * _PER_BRANCH : 3 + (j + 1) * _PER_BRANCH]
+            grad_mixed = _back_up(grad, _scaled_up(up, stretch).to(x.dtype)).mul_(scale)
             at = j * _PER_BRANCH
             if need_by:
                 full = grad_mixed * part
                 wanted[at + 4] = (full.sum(1, keepdim=True) if by.shape[1] == 1 else full).to(by.dtype)
             if need_matrix:
                 wanted[at + 5] = torch.bmm(grad_mixed.transpose(1, 2), part).to(matrix.dtype)
-            if need_up:
-                wanted[at + 3] = _outer(grad, _mix(part, by, matrix), up).mul_(scale).to(up.dtype)
+            if need_up or need_stretch:
+                grad_up = _outer(grad, _mix(part, by, matrix), up).mul_(scale).to(up.dtype)
+                if need_stretch:
+                    wanted[at + 6] = (grad_up * up).reshape(*stretch.shape, -1).sum(-1)
+                wanted[at + 3] = _scaled_up(grad_up, stretch)
             into.copy_(_mix(grad_mixed, by, None if matrix is None else matrix.transpose(1, 2)))
             if need_input:
                 grad_given = _back_weight(grad, weight.to(x.dtype), grad_given)
@@ -196,6 +215,10 @@ def _again(activation: Activation, gate: Tensor) -> tuple[Tensor, Tensor]:
 
 def _branches(tensors: Sequence[Any]) -> list[tuple[Any, ...]]:
     return [tuple(tensors[at : at + _PER_BRANCH]) for at in range(0, len(tensors), _PER_BRANCH)]
+
+
+def _scaled_up(up: Tensor, stretch: Tensor | None) -> Tensor:
+    return up if stretch is None else (up.reshape(*stretch.shape, -1) * stretch.unsqueeze(-1)).view_as(up)
 
 
 def _rank(branch: tuple[Any, ...]) -> int:

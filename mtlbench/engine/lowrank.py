@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.siblings import GatedBlock, SharedInput, gated_blocks, siblings
 from mtlbench.errors import RequestError
+
+if TYPE_CHECKING:
+    from mtlbench.engine.known_factors import KnownFactors
 
 __all__ = ["Factors", "FactorsOf", "LowRankLinear", "MergedLinear", "Rows", "adapt", "generator", "kaiming", "merge"]
 
@@ -94,6 +97,7 @@ class LowRankLinear(nn.Module):
         self.dropout = dropout
         self.reads_input = reads_input
         self.shared: SharedInput | None = None
+        self.known: KnownFactors | None = None
         self.in_features, self.out_features = base.in_features, base.out_features
         for name, value in parameters.items():
             parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.to(base.weight.device))
@@ -114,8 +118,10 @@ class LowRankLinear(nn.Module):
 
     def branch(self, x: Tensor) -> Branch:
         """The frozen linear and the factors for the rows ``x``."""
+        if self.known is not None:
+            return Branch(self.base.weight, self.base.bias, self.known.of(x, self))
         rows = Rows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
-        return Branch(self.base.weight, self.base.bias, self._factors(rows))
+        return Branch(self.base.weight, self.base.bias, self.factors(rows))
 
     def stamp(self) -> tuple[Any, ...]:
         """Changes when an output computed before would be out of date."""
@@ -146,12 +152,12 @@ class LowRankLinear(nn.Module):
         one = None if task is None else Routing()
         try:
             with nullcontext() if one is None else one.of(torch.tensor([task], device=device)):
-                found = self._factors(Rows(one, training=False, count=1, input=x))
+                found = self.factors(Rows(one, training=False, count=1, input=x))
         except RuntimeError as error:
             if task is not None:
                 raise
             raise ValueError("the low-rank part depends on the task: choose the task to fold it for") from error
-        down, up = (factor if factor.dim() == 2 else factor[0] for factor in (found.down, found.up))
+        down, up = (factor if factor.dim() == 2 else factor[0] for factor in (found.down, found.whole_up()))
         if found.gate is not None:
             if found.gate.shape[1] != 1:
                 raise ValueError("the low-rank part depends on the token and cannot be folded")
@@ -160,7 +166,8 @@ class LowRankLinear(nn.Module):
             up = up @ found.matrix[0]
         return Factors(down.clone(), up.clone(), scale=found.scale)
 
-    def _factors(self, rows: Rows) -> Factors:
+    def factors(self, rows: Rows) -> Factors:
+        """What the present parameters amount to for ``rows``."""
         return self.factors_of({name: p for name, p in self._parameters.items() if p is not None}, rows)
 
     def merged(self, task: int | None = None) -> MergedLinear:

@@ -16,7 +16,7 @@ from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
 
-MIXES = ["none", "gate", "token", "matrix", "per_row"]
+MIXES = ["none", "gate", "token", "matrix", "per_row", "up_scale"]
 
 
 def drawn(*shape, dtype=torch.float64):
@@ -28,8 +28,10 @@ def inputs(mix, dtype=torch.float64):
     torch.manual_seed(0)
     base = nn.Linear(5, 4, dtype=dtype).requires_grad_(False)
     rows = (3,) if mix == "per_row" else ()
-    given = {"x": drawn(3, 7, 5, dtype=dtype), "down": drawn(*rows, 2, 5, dtype=dtype)}
-    given["up"] = drawn(*rows, 4, 6 if mix == "matrix" else 2, dtype=dtype)
+    given = {"x": drawn(3, 7, 5, dtype=dtype), "down": drawn(*rows, 6 if mix == "up_scale" else 2, 5, dtype=dtype)}
+    given["up"] = drawn(*rows, 4, 6 if mix in ("matrix", "up_scale") else 2, dtype=dtype)
+    if mix == "up_scale":
+        given["up_scale"] = drawn(4, 2, dtype=dtype)
     shape = {"gate": (3, 1, 2), "token": (3, 7, 2), "matrix": (3, 6, 2)}.get(mix)
     if shape:
         given["matrix" if mix == "matrix" else "gate"] = drawn(*shape, dtype=dtype)
@@ -40,8 +42,10 @@ def ours(base, x, scale=1.0, dropout=0.0, **tensors):
     return low_rank(x, [Branch(base.weight, base.bias, Factors(**tensors, scale=scale))], dropout=dropout)[0]
 
 
-def plain(base, x, down, up, scale=1.0, gate=None, matrix=None):
+def plain(base, x, down, up, scale=1.0, gate=None, matrix=None, up_scale=None):
     """The formula by ordinary operations."""
+    if up_scale is not None:
+        up = torch.einsum("ogr,og->ogr", up.unflatten(1, (up_scale.shape[1], -1)), up_scale).flatten(1)
     hidden = torch.einsum("nli,...ri->nlr" if down.dim() == 2 else "nli,nri->nlr", x, down)
     if gate is not None:
         hidden = hidden * gate
@@ -69,6 +73,8 @@ def test_branches_on_one_input_are_the_branches_one_by_one(mix, dropout):
     wide = nn.Linear(5, 9, bias=False, dtype=torch.float64).requires_grad_(False)
     _, other = inputs(mix)
     other["up"] = drawn(*other["up"].shape[:-2], 9, other["up"].shape[-1])
+    if mix == "up_scale":
+        other["up_scale"] = drawn(9, 2)
     x, gate = given.pop("x"), drawn(3, 7, 5)
     other.pop("x")
     names = [*given]

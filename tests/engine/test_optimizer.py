@@ -37,6 +37,19 @@ def test_twenty_steps_equal_torch():
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
+def test_layout_and_precision_do_not_matter():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    laid_out = [start.clone(), start.t().contiguous().t(), start.clone(), start.float()]
+    params = [torch.nn.Parameter(value) for value in laid_out]
+    for p in params:
+        p.grad = gradient.to(p.dtype)
+    params[2].grad = gradient.t().contiguous().t()
+    AdamW([{"params": params}], lr=0.1, weight_decay=0.1).step()
+    for p in params[1:]:
+        torch.testing.assert_close(p.double(), params[0], rtol=1e-6, atol=1e-6)
+
+
 def test_its_state_continues_where_it_was_taken():
     whole, parts = parameters(), parameters()
     one, first = AdamW(groups(whole), lr=1.0), AdamW(groups(parts), lr=1.0)
