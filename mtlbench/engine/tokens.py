@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -20,3 +21,11 @@ class TokenRow:
     def length(self) -> int:
         """Prompt and answer together, in tokens."""
         return len(self.context) + len(self.target)
+
+
+def by_task(rows: Sequence[TokenRow], tasks: int) -> list[list[int]]:
+    """Places of the rows of each task, for ``tasks`` tasks."""
+    places: list[list[int]] = [[] for _ in range(tasks)]
+    for place, row in enumerate(rows):
+        places[row.task].append(place)
+    return places

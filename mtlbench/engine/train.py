@@ -27,12 +27,13 @@ from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.run_state import Run
 from mtlbench.engine.savepoints import Savepoints
+from mtlbench.engine.search_batches import SearchBatches
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.stages import Stage, stage_of
 from mtlbench.engine.state import trainable_state
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.errors import MtlbenchError, PluginError, RequestError
+from mtlbench.engine.tokens import TokenRow, by_task
+from mtlbench.errors import MtlbenchError, PluginError
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +84,8 @@ class Loop:
         self._collate: Callable[[Sequence[TokenRow]], Batch] = partial(
             collate, architecture=architecture, pad_id=pad_id, decoder_start_id=decoder_start_id, device=device
         )
-        self._rows_of_task = _by_task(splits.train, tasks)
-        self._search_plan: list[list[int]] = []
-        self._search_rows = 0
-        """Rows of a batch of the search split; 0 before the first one."""
-        self._searches = 0
+        self._rows_of_task = by_task(splits.train, tasks)
+        self._searches = self._search_batches()
         self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
         extra = pass_slots(model, device)
         self._parts = parts_for(
@@ -114,8 +112,8 @@ class Loop:
         """
         self._first_step, self._budgets_before = self.progress.steps, self._budgets_before + self.total_steps
         self.splits, self.protocol = splits, protocol
-        self._rows_of_task = _by_task(splits.train, self.tasks)
-        self._search_plan, self._search_rows, self._searches = [], 0, 0
+        self._rows_of_task = by_task(splits.train, self.tasks)
+        self._searches = self._search_batches()
 
     def run(
         self,
@@ -175,21 +173,7 @@ class Loop:
         Raises:
             RequestError: when nothing was held out.
         """
-        if not self.splits.search:
-            raise RequestError("The search split is empty: raise held_out or train_rows, or give the tasks more rows.")
-        self._search_rows = self._search_rows or max(1, round(share * self._rows_at_once))
-        if not self._search_plan:
-            self._search_plan = plan_batches(
-                _by_task(self.splits.search, self.tasks),
-                steps=self.total_steps,
-                batch_size=self._search_rows,
-                mixing=self.protocol.mixing,
-                seed=axis_seed(self.seed, "search-order"),
-                lengths=[row.length for row in self.splits.search],
-            )
-        indices = self._search_plan[self._searches % len(self._search_plan)]
-        self._searches += 1
-        batch = self._collate([self.splits.search[i] for i in indices])
+        batch = self._collate(self._searches.take(size=round(share * self._rows_at_once)))
         training = self.model.training
         self.model.eval()
         loss = self.method.loss(self._gradients.forward(batch), batch.tasks, self.model)
@@ -240,7 +224,7 @@ class Loop:
             Place(run.number, ended, run.step),
             lambda: {
                 "progress": self.progress.to_json(),
-                "search": [self._searches, self._search_rows],
+                "search": self._searches.state(),
                 "most": [self._parts.most, self._parts.most_scored],
                 "run": None if ended else run.state(),
             },
@@ -248,7 +232,7 @@ class Loop:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress.from_json(state["progress"])
-        self._searches, self._search_rows = state["search"]
+        self._searches.load(state["search"])
         self._parts.most, self._parts.most_scored = state["most"]
 
     def _skip(self, number: int) -> bool:
@@ -270,6 +254,11 @@ class Loop:
     @property
     def _rows_at_once(self) -> int:
         return self.protocol.micro_batch or self.protocol.batch_size
+
+    def _search_batches(self) -> SearchBatches:
+        return SearchBatches(
+            self.splits.search, self.protocol, tasks=self.tasks, steps=self.total_steps, seed=self.seed
+        )
 
     def _stage(self, tasks: Sequence[int] | None = None, *, share: float = 1.0) -> Stage:
         steps = max(1, round(self.total_steps * share))
@@ -343,16 +332,9 @@ def budget_steps(splits: Splits, protocol: Protocol) -> int:
     """Optimizer steps of a budget on the rows to train on."""
     tasks = 1 + max((row.task for row in splits.train), default=0)
     return planned_steps(
-        [len(rows) for rows in _by_task(splits.train, tasks)],
+        [len(rows) for rows in by_task(splits.train, tasks)],
         epochs=protocol.epochs,
         steps=protocol.steps,
         batch_size=protocol.batch_size,
         mixing=protocol.mixing,
     )
-
-
-def _by_task(rows: Sequence[TokenRow], tasks: int) -> list[list[int]]:
-    indices: list[list[int]] = [[] for _ in range(tasks)]
-    for index, row in enumerate(rows):
-        indices[row.task].append(index)
-    return indices
