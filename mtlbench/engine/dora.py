@@ -50,7 +50,11 @@ def row_norms(weight: Tensor, parts: DoraParts, *, squares: Tensor) -> Tensor:
 
 
 class _Dora(torch.autograd.Function):
-    """Keeps the input, one tensor of the output's size (``V x``, for the gradient of ``m``) and rank-sized ones."""
+    """Keeps the input, rank-sized tensors, and for the gradient of ``m`` its output, which who reads it often keeps too.
+
+    ``V x`` is the output without the length, so ``dm = sum(dy * y) / m``. Where a bias or what dropout left out was
+    added, which would cost digits to take away again, ``V x`` is kept instead.
+    """
 
     @staticmethod
     def forward(
@@ -77,20 +81,26 @@ class _Dora(torch.autograd.Function):
             y += linear(x - low, w)
         if bias is not None:
             y += bias.to(x.dtype)
-        ctx.save_for_backward(x, weight, down, up, magnitude, norms, hidden, turned)
+        ctx.own_output = not dropout and bias is None
+        ctx.save_for_backward(x, weight, down, up, magnitude, norms, hidden, y if ctx.own_output else turned)
         ctx.scale, ctx.dropout, ctx.seed = scale, dropout, seed
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, magnitude, norms, hidden, turned = ctx.saved_tensors
+        x, weight, down, up, magnitude, norms, hidden, seen = ctx.saved_tensors
         need_x, _, _, need_down, need_up, need_magnitude, *_ = ctx.needs_input_grad
         grad, w = grad.to(x.dtype), weight.to(x.dtype)
         keep = keep_mask(x, dropout=ctx.dropout, seed=ctx.seed).mul_(1 / (1 - ctx.dropout)) if ctx.dropout else None
         grad_magnitude = None
         if need_magnitude:
-            grad_magnitude = _flat(grad * turned).sum(0, dtype=norms.dtype).div_(norms).to(magnitude.dtype)
+            divisor = magnitude.to(norms.dtype) if ctx.own_output else norms
+            grad_magnitude = _flat(grad * seen).sum(0, dtype=norms.dtype).div_(divisor)
+            if ctx.own_output:
+                # A length of zero comes from a row of zeros, which the product leaves so: its direction never learns.
+                grad_magnitude = grad_magnitude.masked_fill_(magnitude == 0, 0.0)
+            grad_magnitude = grad_magnitude.to(magnitude.dtype)
         grad_turned = torch.mul(grad, magnitude / norms, out=torch.empty_like(grad))
         narrow = (grad_turned @ up.to(x.dtype)).mul_(ctx.scale)
         grad_up = (_flat(grad_turned).t() @ _flat(hidden)).mul_(ctx.scale).to(up.dtype) if need_up else None

@@ -75,8 +75,9 @@ def plain(layer, x, keep=None):
     return y if layer.bias is None else y + layer.bias.float()
 
 
+@pytest.mark.parametrize("bias", [True, False])  # without one, other tensors are kept for the backward
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-6)])
-def test_output_and_every_gradient_equal_the_official_ones(dtype, tolerance):
+def test_output_and_every_gradient_equal_the_official_ones(dtype, tolerance, bias):
     with np.load(GOLDENS / "dora.npz") as file:
         arrays = dict(file)
     scale = json.loads((GOLDENS / "dora.json").read_text())["config"]["scaling"]
@@ -87,8 +88,10 @@ def test_output_and_every_gradient_equal_the_official_ones(dtype, tolerance):
     def error(got, want):
         return np.abs(got.detach().double().numpy() - arrays[want]).max() / np.abs(arrays[want]).max()
 
-    base = nn.Linear(12, 10).to(dtype).requires_grad_(False)
-    base.weight.data, base.bias.data = tensor("W"), tensor("b")
+    base = nn.Linear(12, 10, bias=bias).to(dtype).requires_grad_(False)
+    base.weight.data = tensor("W")
+    if bias:
+        base.bias.data = tensor("b")
     layer = DoraLinear(base, tensor("param/A"), scale=scale)
     assert error(layer.magnitude, "m_init") < tolerance
     with torch.no_grad():
@@ -97,6 +100,7 @@ def test_output_and_every_gradient_equal_the_official_ones(dtype, tolerance):
     x = tensor("x").requires_grad_()
     y = layer(x)
     (y * tensor("cotangent")).sum().backward()
+    y = y if bias else y + tensor("b")
     assert error(y, "y") < tolerance
     assert error(x.grad, "grad/x") < tolerance
     for mine, theirs in (("down", "A"), ("up", "B"), ("magnitude", "m")):
