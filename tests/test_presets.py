@@ -13,7 +13,6 @@ from mtlbench.cli import cli
 from mtlbench.commands.shared import plan_from
 from mtlbench.errors import RequestError
 from mtlbench.plan import Plan
-from mtlbench.plugins import offers
 from mtlbench.presets import open_preset, preset
 from mtlbench.store import RunFolder
 
@@ -59,16 +58,24 @@ def test_each_table_of_ta_lora_is_planned_on_the_demo_with_a_method_that_is_ther
         assert [cell.protocol.k_shot for cell in cells] == ["16", "32", "64"]
 
 
-def test_methods_that_are_not_installed_are_left_out_and_named():
-    absent = [name for name in preset("ta_lora/table-1")["methods"].split(",") if name not in offers("methods")]
-    if not absent:
-        pytest.skip("all methods of the table are installed by now")
+def test_the_tables_of_ta_lora_name_its_settings_and_nothing_of_them_is_missing():
     plan = planned("ta_lora/table-1", seeds="0")
-    assert {cell.method for cell in plan.cells}.isdisjoint(absent) and plan.cells
+    assert not [note for note in plan.notes if "left out" in note]
+    own = {cell.variant for cell in plan.cells if cell.method == "ta_lora"}
+    assert own == {"ta_lora[layers=14,prefix_length=20]"}
+    ablations = {cell.variant for cell in planned("ta_lora/table-3", seeds="0").cells}
+    assert len(ablations) == 4 and "ta_lora[layers=14,prefix_length=20,zero_init=false]" in ablations
+
+
+def test_methods_that_are_not_installed_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch):
+    words: Mapping[str, Any] = {"tasks": "glue/rte", "methods": "lora,nobody[rank=4,x=1],noone"}
+    monkeypatch.setitem(_presets_of_glue(), "glue/some", words)
+    plan = planned("glue/some", seeds="0")
+    assert {cell.method for cell in plan.cells} == {"lora"}
     (note,) = [note for note in plan.notes if "left out" in note]
-    assert all(name in note for name in absent)
+    assert "nobody" in note and "noone" in note
     assert plan.to_json()["notes"] == list(plan.notes)
-    told = CliRunner().invoke(cli, ["plan", "--preset", "ta_lora/table-1", "--model", "demo"])
+    told = CliRunner().invoke(cli, ["plan", "--preset", "glue/some", "--model", "demo"])
     assert told.exit_code == 0 and note in told.stderr
 
 

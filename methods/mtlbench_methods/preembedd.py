@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.inject import PrefixShape
+    from mtlbench.engine.inject import PrefixSlots
 
 WIDEST = 1024
 
@@ -34,11 +34,11 @@ class PreEmbedd(PrefixMethod):
         holds = self.width is None or self.width >= 1
         check(self, "width", holds=holds, allowed="none or a whole number of at least 1")
 
-    def encoder(self, shape: PrefixShape, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
+    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
         from mtlbench.engine.prefix_nas import PrefixNAS
 
         width = self.width or min(WIDEST, hidden)
-        return PrefixNAS(shape=shape, length=self.prefix_length, width=width, layers=0, draw=draw)
+        return PrefixNAS(shape=slots.shape, length=self.prefix_length, width=width, layers=0, draw=draw)
 
 
 @hookimpl

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.inject import PrefixShape
+    from mtlbench.engine.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,13 @@ class Prefix(PrefixMethod):
         check(self, "reparam", holds=self.reparam in ("none", "mlp"), allowed="none or mlp")
         check(self, "hidden", holds=self.hidden >= 1, allowed="a whole number of at least 1")
 
-    def encoder(self, shape: PrefixShape, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
+    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
         from mtlbench.engine.prefix_encoders import DirectPrefix, ReparameterisedPrefix
 
         if self.reparam == "none":
-            return DirectPrefix(shape=shape, length=self.prefix_length, draw=draw)
+            return DirectPrefix(shape=slots.shape, length=self.prefix_length, draw=draw)
         return ReparameterisedPrefix(
-            shape=shape, length=self.prefix_length, width=hidden, hidden=self.hidden, draw=draw
+            shape=slots.shape, length=self.prefix_length, width=hidden, hidden=self.hidden, draw=draw
         )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.inject import PrefixShape, PrefixSlots
+    from mtlbench.engine.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,13 @@ class PrefixMethod(Method):
     """
 
     @abstractmethod
-    def encoder(self, shape: PrefixShape, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        """A module that gives the prefix ``[layers, 2, kv_heads, length, head_dim]``; ``static()`` a constant one."""
+    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
+        """A module that gives the prefix as ``slots`` takes it; its ``static()`` gives a constant one."""
+
+    @property
+    def last(self) -> int | None:
+        """How many layers at the end of each place have a prefix; ``None`` for all."""
+        return None
 
     def check_prefix(self) -> None:
         """Check the settings that every prefix has."""
@@ -59,8 +64,8 @@ class PrefixMethod(Method):
         from mtlbench.engine.lowrank import generator
 
         host: Any = model
-        slots = attach_prefix(model, where=self.where, bias=self.bias)
-        encoder = self.encoder(slots.shape, host.config.hidden_size, setup, generator(setup.seed, "prefix"))
+        slots = attach_prefix(model, where=self.where, bias=self.bias, last=self.last)
+        encoder = self.encoder(slots, host.config.hidden_size, setup, generator(setup.seed, "prefix"))
         slots.feed(encoder.to(next(model.parameters()).device))
 
     def finish(self, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtlbench.engine.inject import PrefixShape
+    from mtlbench.engine.inject import PrefixSlots
 
 WIDEST = 1024
 ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
@@ -93,7 +93,7 @@ class PrefixNas(PrefixMethod):
         host: Any = model
         host.mtlbench_tasks = len(setup.tasks)
 
-    def encoder(self, shape: PrefixShape, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
+    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
         from mtlbench.engine.prefix_nas import OPERATIONS, PrefixNAS
         from mtlbench.engine.task_prefixes import TaskPrefixes
 
@@ -101,7 +101,7 @@ class PrefixNas(PrefixMethod):
 
         def encoder() -> PrefixNAS:
             return PrefixNAS(
-                shape=shape,
+                shape=slots.shape,
                 length=self.prefix_length,
                 width=self.width or min(WIDEST, hidden),
                 layers=self.layers,

@@ -15,6 +15,8 @@ from mtlbench.errors import PluginError, RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mtlbench.engine.loss import Answers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Composite(Method):
@@ -68,6 +70,12 @@ class Composite(Method):
             with _only(model, trained):
                 groups += part.param_groups(model, rate)
         return groups
+
+    def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
+        """Those of the first part that defines them."""
+        parts = self.parts()
+        leader = next((part for part in parts if type(part).row_losses is not Method.row_losses), parts[0])
+        return leader.row_losses(model, answers)
 
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
         parts = self.parts()

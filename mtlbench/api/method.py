@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mtlbench.engine.loss import Answers
     from mtlbench.engine.routing import Routing
 
 Value = bool | int | float | str | None
@@ -51,6 +52,8 @@ class Setup:
     sources: int = 0
     """How many of the first tasks are trained before the others, in :meth:`Method.fit`; the others follow in
     :meth:`Method.adapt`. 0 where all are trained together."""
+    encode: Callable[[str], tuple[int, ...]] | None = None
+    """Token ids of a text, none added to it; ``None`` where there is no tokenizer, as when parameters are counted."""
 
 
 class Holder(Protocol):
@@ -156,6 +159,15 @@ class Method(ABC):
         """Optimizer groups with ``params`` and optionally ``lr`` and ``weight_decay``."""
         trainable = [p for p in model.parameters() if p.requires_grad]
         return [{"params": trainable, "lr": learning_rate}]
+
+    def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
+        """The loss of each row ``[rows]`` that :meth:`loss` gets: the mean cross entropy of its answer tokens.
+
+        Override it to add what a forward shows of each token, such as the distance to a teacher; ``answers.read()`` is
+        a forward. A row's loss depends on that row alone. Called for the split that stops training early too, in
+        evaluation mode, where nothing should be added.
+        """
+        return answers.losses()
 
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
         """The scalar to minimise from per-row mean token losses ``[rows]`` and task ids ``[rows]``.

@@ -16,8 +16,8 @@ from mtlbench.engine.loss import row_losses
 
 FEW, MANY = 5, 7
 """Two numbers of tasks. What differs between the two attached models belongs to tasks."""
-PRESENT = (4, 0, 2, 0)
-"""Task ids of a batch; all are below :data:`FEW`."""
+PRESENT = (4, 0, 2, 0) * 3
+"""Task ids of a batch; all are below :data:`FEW`. A single row may lie where every ReLU of a bottleneck is zero."""
 REPLAY_TOLERANCE = 1e-3, 1e-5
 """Largest difference of a parameter's gradient, as a share of its norm and, added, of all gradients' norm: where a
 softmax is saturated, small gradients are what rounding leaves of large ones."""

@@ -93,7 +93,8 @@ def beams(lab: Lab) -> None:
         )
     searched = host.compute_transition_scores(made.sequences, made.scores, made.beam_indices)
     for row, sequence in enumerate(made.sequences):
-        with specimen.setup.routing.of(tasks[row : row + 1]):
+        contexts = None if lab.architecture == "seq2seq" else torch.tensor([prompts.shape[1]])
+        with specimen.setup.routing.of(tasks[row : row + 1], contexts):
             alone = _logprobs(specimen.model, prompts[row], sequence)
         expect_same(alone, searched[row], f"log-probabilities of row {row}, task {row}, alone and under beam search")
 

@@ -134,6 +134,8 @@ class Batch:
     real_tokens: int
     padded_tokens: int
     """Token slots computed, padding included."""
+    contexts: Tensor | None = None
+    """Tokens of each row before its answer ``[rows]``; ``None`` for an encoder-decoder, whose inputs hold no answer."""
 
     @property
     def rows(self) -> int:
@@ -185,6 +187,7 @@ def collate(
         else Places(put(_windows(starts + sizes, width=sizes.max(), length=width))),
         real_tokens=real,
         padded_tokens=padded,
+        contexts=put(starts + 1) if architecture == "causal" else None,
     )
 
 

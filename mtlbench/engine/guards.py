@@ -18,7 +18,7 @@ def label_logits(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
     """Logits ``[labels, vocabulary]`` in float32 where ``batch`` has labels, in evaluation mode."""
     training = model.training
     model.eval()
-    with routing.of(batch.tasks), picked_rows(model, batch.label_index):
+    with routing.of(batch.tasks, batch.contexts), picked_rows(model, batch.label_index):
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
     model.train(training)
     return logits.float()

@@ -8,6 +8,7 @@ positions of real tokens. What happens there is in :mod:`mtlbench.engine.prefix_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from mtlbench.engine.prefix_places import (
     places_named,
     stacks_sharing,
 )
-from mtlbench.engine.prefix_slots import BIASES, PrefixSlots
+from mtlbench.engine.prefix_slots import BIASES, GatedPrefix, PrefixSlots
 from mtlbench.errors import RequestError
 
-__all__ = ["BIASES", "WHERE", "PrefixShape", "PrefixSlots", "StaticPrefix", "attach_prefix"]
+__all__ = ["BIASES", "WHERE", "GatedPrefix", "PrefixShape", "PrefixSlots", "StaticPrefix", "attach_prefix"]
 
 
 class StaticPrefix(nn.Module):
@@ -46,7 +47,9 @@ class StaticPrefix(nn.Module):
         return self._notes
 
 
-def attach_prefix(model: nn.Module, *, where: str = "dec", bias: str = "relative") -> PrefixSlots:
+def attach_prefix(
+    model: nn.Module, *, where: str = "dec", bias: str = "relative", last: int | None = None
+) -> PrefixSlots:
     """Prepare a model for key/value prefixes; without a prefix it stays the stock model.
 
     Rows padded on the left need explicit position ids, as ``generate`` makes them: prefix keys stand at no position, so
@@ -56,6 +59,7 @@ def attach_prefix(model: nn.Module, *, where: str = "dec", bias: str = "relative
         model: a transformers model whose attention is ``sdpa`` or ``eager``; that kernel stays underneath.
         where: words of :data:`WHERE` joined by ``+``, in any order; decoder-only models have ``dec`` alone.
         bias: one of :data:`BIASES`; read by models with a learned relative position bias, which is T5's family.
+        last: only so many layers at the end of each place take a prefix; ``None`` for all, as where there are fewer.
 
     Raises:
         RequestError: for other words, or when the attention of the model cannot take a prefix.
@@ -71,6 +75,8 @@ def attach_prefix(model: nn.Module, *, where: str = "dec", bias: str = "relative
         eager = stack.config._attn_implementation == "eager"
         for module in attentions(stack):
             module.mtlbench_slot = Slot(stock_kernel(module, stack.config), eager)
+    if last is not None:
+        places = tuple(replace(place, layers=place.layers[-last:]) for place in places)
     slots = PrefixSlots(places, bias=bias)
     model.add_module("mtlbench_prefix", slots.train(model.training))
     stacks = list({id(place.stack): place.stack for place in places}.values())

@@ -13,6 +13,7 @@ from mtlbench.engine.packs import pack_of
 from mtlbench.engine.prefix_places import attentions
 from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.sharing import SharedRow, Wish, share_rows
+from mtlbench.engine.soft_prompt import soft_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ def _unfit(model: Any, *, max_length: int) -> str | None:
     """What of the model forbids packs."""
     decoder = model.get_decoder()
     config = decoder.config
+    prompt = soft_prompt_of(model)
+    if prompt is not None and prompt.source.reads_text and not model.config.is_encoder_decoder:
+        return "what stands before a row depends on all of its tokens"
     if config._attn_implementation not in ("sdpa", "eager", "mtlbench"):
         return f"its attention {config._attn_implementation!r} may not take a mask of every pair of tokens"
     causal = [int(m.layer_idx) for m in attentions(decoder) if m.is_causal]
@@ -58,7 +62,7 @@ def _depth(config: Any) -> int:
     return int(next(value for name in names if (value := getattr(config, name, None)) is not None))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _failed(reader: CausalReader | Seq2seqReader) -> str | None:
     """How a few made-up sequences come out otherwise in one row, of a decoder alone behind a trunk, than apart."""
     rows = _trial(int(reader.model.config.vocab_size), encoder=isinstance(reader, Seq2seqReader))

@@ -36,23 +36,29 @@ class Pack:
     """For each wish the tokens whose logits predict its answer."""
 
     @property
+    def context(self) -> int:
+        """Tokens before the first answer."""
+        return min((wish.first for wish, _ in self.picks), default=len(self.tokens)) + 1
+
+    @property
     def branches(self) -> bool:
         """Whether it holds more than one sequence."""
         return any(end < len(self.tokens) for end in self.ends)
 
 
-def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True) -> list[Pack]:
+def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True, slots: int = 0) -> list[Pack]:
     """The packs that cost least for ``rows``, as :func:`~mtlbench.engine.sharing.share_rows` gives them.
 
     Args:
         rows: Sorted by group and tokens; none begins another of its group.
         trunks: Whether a beginning may be read ahead.
+        slots: Those of a soft prompt, which the decoder reads before every row that is not behind a trunk.
     """
     packs: list[Pack] = []
     start = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at].group != rows[start].group:
-            packs += _Plan(rows[start:at], trunks=trunks).packs()
+            packs += _Plan(rows[start:at], trunks=trunks, slots=slots).packs()
             start = at
     return packs
 
@@ -60,10 +66,10 @@ def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True) -> list[Pack]:
 class _Plan:
     """The cheapest way to read the sequences of one group."""
 
-    def __init__(self, rows: Sequence[SharedRow], *, trunks: bool) -> None:
-        self._rows, self._trunks = rows, trunks
+    def __init__(self, rows: Sequence[SharedRow], *, trunks: bool, slots: int) -> None:
+        self._rows, self._trunks, self._slots = rows, trunks, slots
         # what each row shares with the next one
-        self._shared = [_common(a.tokens, b.tokens) for a, b in pairwise(rows)]
+        self._shared = [common_length(a.tokens, b.tokens) for a, b in pairwise(rows)]
         self._lengths = [0, *accumulate(len(row.tokens) for row in rows)]
         self._savings = [0, *accumulate(self._shared)]
         self._firsts = [min(wish.first for wish in row.wishes) for row in rows]
@@ -75,6 +81,7 @@ class _Plan:
     def _best(self, low: int, high: int, trunk: int) -> tuple[float, list[tuple[int, int, int]]]:
         """Cost and ``(first, last + 1, trunk length)`` of the packs of rows ``low`` to ``high`` behind a trunk."""
         size = self._lengths[high] - self._lengths[low] - self._savings[high - 1] + self._savings[low] - trunk
+        size += 0 if trunk else self._slots
         best = size + size * size / PAIRS_PER_TOKEN, [(low, high, trunk)]
         if high - low == 1:
             return best
@@ -85,8 +92,9 @@ class _Plan:
         if trunk or not self._trunks:
             return best
         ahead = min(shared, *self._firsts[low:high])
-        if ahead > 0 and ahead + TRUNK_COST < best[0]:
-            best = min(best, self._each(children, ahead, ahead + TRUNK_COST), key=_cost)
+        cost = ahead + self._slots + TRUNK_COST
+        if ahead > 0 and cost < best[0]:
+            best = min(best, self._each(children, ahead, cost), key=_cost)
         return best
 
     def _each(
@@ -111,7 +119,7 @@ def pack_of(rows: Sequence[SharedRow], *, trunk: Tokens = ()) -> Pack:
     path: list[int] = []  # the open tokens, by depth
     before: Tokens = ()
     for row in rows:
-        keep = max(0, _common(before, row.tokens) - base)
+        keep = max(0, common_length(before, row.tokens) - base)
         for at in path[keep:]:
             pack.ends[at] = len(pack.tokens)
         new = row.tokens[base + keep :]
@@ -128,7 +136,7 @@ def pack_of(rows: Sequence[SharedRow], *, trunk: Tokens = ()) -> Pack:
     return pack
 
 
-def _common(one: Tokens, other: Tokens) -> int:
+def common_length(one: Tokens, other: Tokens) -> int:
     """How many tokens two sequences begin with alike."""
     low, high = 0, min(len(one), len(other))
     while low < high:

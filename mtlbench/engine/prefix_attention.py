@@ -35,6 +35,9 @@ class Slot:
     """Keys and values ``[1 or rows, kv_heads, length, head_dim]``."""
     bias: Tensor | None = None
     """Position bias of the prefix ``[1, heads, queries, length]``; ``None`` is zero."""
+    gate: Tensor | None = None
+    """Weight of the prefix by head ``[heads]``: attention to it then has a softmax of its own. ``None`` is one softmax
+    over prefix and tokens."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         return Slot(self.kernel, self.additive)  # a prefix in flight belongs to one autograd graph
@@ -65,10 +68,10 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The stock kernel on the prefix followed by the layer's own keys and values."""
+    """The stock kernel on the prefix followed by the layer's own keys and values, or with a gated prefix added."""
     slot: Any = module.mtlbench_slot
     mask = attention_mask
-    if slot.prefix is not None:
+    if slot.prefix is not None and slot.gate is None:
         if mask is None and module.is_causal and query.shape[2] > 1:
             raise RuntimeError(f"{type(module).__name__} got no attention mask: a prefix would break causality")
         tokens = key.shape[2]
@@ -82,8 +85,33 @@ def _attention(
             kwargs["position_bias"] = _pad_bias(kwargs["position_bias"], slot.bias, length)
     if slot.additive and mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    output: tuple[Tensor, Tensor | None] = slot.kernel(module, query, key, value, mask, **kwargs)
-    return output
+    output, weights = slot.kernel(module, query, key, value, mask, **kwargs)
+    if slot.prefix is not None and slot.gate is not None:
+        dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
+        prefix_keys, prefix_values = slot.prefix
+        output = output + gated_prefix(query, prefix_keys, prefix_values, slot.gate, dropout=dropout, scale=scale)
+    return output, weights
+
+
+def gated_prefix(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, *, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """``gate * softmax(scale Q K_p^T) V_p`` of a gated prefix, to be added: ``[rows, queries, heads, head_dim]``.
+
+    The two softmaxes share nothing, so masks and kernels of the tokens stay as they are, and a gate of zero leaves the
+    stock model.
+
+    Args:
+        query: ``[rows, heads, queries, head_dim]``.
+        key: Of the prefix ``[1 or rows, kv_heads, length, head_dim]``; rows that are a multiple repeat in place.
+        value: The same.
+        gate: ``[heads]``.
+        scale: Of the scores; ``None`` is ``1 / sqrt(head_dim)``.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (_rows(prefix.repeat_interleave(groups, dim=1), query) for prefix in (key, value))
+    seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale)
+    return (seen * gate.to(seen.dtype)[:, None, None]).transpose(1, 2)
 
 
 def _rows(prefix: Tensor, own: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Place:
     stack: Any
     """The encoder or decoder that they are part of."""
     layers: tuple[Any, ...]
+    first: Any
+    """That of the stack's first layer: in T5 it alone has a position bias, which all share."""
 
 
 def places_named(where: str) -> tuple[str, ...]:
@@ -67,7 +69,8 @@ def find_places(model: nn.Module, names: Sequence[str]) -> tuple[Place, ...]:
         if reason:
             raise _refused(model, reason)
         layers = [m for m in attentions(stack) if name == "enc" or bool(m.is_causal) == (name == "dec")]
-        place = Place(name, stack, tuple(sorted(layers, key=lambda m: int(m.layer_idx))))
+        layers.sort(key=lambda m: int(m.layer_idx))
+        place = Place(name, stack, tuple(layers), layers[0] if layers else None)
         reason = _place_refusal(place)
         if reason:
             raise _refused(model, reason)

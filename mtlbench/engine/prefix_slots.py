@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -15,6 +15,15 @@ BIASES = ("relative", "zero")
 """Position bias of the prefix in models that learn one (T5): as memory slots before the decoder's first token, or none.
 ``relative`` is about the decoder's self-attention: the encoder's has no first token that padding does not move, and
 attention to the encoder has no bias at all, so the prefixes there always take none."""
+
+
+class GatedPrefix(NamedTuple):
+    """A prefix that is attended to with a softmax of its own, and how much of that is added."""
+
+    kv: Tensor
+    """As :meth:`PrefixSlots.set` takes it."""
+    gate: Tensor
+    """``[layers, heads]``; zeros leave the stock model."""
 
 
 class PrefixSlots(nn.Module):
@@ -58,17 +67,18 @@ class PrefixSlots(nn.Module):
             self._use(NAME)
 
     def feed(self, source: nn.Module) -> None:
-        """Take the prefix from ``source()`` at every forward, in a shape that :meth:`set` takes."""
+        """Take the prefix from ``source()`` at every forward, as :meth:`set` takes it."""
         self.source = source.train(self.training)
         if self._on:
             self._use(NAME)
 
-    def set(self, kv: Tensor | None) -> None:
+    def set(self, kv: Tensor | GatedPrefix | None) -> None:
         """Set the prefix of every layer; ``None`` leaves the stock model, bit for bit.
 
         Args:
             kv: ``[layers, 2, kv_heads, length, head_dim]``, or ``[layers, 2, rows, kv_heads, length, head_dim]`` for
-                one prefix per row; rows that generation repeats (beams) repeat theirs. Any floating type.
+                one prefix per row; rows that generation repeats (beams) repeat theirs. Any floating type. A gated one
+                takes no position bias.
         """
         self._put(kv, self.places)
         self._use(NAME if kv is not None else None)
@@ -78,14 +88,14 @@ class PrefixSlots(nn.Module):
         """Inside, the model is the stock model, whatever feeds it."""
         on, slots = self._on, [slot for place in self.places for slot in _slots(place)]
         names = [config._attn_implementation for config in self._configs]
-        prefixes = [slot.prefix for slot in slots]
+        prefixes = [(slot.prefix, slot.gate) for slot in slots]
         self.on = False
         try:
             yield
         finally:
             self._on = on
             for slot, prefix in zip(slots, prefixes, strict=True):
-                slot.prefix = prefix
+                slot.prefix, slot.gate = prefix
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation = name
 
@@ -106,25 +116,26 @@ class PrefixSlots(nn.Module):
             # only its own: layers of the other stack may be replayed later with the prefix they had
             self._put(self.source(), own)
         for place in own:
-            if place.name == "dec" and self.bias == "relative":
+            if place.name == "dec" and self.bias == "relative" and _slots(place)[0].gate is None:
                 _make_bias(place, args, kwargs)
 
-    def _put(self, kv: Tensor | None, places: Sequence[Place]) -> None:
-        if kv is None:
+    def _put(self, prefix: Tensor | GatedPrefix | None, places: Sequence[Place]) -> None:
+        if prefix is None:
             for place in places:
                 for slot in _slots(place):
-                    slot.prefix = slot.bias = None
+                    slot.prefix = slot.bias = slot.gate = None
             return
+        kv, gate = prefix if isinstance(prefix, GatedPrefix) else (prefix, None)
         kv = kv.unsqueeze(2) if kv.dim() == 5 else kv
         layers, pair, _, heads, _, size = kv.shape
         if (layers, pair, heads, size) != (self.shape.layers, 2, self.shape.kv_heads, self.shape.head_dim):
             raise ValueError(f"a prefix of shape {tuple(kv.shape)} does not fit {self.shape}")
-        every = iter(kv.unbind(0))
+        every = iter(zip(kv.unbind(0), [None] * layers if gate is None else gate.unbind(0), strict=True))
         for place in self.places:
             for slot in _slots(place):
-                layer = next(every)
+                layer, own_gate = next(every)
                 if place in places:
-                    slot.prefix = layer.unbind(0)
+                    slot.prefix, slot.gate = layer.unbind(0), own_gate
 
     def _use(self, name: str | None) -> None:
         for config, stock in zip(self._configs, self._stock, strict=True):
@@ -137,8 +148,8 @@ def _slots(place: Place) -> list[Slot]:
 
 def _make_bias(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Set the learned relative bias of every prefix token; layers without one of their own use the first layer's."""
-    first, prefix = place.layers[0], place.layers[0].mtlbench_slot.prefix
-    if prefix is None or not hasattr(first, "compute_bias"):
+    prefix = place.layers[0].mtlbench_slot.prefix
+    if prefix is None or not hasattr(place.first, "compute_bias"):
         return
     tokens = args[0] if args else kwargs.get("input_ids")
     queries = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[1]
@@ -146,6 +157,7 @@ def _make_bias(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     seen = 0 if cache is None else cache.get_seq_length()
     shared = None
     for layer in place.layers:
-        if shared is None or layer.has_relative_attention_bias:
-            shared = layer.compute_bias(queries, length, past_seen_tokens=length + seen)
+        giver = layer if layer.has_relative_attention_bias else place.first
+        if shared is None or giver is layer:
+            shared = giver.compute_bias(queries, length, past_seen_tokens=length + seen)
         layer.mtlbench_slot.bias = shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.method import Method, Setup, SetupTask
 from mtlbench.api.record import Record
 from mtlbench.engine.backbone import load_backbone
+from mtlbench.engine.encode import encode_texts
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
@@ -38,6 +40,7 @@ def setup_of(
     train_rows: Sequence[int],
     total_steps: int,
     routing: Routing,
+    tokenizer: Any = None,
 ) -> Setup:
     """What a method may know about a cell; ``train_rows`` by task."""
     targets = projection_names(model)
@@ -51,6 +54,7 @@ def setup_of(
         max_length=cell.protocol.max_length,
         seed=axis_seed(cell.seed, "init"),
         sources=len(cell.protocol.source_tasks),
+        encode=None if tokenizer is None else lambda text: encode_texts(tokenizer, [text], special=False)[text],
     )
 
 
@@ -77,6 +81,7 @@ def rebuild(record: Record, adapter: Path) -> Rebuilt:
         train_rows=extra["train_rows"],
         total_steps=extra["total_steps"],
         routing=Routing(),
+        tokenizer=backbone.tokenizer,
     )
     method.attach(backbone.model, setup)
     shrink(backbone.model, saved_names(adapter))

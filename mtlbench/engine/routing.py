@@ -1,4 +1,4 @@
-"""Task ids on their way to the layers, without touching any model's forward signature."""
+"""What layers may know about the rows in flight, without touching any model's forward signature."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ class Routing:
 
     def __init__(self) -> None:
         self._tasks: Tensor | None = None
+        self._contexts: Tensor | None = None
         self.turn = 0
         """Grows whenever the batch in flight changes."""
 
     @contextmanager
-    def of(self, tasks: Tensor) -> Iterator[None]:
-        """Route a batch whose rows have the ids ``tasks [rows]`` (int64, on the model's device)."""
-        previous, self._tasks = self._tasks, tasks
+    def of(self, tasks: Tensor, contexts: Tensor | None = None) -> Iterator[None]:
+        """Route a batch whose rows have the ids ``tasks [rows]`` (int64, on the model's device).
+
+        Args:
+            contexts: Tokens of each row before its answer ``[rows]``, where a decoder-only backbone reads both.
+        """
+        previous, self._tasks, self._contexts = (self._tasks, self._contexts), tasks, contexts
         self.turn += 1
         try:
             yield
         finally:
-            self._tasks = previous
+            self._tasks, self._contexts = previous
             self.turn += 1
 
     @property
@@ -48,10 +53,21 @@ class Routing:
         Raises:
             RuntimeError: outside :meth:`of`, or when ``rows`` is no multiple of the batch.
         """
-        tasks = self.tasks
-        batch = tasks.shape[0]
-        if rows == batch:
-            return tasks
-        if rows % batch:
-            raise RuntimeError(f"an activation of {rows} rows cannot be routed by {batch} task ids")
-        return tasks.repeat_interleave(rows // batch)
+        return _of_rows(self.tasks, rows)
+
+    def contexts(self, rows: int) -> Tensor | None:
+        """How many tokens of each row are the question ``[rows]``; ``None`` where all are, as when answers are written.
+
+        A method that looks at the text of a whole row looks at these alone: the answer that is trained or scored stands
+        behind them in the rows of a decoder-only backbone.
+        """
+        return None if self._contexts is None else _of_rows(self._contexts, rows)
+
+
+def _of_rows(values: Tensor, rows: int) -> Tensor:
+    batch = values.shape[0]
+    if rows == batch:
+        return values
+    if rows % batch:
+        raise RuntimeError(f"an activation of {rows} rows cannot be routed by {batch} task ids")
+    return values.repeat_interleave(rows // batch)

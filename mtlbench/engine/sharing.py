@@ -34,6 +34,13 @@ class SharedRow:
     tokens: Tokens
     wishes: list[Wish] = field(default_factory=list)
 
+    def by_context(self) -> list[SharedRow]:
+        """The same wishes with a row for each context: a context may be read otherwise than as the start of another."""
+        found: dict[int, SharedRow] = {}
+        for wish in sorted(self.wishes, key=lambda w: len(w.tokens), reverse=True):
+            found.setdefault(wish.first, SharedRow(self.group, wish.tokens)).wishes.append(wish)
+        return list(found.values())
+
 
 def share_rows(wishes: Sequence[Wish]) -> list[SharedRow]:
     """As few rows as possible, sorted: a wish whose tokens begin another's takes the other's row.

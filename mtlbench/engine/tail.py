@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.soft_prompt import SoftPrompt, soft_prompt_of
 
 PARTS = ("self_attn.o_proj", "mlp")
 """What the last layer computes for each position by itself."""
@@ -65,7 +66,7 @@ def narrow_tail(model: Any, places: Places | None, routing: Routing) -> Iterator
         return
     with ExitStack() as stack:
         for part in _parts(model):
-            inner = _Narrow(places, routing)
+            inner = _Narrow(places, routing, soft_prompt_of(model))
             for handle in (part.register_forward_pre_hook(inner.enter), part.register_forward_hook(inner.leave)):
                 stack.callback(handle.remove)
         yield
@@ -74,10 +75,9 @@ def narrow_tail(model: Any, places: Places | None, routing: Routing) -> Iterator
 class _Narrow:
     """The hooks of one module."""
 
-    def __init__(self, places: Places, routing: Routing) -> None:
-        self._places, self._routing = places, routing
-        flat = places.index.reshape(-1)
-        self._back = flat if places.distinct is None else flat.index_select(0, places.distinct)
+    def __init__(self, places: Places, routing: Routing, prompt: SoftPrompt | None) -> None:
+        self._places, self._routing, self._prompt = places, routing, prompt
+        self._back = places.index
         self._routed = ExitStack()
         self._rows = self._length = 0
 
@@ -86,7 +86,10 @@ class _Narrow:
         self._rows, self._length, width = x.shape
         tasks = self._places.tasks
         self._routed.enter_context(nullcontext() if tasks is None else self._routing.of(tasks))
-        chosen = x.reshape(-1, width).index_select(0, self._places.index.reshape(-1))
+        flat = self._places.index.reshape(-1)
+        flat = flat if self._prompt is None else self._prompt.moved(flat, rows=self._rows)
+        self._back = flat if self._places.distinct is None else flat.index_select(0, self._places.distinct)
+        chosen = x.reshape(-1, width).index_select(0, flat)
         return (chosen.view(*self._places.index.shape, width), *args[1:])
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Bottleneck adapters: Houlsby's behind attention and feed-forward blocks, Pfeiffer's behind the latter alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mtlbench import Method, Setup, hookimpl
+from mtlbench.errors import RequestError
+from mtlbench_methods.settings import check
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mtlbench.engine.adapters import Adapter
+    from mtlbench.engine.sublayers import Sublayer
+
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "swish")
+STD = 0.02
+"""Of initial values, as AdapterHub's ``bert`` start has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Houlsby(Method):
+    """``x + U f(D x + b_D) + b_U`` on the output ``x`` of each self-attention and feed-forward block, for each task.
+
+    The reduction and ``f`` are AdapterHub's; ``U`` starts at zero, so that training starts from the backbone itself.
+    Attention to an encoder's output has no adapter, as in the multi-task code bases on T5.
+    """
+
+    name: ClassVar[str] = "houlsby"
+    source: ClassVar[str] = (
+        "Houlsby et al. 2019, arXiv:1902.00751; adapter-hub/adapters:src/adapters/configuration/adapter_config.py "
+        "(DoubleSeqBnConfig)"
+    )
+    task_routed: ClassVar[bool] = True
+    blocks: ClassVar[tuple[int, ...]] = (0, 1)
+    """Places that have one: attention, feed-forward block."""
+
+    reduction: int = 16
+    """The bottleneck is the backbone's width divided by it."""
+    activation: str = "swish"
+    """``f``: ``relu``, ``gelu``, ``gelu_new`` (its tanh form) or ``swish``."""
+    per_task: bool = True
+    """An adapter for each task, taken by each row of a batch, or one for all."""
+    zero_start: bool = True
+    """``U`` starts at zero; otherwise at N(0, 0.02^2), as ``D`` always does."""
+    norms: bool = False
+    """Train the backbone's layer norms too, which then belong to all tasks, as in Houlsby et al. and Compacter's code.
+    """
+
+    def __post_init__(self) -> None:
+        check(self, "reduction", holds=self.reduction >= 1, allowed="a whole number of at least 1")
+        check(
+            self, "activation", holds=self.activation in ACTIVATIONS, allowed=f"{', '.join(ACTIVATIONS[:-1])} or swish"
+        )
+        # promises of these settings, not of the class
+        object.__setattr__(self, "task_routed", self.per_task)
+        object.__setattr__(self, "identity_at_start", self.zero_start)
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        from mtlbench.engine.norms import train_norms
+        from mtlbench.engine.sublayers import put_after, sublayers
+
+        places = [place for place in sublayers(setup.target_modules) if place.block in self.blocks]
+        width = setup.shapes[places[0].name][0]
+        if self.reduction > width:
+            raise RequestError(
+                f"{self.name}[reduction={self.reduction}]: the backbone is {width} wide, which leaves no bottleneck. "
+                f"Take at most {width}."
+            )
+        put_after(model, places, lambda place, width: self._adapter(place, width, setup), setup.routing)
+        if self.norms:
+            train_norms(model)
+
+    def _adapter(self, place: Sublayer, width: int, setup: Setup) -> Adapter:
+        import torch
+
+        from mtlbench.engine.adapters import Adapter, AdapterBank
+        from mtlbench.engine.lowrank import generator
+
+        tasks, bottleneck = len(setup.tasks) if self.per_task else 1, width // self.reduction
+        draw = generator(setup.seed, place.name)
+        # every task starts from the same one
+        down, up = (STD * torch.randn(shape, generator=draw) for shape in ((bottleneck, width), (width, bottleneck)))
+        bank = AdapterBank(
+            down=down.expand(tasks, -1, -1).clone(),
+            down_bias=torch.zeros(tasks, bottleneck),
+            up=(up * (not self.zero_start)).expand(tasks, -1, -1).clone(),
+            up_bias=torch.zeros(tasks, width),
+        )
+        return Adapter(bank, self.activation)
+
+    def finish(self, model: nn.Module) -> None:
+        """Round layer norms that trained as the backbone's are."""
+        from mtlbench.engine.norms import round_norms
+
+        round_norms(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pfeiffer(Houlsby):
+    """``x + U relu(D x + b_D) + b_U`` on the output ``x`` of each feed-forward block, for each task."""
+
+    name: ClassVar[str] = "pfeiffer"
+    source: ClassVar[str] = (
+        "Pfeiffer et al. 2021, arXiv:2005.00247; adapter-hub/adapters:src/adapters/configuration/adapter_config.py "
+        "(SeqBnConfig)"
+    )
+    blocks: ClassVar[tuple[int, ...]] = (1,)
+
+    activation: str = "relu"
+
+
+@hookimpl
+def mtlbench_methods() -> list[type[Method]]:
+    return [Houlsby, Pfeiffer]
