@@ -63,6 +63,10 @@ def _full(point: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
 
 
+def _device(point: str) -> None:
+    raise RuntimeError(f"CUDA error: an illegal memory access was encountered: the fail point {point} is armed")
+
+
 _ACTIONS: Mapping[str, Callable[[str], None]] = {
     "kill": lambda point: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda point: os.kill(os.getpid(), signal.SIGSTOP),
@@ -71,6 +75,7 @@ _ACTIONS: Mapping[str, Callable[[str], None]] = {
     "raise": _raise,
     "oom": _oom,
     "full": _full,
+    "device": _device,
 }
 
 

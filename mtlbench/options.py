@@ -72,6 +72,7 @@ WORKERS: tuple[Callable[[Any], Any], ...] = (
 
 LIMITS: tuple[Callable[[Any], Any], ...] = (
     click.option("--devices-per-cell", metavar="N", help="GPUs of a cell, also by method: 1,full=4.  [default: 1]"),
+    click.option("--shard", is_flag=True, help="Cut the frozen backbone into parts, one for each device of a cell."),
     click.option(
         "--silence",
         "silence_s",
@@ -86,6 +87,10 @@ LIMITS: tuple[Callable[[Any], Any], ...] = (
         metavar="SECONDS",
         help="End a cell that runs longer.  [default: no limit]",
     ),
+)
+
+TRACK: tuple[Callable[[Any], Any], ...] = (
+    click.option("--track", metavar="NAMES", help="Log to trackers too: tensorboard, wandb, mlflow."),
 )
 
 

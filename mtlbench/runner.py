@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import SILENCE_S, DevicesPerCell, Executor, Launch, Workers
 from mtlbench.errors import MtlbenchError
 from mtlbench.observers.events import Events
+from mtlbench.processes.interrupts import Interrupts
 from mtlbench.processes.stacks import forget_stacks
 from mtlbench.store import RunFolder
 
@@ -27,66 +26,166 @@ FINISH_S = 60.0
 _log = logging.getLogger(__name__)
 
 
+class Session:
+    """Runs request after request with the same workers. A context manager: at its end no worker runs any more.
+
+    Args:
+        at_once: Cells that a request has at most, where several follow one another; ``None`` for a single one.
+
+    The other words are those of :class:`Launch`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        executor: Executor,
+        observers: Mapping[str, object],
+        *,
+        device: str = "auto",
+        workers: int = 0,
+        devices: DevicesPerCell | None = None,
+        silence_s: float = SILENCE_S,
+        cell_timeout_s: float | None = None,
+        at_once: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._executor = executor
+        self._events = Events(observers)
+        self._series = folder.series() if at_once is not None else None
+        self._launch = Launch(
+            folder=folder.path,
+            request="",
+            workers=workers,
+            device=device,
+            devices=devices or DevicesPerCell(),
+            silence_s=silence_s,
+            cell_timeout_s=cell_timeout_s,
+            series=self._series.name if self._series is not None else None,
+            at_once=at_once or 1,
+        )
+        self._workers: Workers | None = None
+        self._interrupts = Interrupts()
+        self._interrupted = False
+
+    def __enter__(self) -> Session:
+        self._interrupts.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            with self._interrupts.raised():
+                self._end()
+        except KeyboardInterrupt:
+            self._stop()
+        finally:
+            self._interrupts.forget()
+
+    def run(self, request: str, cells: Sequence[Cell]) -> int:
+        """Run the cells of ``request`` that have no record; failed ones are tried again.
+
+        Gives the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted. What
+        was finished stays in every case.
+
+        Raises:
+            RequestError: the executor cannot carry out the request on this machine.
+            StoreError: a record was written by a newer version.
+        """
+        folder, keys = self._folder, [cell.key for cell in cells]
+        retired = folder.retire_failed(keys)
+        if retired:
+            _log.info("%d failed cells are tried again", len(retired))
+        folder.forget_deaths(keys)
+        running = folder.claims()
+        forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
+        self._events.run_started(cells)
+        interrupted = False
+        try:
+            watch = _Watch(folder, cells, self._events)
+            if watch.missing:
+                interrupted = self._supervise(request, watch)
+                # A worker that was killed after it published has left its claim.
+                folder.forget_deaths(key for key in keys if key not in watch.missing)
+        finally:
+            self._events.run_finished()
+        if interrupted:
+            _log.warning(
+                "Interrupted with %d of %d cells done. Run the same command again: it goes on where this one ended.",
+                len(cells) - len(watch.missing),
+                len(cells),
+            )
+            return INTERRUPTED
+        return _exit_code(folder, cells, missing=len(watch.missing))
+
+    def _supervise(self, request: str, watch: _Watch) -> bool:
+        """Keep workers running until nothing is missing or none is left; says whether it was interrupted."""
+        stays = False
+        if self._interrupted:
+            return True
+        try:
+            with self._interrupts.raised():
+                workers = self._begin(request)
+                while watch.missing:
+                    alive = workers.alive()
+                    watch.look()
+                    if not alive:
+                        break
+                    time.sleep(POLL_S)
+                stays = self._series is not None
+                if not stays:
+                    self._end()
+        except KeyboardInterrupt:
+            _log.warning(
+                "Stopping: cells in training end after their step and keep what they have done. Press Ctrl-C again to "
+                "stop at once."
+            )
+            self._interrupted = True
+        finally:
+            if not stays:
+                self._stop()
+            watch.look()
+        return self._interrupted
+
+    def _begin(self, request: str) -> Workers:
+        if self._series is not None:
+            self._series.add(request)
+        if self._workers is None:
+            self._workers = self._executor.start(dataclasses.replace(self._launch, request=request))
+        return self._workers
+
+    def _end(self) -> None:
+        """Let the workers end by themselves, and stop those that do not: observers in them may still be busy."""
+        if self._series is not None:
+            self._series.close()
+        deadline = time.monotonic() + FINISH_S
+        while self._workers is not None and self._workers.alive() and time.monotonic() < deadline:
+            time.sleep(POLL_S / 4)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Stop the workers; a second interrupt ends the wait."""
+        workers, self._workers = self._workers, None
+        if self._series is not None:
+            self._series.close()
+        if workers is None:
+            return
+        try:
+            with self._interrupts.raised():
+                workers.stop(grace_s=GRACE_S)
+        except KeyboardInterrupt:
+            workers.stop(grace_s=0)
+
+
 def run(
     folder: RunFolder,
     request: str,
     cells: Sequence[Cell],
     executor: Executor,
     observers: Mapping[str, object],
-    *,
-    device: str = "auto",
-    workers: int = 0,
-    devices: DevicesPerCell | None = None,
-    silence_s: float = SILENCE_S,
-    cell_timeout_s: float | None = None,
+    **how: Any,
 ) -> int:
-    """Run the cells of ``request`` that have no record; failed ones are tried again.
-
-    The words after ``observers`` are those of :class:`Launch`.
-
-    Gives the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted. What was
-    finished stays in every case.
-
-    Raises:
-        RequestError: the executor cannot carry out the request on this machine.
-        StoreError: a record was written by a newer version.
-    """
-    keys = [cell.key for cell in cells]
-    retired = folder.retire_failed(keys)
-    if retired:
-        _log.info("%d failed cells are tried again", len(retired))
-    folder.forget_deaths(keys)
-    running = folder.claims()
-    forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
-    events = Events(observers)
-    events.run_started(cells)
-    interrupted = False
-    try:
-        watch = _Watch(folder, cells, events)
-        if watch.missing:
-            launch = Launch(
-                folder=folder.path,
-                request=request,
-                workers=workers,
-                device=device,
-                devices=devices or DevicesPerCell(),
-                silence_s=silence_s,
-                cell_timeout_s=cell_timeout_s,
-            )
-            with _signals_interrupt():
-                interrupted = _supervise(executor, launch, watch)
-            # A worker that was killed after it published has left its claim.
-            folder.forget_deaths(key for key in keys if key not in watch.missing)
-    finally:
-        events.run_finished()
-    if interrupted:
-        _log.warning(
-            "Interrupted with %d of %d cells done. Run the same command again: it goes on where this one ended.",
-            len(cells) - len(watch.missing),
-            len(cells),
-        )
-        return INTERRUPTED
-    return _exit_code(folder, cells, missing=len(watch.missing))
+    """Run the cells of one request, as :meth:`Session.run` does; ``how`` are the words of :class:`Session`."""
+    with Session(folder, executor, observers, **how) as session:
+        return session.run(request, cells)
 
 
 class _Watch:
@@ -124,61 +223,6 @@ class _Watch:
             if record is not None:
                 del self.missing[key]
                 self._events.cell_finished(record)
-
-
-def _supervise(executor: Executor, launch: Launch, watch: _Watch) -> bool:
-    """Keep workers running until nothing is missing or none is left; says whether it was interrupted."""
-    started: Workers | None = None
-    try:
-        started = executor.start(launch)
-        while watch.missing:
-            alive = started.alive()
-            watch.look()
-            if not alive:
-                break
-            time.sleep(POLL_S)
-        # Observers in the workers may still be busy with the last record.
-        deadline = time.monotonic() + FINISH_S
-        while started.alive() and time.monotonic() < deadline:
-            time.sleep(POLL_S / 4)
-    except KeyboardInterrupt:
-        _log.warning(
-            "Stopping: cells in training end after their step and keep what they have done. Press Ctrl-C again to stop "
-            "at once."
-        )
-        return True
-    finally:
-        if started is not None:
-            _stop(started)
-        watch.look()
-    return False
-
-
-def _stop(workers: Workers) -> None:
-    """Stop the workers; a second interrupt ends the wait."""
-    try:
-        workers.stop(grace_s=GRACE_S)
-    except KeyboardInterrupt:
-        workers.stop(grace_s=0)
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Treat SIGTERM and a closed terminal like Ctrl-C; what the caller ignores (as nohup does) stays ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_code(folder: RunFolder, cells: Sequence[Cell], *, missing: int) -> int:

@@ -69,6 +69,7 @@ def edited(folder: Path, to: Path, *, method: str, wrong: float) -> Path:
                 "metrics": dict.fromkeys(body["scores"][task]["metrics"], share),
             }
         store.put_samples(key, samples)
+        del body["provenance"]["samples_sha256"]
         (to / "records" / f"{key}.json").write_bytes(seal(body))
     return to
 

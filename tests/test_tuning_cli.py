@@ -65,6 +65,21 @@ def test_killed_with_sigkill_it_continues_and_counts_each_trial_once(tmp_path: P
     assert again.stdout == done.stdout and "started" not in again.stderr
 
 
+def test_its_workers_stay_warm_and_it_takes_the_options_of_a_run(tmp_path: Path):
+    words = [*TUNE, "--at-once", "1", "--track", "tensorboard", "--silence", "300", "--cell-timeout", "300"]
+    done = call(*words, "--devices-per-cell", "1,lora=1", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = sorted(RunFolder(tmp_path / "out").records().values(), key=lambda record: record.cell.seed)
+    assert [record.status for record in records] == ["ok"] * 3
+    assert len({record.provenance["pid"] for record in records}) == 1, "one process ran the trials of all three batches"
+    outside = []
+    for record in records:
+        assert record.costs is not None
+        outside.append(record.costs.total_seconds - record.costs.train_seconds - record.costs.eval_seconds)
+    assert max(outside[1:]) < outside[0], "backbone and rows are loaded for the first one"
+    assert len(list((tmp_path / "out" / "tracking" / "tensorboard").iterdir())) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -73,6 +88,8 @@ def test_killed_with_sigkill_it_continues_and_counts_each_trial_once(tmp_path: P
         ((*TUNE, "--search", "rnk=1:2", "--out", "out"), "no setting 'rnk'"),
         ((*TUNE, "--to-optuna", "none.db", "--out", "out"), "--to-optuna 'none.db'"),
         ((*TUNE, "--executor", "locl", "--out", "out"), "Unknown executor 'locl'"),
+        ((*TUNE, "--devices-per-cell", "lra=2", "--out", "out"), "--devices-per-cell names 'lra'"),
+        ((*TUNE, "--track", "tensorbord", "--out", "out"), "Unknown tracker 'tensorbord'"),
     ],
 )
 def test_a_wrong_request_is_one_clear_line_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], message: str):

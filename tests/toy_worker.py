@@ -4,7 +4,7 @@
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
-device with this word in its name) or ``fail_when_stopped``; ``seconds`` is how long it works.
+device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``; ``seconds`` is how long it works.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
         time.sleep(600)
     if do == "bad_gpu" and "bad" in os.environ["CUDA_VISIBLE_DEVICES"]:
         os.abort()
+    if do == "break" or (do == "break_bad" and "bad" in os.environ["CUDA_VISIBLE_DEVICES"]):
+        broken = Failure(kind="device", message="m", next_step="n")
+        return Record(cell=cell, status="failed", failure=broken, notes={"pid": os.getpid()})
     if do in ("hang", "fork"):
         time.sleep(600)
     if do == "spin":

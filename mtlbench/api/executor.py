@@ -22,6 +22,8 @@ class DevicesPerCell:
     usual: int = 1
     of: Mapping[str, int] = field(default_factory=dict)
     """Method name to its own number."""
+    shard: bool = False
+    """Whether each device of a cell that has several keeps only a part of the frozen backbone."""
 
     def __call__(self, cell: Cell) -> int:
         return self.of.get(cell.method, self.usual)
@@ -51,12 +53,18 @@ class DevicesPerCell:
         return cls(usual=usual, of=of)
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """Refuse a method that no cell is of.
+        """Refuse a method that no cell is of, and sharding where no cell has several devices.
 
         Raises:
-            RequestError: naming it.
+            RequestError: saying what is wrong.
         """
+        cells = list(cells)
         methods = {cell.method for cell in cells}
+        if self.shard and all(self(cell) == 1 for cell in cells):
+            raise RequestError(
+                "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
+                "--devices-per-cell 2."
+            )
         for name in self.of:
             if name not in methods:
                 raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")
@@ -80,6 +88,10 @@ class Launch:
     """A cell without a step or a scored batch for so many seconds is ended with class ``timeout``."""
     cell_timeout_s: float | None = None
     """A cell that runs longer than this many seconds is ended with class ``timeout``."""
+    series: str | None = None
+    """Name of the series whose later requests the workers take too; they stay until it is closed."""
+    at_once: int = 1
+    """Cells without a record that later requests of the series will have at once."""
 
 
 class Workers(ABC):

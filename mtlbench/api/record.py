@@ -12,7 +12,7 @@ SCHEMA = 1
 """Version of the record layout; a reader refuses newer ones."""
 
 Status = Literal["ok", "failed", "skipped"]
-FailureClass = Literal["oom", "timeout", "killed", "user", "plugin", "disk", "corrupt", "infra"]
+FailureClass = Literal["oom", "timeout", "killed", "user", "plugin", "disk", "corrupt", "device", "infra"]
 
 
 @dataclass(frozen=True, kw_only=True)

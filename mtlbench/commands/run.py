@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mtlbench.commands.shared import limits_from, plan_from, render_reports, reports_named, tell_notes
-from mtlbench.options import LIMITS, PROTOCOL, REQUEST, WORKERS, with_options
+from mtlbench.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
 
 
 @click.command()
@@ -18,7 +18,7 @@ from mtlbench.options import LIMITS, PROTOCOL, REQUEST, WORKERS, with_options
 @with_options(LIMITS)
 @with_options(PROTOCOL)
 @click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
-@click.option("--track", metavar="NAMES", help="Log to trackers too: tensorboard, wandb, mlflow.")
+@with_options(TRACK)
 def run(
     out: Path | None, executor: str, workers: int, device: str, formats: str | None, track: str | None, **words: Any
 ) -> None:

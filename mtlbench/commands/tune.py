@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mtlbench.options import PROTOCOL, WORKERS, with_options
+from mtlbench.commands.shared import limits_from
+from mtlbench.options import LIMITS, PROTOCOL, TRACK, WORKERS, with_options
 
 
 @click.command()
@@ -24,14 +25,25 @@ from mtlbench.options import PROTOCOL, WORKERS, with_options
 @click.option("--seed", type=int, help="Seed of the search.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL-tuning]")
 @click.option("--to-optuna", metavar="URL", help="Copy the study to an Optuna storage, such as sqlite:///tuning.db.")
+@with_options(TRACK)
 @with_options(WORKERS)
+@with_options(LIMITS)
 @with_options(PROTOCOL)
-def tune(out: Path | None, to_optuna: str | None, executor: str, workers: int, device: str, **words: Any) -> None:
+def tune(
+    out: Path | None,
+    to_optuna: str | None,
+    executor: str,
+    workers: int,
+    device: str,
+    track: str | None,
+    **words: Any,
+) -> None:
     """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command again goes on."""
     from mtlbench.errors import RequestError
     from mtlbench.tuning.command import tune as search
     from mtlbench.tuning.tuning import Words
 
+    limits = limits_from(words)
     given = {name: value for name, value in words.items() if value is not None}
     for needed in ("method", "tasks"):
         if needed not in given:
@@ -46,6 +58,8 @@ def tune(out: Path | None, to_optuna: str | None, executor: str, workers: int, d
         executor=executor,
         workers=workers,
         device=device,
+        track=track,
+        limits=limits,
         say=click.echo,
         tell=lambda line: click.echo(line, err=True),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from mtlbench.conformance.findings import Broken
@@ -25,6 +26,16 @@ def expect_same(one: Tensor, other: Tensor, what: str) -> None:
     found = gap(one, other)
     if not found <= TOLERANCE:
         raise Broken(f"{what} differ by {100 * found:.2g} % of the largest")
+
+
+def expect_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, when: str) -> None:
+    """Raise :class:`Broken` unless both are equal, bit for bit but for nan."""
+    unequal = one.keys() ^ other.keys()
+    for name in one.keys() & other.keys():
+        if not torch.equal(one[name].nan_to_num(), other[name].nan_to_num()):
+            unequal.add(name)
+    if unequal:
+        raise Broken(f"{what} differ {when}: {some(unequal)}")
 
 
 def some(names: Collection[str]) -> str:

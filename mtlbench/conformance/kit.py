@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from mtlbench.api.method import Method
-from mtlbench.conformance import backward, forward, keeping
+from mtlbench.conformance import backward, forward, keeping, resuming
 from mtlbench.conformance.findings import Broken, Check, Finding, NotApplicable
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.randomness import scrambled
@@ -96,6 +96,13 @@ CHECKS: tuple[Check, ...] = (
         "the same seed gives the same numbers whatever the global random state",
         "Draw initial values from a torch.Generator seeded by setup.seed, never from a global random state.",
         keeping.same_seed,
+    ),
+    Check(
+        "resume",
+        "training that is interrupted and goes on from its checkpoint ends bitwise as undisturbed training",
+        "Keep what steps depend on in parameters or buffers, hand other state to trainer.keep, draw noise from torch's "
+        "global random state, or set resumable = False, and such cells start from zero.",
+        resuming.resume,
     ),
     Check(
         "finish",

@@ -13,9 +13,10 @@ from mtlbench.conformance.findings import NotApplicable
 from mtlbench.conformance.rows import PAD
 from mtlbench.conformance.watch import Watch
 from mtlbench.engine.guards import label_logits
+from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.splits import carve
 from mtlbench.engine.state import save_adapter, trainable_state
-from mtlbench.engine.train import Loop
+from mtlbench.engine.train import Loop, OnStep
 from mtlbench.testing import toy_rows
 
 if TYPE_CHECKING:
@@ -94,11 +95,24 @@ def begin(lab: Lab) -> Life:
 
 
 def fit(lab: Lab, life: Life) -> None:
-    """Train in the real loop on rows that can be learnt, with a held-out part for methods that search."""
-    model, setup = life.specimen.model, life.specimen.setup
+    """Train, and see what moves."""
+    model = life.specimen.model
+    loop = loop_of(lab, life.specimen, lambda step, losses, tasks: life.watch.look())
+    try:
+        lab.method.fit(model, loop)
+    finally:
+        life.changed["fit"] = _changed(lab, life.specimen)
+    model.eval()
+    life.watch.look()
+    life.end = trainable_state(model)
+
+
+def loop_of(lab: Lab, specimen: Specimen, on_step: OnStep, recovery: Recovery | None = None) -> Loop:
+    """The real loop on rows that can be learnt, with a held-out part for methods that search."""
+    setup = specimen.setup
     protocol = Protocol(steps=STEPS, batch_size=6, held_out=0.2, evals_per_run=0)
-    loop = Loop(
-        model=model,
+    return Loop(
+        model=specimen.model,
         method=lab.method,
         splits=carve(toy_rows(tasks=len(setup.tasks), rows=10), held_out=protocol.held_out, seed=setup.seed),
         protocol=protocol,
@@ -109,15 +123,9 @@ def fit(lab: Lab, life: Life) -> None:
         decoder_start_id=PAD,
         seed=setup.seed,
         device=torch.device("cpu"),
-        on_step=lambda step, losses, tasks: life.watch.look(),
+        on_step=on_step,
+        recovery=recovery,
     )
-    try:
-        lab.method.fit(model, loop)
-    finally:
-        life.changed["fit"] = _changed(lab, life.specimen)
-    model.eval()
-    life.watch.look()
-    life.end = trainable_state(model)
 
 
 def _save(lab: Lab, life: Life) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import torch
-from torch import nn
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Failure, Record
@@ -21,6 +17,7 @@ from mtlbench.engine.attempt import Attempt, Surroundings
 from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.batches import Batch, collate
 from mtlbench.engine.bench import Bench, token_budget
+from mtlbench.engine.broken import lost_unseen
 from mtlbench.engine.cost import Peak, folder_bytes, stored_count, trainable_count
 from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
@@ -30,7 +27,7 @@ from mtlbench.engine.ranks import ALONE, Ranks
 from mtlbench.engine.recovery import EVERY_S
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
-from mtlbench.engine.train import Loop
+from mtlbench.engine.told import notes_of, provenance_of
 from mtlbench.failpoints import reach
 from mtlbench.observers.events import Events
 from mtlbench.processes.stopping import Stop
@@ -42,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest difference of logits that counts as equal, relative to the largest logit."""
-_PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
 def run_cell(
@@ -80,12 +76,29 @@ def run_cell(
             record = run.record()
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
-        record = Record(cell=cell, status="failed", failure=failure_of(error, cell))
-    finally:
+        record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
+    if record.failure is None or record.failure.kind != "device":
         free_memory(bench.device)
-    told = {**run.told(), **({"processes": ranks.size} if ranks.size > 1 else {})}
-    provenance = {**_provenance(bench), **record.provenance, **told, "started": started, "finished": time.time()}
+    shared = {"processes": ranks.size, **({"shards": ranks.size} if ranks.sharded else {})} if ranks.size > 1 else {}
+    told = {**run.told(), **shared}
+    provenance = {**provenance_of(bench), **record.provenance, **told, "started": started, "finished": time.time()}
     return Record(**{**vars(record), "provenance": provenance})
+
+
+def run_along(cell: Cell, around: Surroundings) -> None:
+    """What :func:`run_cell` does, in another process than the first: of a sharded backbone all run every layer.
+
+    Nothing is written.
+
+    Raises:
+        Stopped: the worker was asked to end.
+    """
+    run = _Along(cell, around, events=Events({}))
+    try:
+        run.record()
+    except Unusable:
+        # the first process removes the checkpoints
+        run.record()
 
 
 @dataclass
@@ -140,7 +153,8 @@ class _Run:
         eval_seconds = time.perf_counter() - evaluated
         reach("cell.evaluated")
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
-        self.folder.put_samples(cell.key, evaluation.samples)
+        if self.around.ranks.first:
+            self.folder.put_samples(cell.key, evaluation.samples)
         done = attempt.loop.progress
         return Record(
             cell=cell,
@@ -162,7 +176,7 @@ class _Run:
                 **_peak_fields(peak),
             ),
             guards=self.checks,
-            notes=self._notes(model, attempt.loop, attached),
+            notes=notes_of(model, done, cell.tasks, attached=attached),
             provenance={
                 "backbone_fingerprint": backbone.fingerprint,
                 "dtype": str(bench.dtypes(cell)[0]),
@@ -207,7 +221,11 @@ class _Run:
         """Save the adapter, read it into a fresh copy, and compare."""
         path, model, setup, routing = self.folder.adapter(self.cell.key), attempt.model, attempt.setup, attempt.routing
         rows = [task.train_rows for task in setup.tasks]
-        save_adapter(model, path, {"cell": self.cell.to_json(), "train_rows": rows, "total_steps": setup.total_steps})
+        extra = {"cell": self.cell.to_json(), "train_rows": rows, "total_steps": setup.total_steps}
+        ranks = self.around.ranks
+        ranks.first_then_others(
+            lambda: save_adapter(model, path, extra) if ranks.first else path, digest=lambda path: None
+        )
         again = attempt.backbone.fresh()
         attempt.method.attach(again, setup)
         shrink(again, saved_names(path))
@@ -224,7 +242,8 @@ class _Run:
         self.token_budget = token_budget(self.bench.device)
         while True:
             try:
-                return self._scored(attempt)
+                with self.around.ranks.in_step(attempt.model):
+                    return self._scored(attempt)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.token_budget == 1:
                     raise
@@ -255,32 +274,12 @@ class _Run:
         if not held:
             raise GuardError(f"the check {name!r} did not hold for {self.cell.variant}: {_MEANING[name]}")
 
-    def _notes(self, model: nn.Module, loop: Loop, attached: int) -> dict[str, Any]:
-        names = self.cell.tasks
-        done = loop.progress
-        notes: dict[str, Any] = {
-            "parameters_attached": attached,
-            "best_step": done.best_step,
-            "stopped_early": done.stopped_early,
-            "stop_losses": done.stop_losses,
-            "rows_per_task": {names[i]: n for i, n in sorted(done.rows_per_task.items())},
-            "tokens_per_task": {names[i]: n for i, n in sorted(done.tokens_per_task.items())},
-        }
-        if len(done.stages) > 1:
-            notes["stages"] = [
-                {
-                    "tasks": [names[task] for task in stage.tasks],
-                    "steps": [stage.first_step, stage.steps],
-                    "best_step": stage.best_step,
-                    "stopped_early": stage.stopped_early,
-                }
-                for stage in done.stages
-            ]
-        for module in model.modules():
-            told = getattr(module, "notes", None)
-            if callable(told):
-                notes.update(told())
-        return notes
+
+class _Along(_Run):
+    """The same in a process that is not the first."""
+
+    def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        reach("rank.step")
 
 
 _MEANING: Mapping[str, str] = {
@@ -299,18 +298,3 @@ def _refusal(reason: str) -> Failure:
 
 def _peak_fields(peak: Peak) -> dict[str, Any]:
     return {"peak_memory": peak.amount, "peak_memory_kind": peak.kind}
-
-
-def _provenance(bench: Bench) -> dict[str, Any]:
-    return {
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "host": platform.node(),
-        "pid": os.getpid(),
-        **({"foreign_device_bytes": int(taken)} if (taken := os.environ.get("MTLBENCH_FOREIGN_BYTES")) else {}),
-        "device": bench.machine.name,
-        "threads": bench.machine.threads,
-        "float32_gflops": round(bench.machine.float32_gflops, 1),
-        "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
-    }

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, FailureClass
+from mtlbench.engine.broken import lost
 from mtlbench.engine.memory import is_out_of_memory
 from mtlbench.errors import PluginError, RequestError, StoreError
 from mtlbench.plugins import offer_of
@@ -23,6 +24,8 @@ _NEXT: dict[FailureClass, str] = {
     "disk": "Free space or raise the quota of the run folder, then run the same command again.",
     "corrupt": "Remove or restore the file that the message names, then run the same command again.",
     "plugin": "The failure is in the method's own code: report it to its authors with the frames of this record.",
+    "device": "The worker ended, because its process cannot use the device any more; run the same command again with "
+    "CUDA_LAUNCH_BLOCKING=1 set, which makes the frames show the operation, or on another device after an ECC error.",
     "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
 }
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -45,6 +48,8 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
 
 
 def _class_of(error: BaseException, cell: Cell) -> FailureClass:
+    if lost(error) is not None:
+        return "device"
     if is_out_of_memory(error):
         return "oom"
     if (isinstance(error, OSError) and error.errno in _DISK) or disk_error(error, Path(), needed=0):

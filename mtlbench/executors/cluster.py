@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Launch
-from mtlbench.store import RunFolder
+from mtlbench.executors.asked import Asked
 
 RESTARTS = 3
 """How often nodes are asked for again in a row while no cell gets done."""
@@ -25,20 +23,18 @@ class Wanted:
     launch: Launch
     most: int
     """Workers at once."""
-    folder: RunFolder = field(init=False)
-    cells: Sequence[Cell] = field(init=False)
-    _missing: int | None = field(default=None, init=False)
+    asked: Asked = field(init=False)
+    _seen_done: int = field(default=0, init=False)
     _restarts: int = field(default=0, init=False)
     _done: bool = field(default=False, init=False)
     _next_look: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.folder = RunFolder(self.launch.folder)
-        self.cells = self.folder.cells(self.launch.request)
+        self.asked = Asked(self.launch)
 
     def widths(self, running: Counter[int]) -> dict[int, int]:
         """Width to how many more workers are of use; every width gets one before any gets two."""
-        demand = Counter(self.launch.devices(cell) for cell in self.folder.missing(self.cells))
+        demand = self.asked.demand()
         left = self.most - running.total()
         more: Counter[int] = Counter()
         while left > 0:
@@ -49,24 +45,32 @@ class Wanted:
             left -= 1
         return dict(more)
 
+    def grew(self) -> bool:
+        """Whether cells came since the last call."""
+        if not self.asked.grew():
+            return False
+        self._done = False
+        return True
+
     def done(self) -> bool:
         """Whether every cell has its record; asked of the disk once a second at most."""
         now = time.monotonic()
         if not self._done and now >= self._next_look:
             self._next_look = now + LOOK_AGAIN_S
-            self._done = not self.folder.missing(self.cells)
+            self._done = not self.asked.missing()
         return self._done
 
     def may_restart(self, what: str) -> bool:
         """Whether what ended (in words) is asked for again: not over and over while nothing gets done."""
-        missing = len(self.folder.missing(self.cells))
-        if self._missing is not None and missing < self._missing:
+        missing = len(self.asked.missing())
+        done = len(self.asked.cells) - missing
+        if done > self._seen_done:
             self._restarts = 0
-        self._missing = missing
+        self._seen_done = done
         if not missing:
             return False
         if self._restarts >= RESTARTS:
-            _log.error("%s and is not started again: see %s", what, self.folder.path / "logs")
+            _log.error("%s and is not started again: see %s", what, self.asked.folder.path / "logs")
             return False
         self._restarts += 1
         _log.warning("%s: started again", what)

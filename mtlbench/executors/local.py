@@ -8,26 +8,27 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
 from mtlbench.executors import leases
+from mtlbench.executors.asked import Asked
 from mtlbench.executors.devices import Device, Inventory, Nvidia, cpus
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.processes.stacks import frames, stacks_file
-from mtlbench.store import RunFolder
+from mtlbench.processes.worker import MAX_DEATHS
 
 RESTARTS = 2
-"""How often a seat gets a new worker while no cell gets done."""
+"""How often a seat gets a new worker while nothing gets on."""
 FAULTS = 2
-"""A device on which workers died in this many different cells, with none done in between, is not used again."""
+"""A device on which workers died in this many different cells, with none done in between, is not used again, unless it
+is the last one."""
 ASK_AGAIN_S = 1.0
 """How often a worker that was asked to end is asked again."""
 KILL_AFTER_S = 5.0
@@ -65,13 +66,9 @@ class LocalExecutor(Executor):
         Raises:
             RequestError: ``cuda`` is asked for and there is no GPU, or there are fewer than a cell or the workers need.
         """
-        folder = RunFolder(launch.folder)
-        cells = folder.cells(launch.request)
-        if self.only is not None:
-            cells = [cell for cell in cells if launch.devices(cell) == self.only]
-        demand = Counter(launch.devices(cell) for cell in folder.missing(cells))
+        asked = Asked(launch, only=self.only)
         cards = () if launch.device == "cpu" else self.inventory.devices()
-        chosen = pool(launch.device, launch.workers, demand=demand, cores=cpus(), cards=cards)
+        chosen = pool(launch.device, launch.workers, demand=asked.prospect(), cores=cpus(), cards=cards)
         for card in cards:
             if taken := chosen.slot((card,)).foreign:
                 _log.warning(
@@ -82,9 +79,7 @@ class LocalExecutor(Executor):
                 )
         return LocalWorkers(
             self.command,
-            launch=launch,
-            folder=folder,
-            cells=cells,
+            asked=asked,
             pool=chosen,
             inventory=self.inventory,
             first=self.first,
@@ -99,7 +94,7 @@ class _Seat:
     index: int
     worker: WorkerProcess | None = None
     restarts: int = 0
-    """Restarts in a row without a cell done."""
+    """Restarts in a row while nothing got on."""
     closed: bool = False
     lost: str | None = None
     """Key of the cell in which its latest worker died."""
@@ -112,19 +107,18 @@ class LocalWorkers(Workers):
     """Worker processes, each the leader of its own process group."""
 
     command: tuple[str, ...]
-    launch: Launch = field(kw_only=True)
-    folder: RunFolder = field(kw_only=True)
-    cells: Sequence[Cell] = field(kw_only=True)
+    asked: Asked = field(kw_only=True)
     pool: Pool = field(kw_only=True)
     inventory: Inventory = field(kw_only=True)
     first: int = field(default=0, kw_only=True)
     directory: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._by_key = {cell.key: cell for cell in self.cells}
+        self.launch, self.folder = self.asked.launch, self.asked.folder
         self._usable = list(self.pool.devices)
         self._faults: dict[str, set[str]] = {device.id: set() for device in self._usable}
-        demand = Counter(self.launch.devices(cell) for cell in self.folder.missing(self.cells))
+        self._deaths: Counter[str] = Counter()
+        demand = self.asked.prospect()
         count = min(self.pool.workers, sum(shares(len(self._usable), demand, most=self.pool.workers).values()))
         # Narrow cells that follow wide ones may fill more seats than the start needs.
         most = min(self.pool.workers, len(self._usable) // min(demand, default=1), sum(demand.values()))
@@ -151,7 +145,7 @@ class LocalWorkers(Workers):
                 ended = True
             else:
                 self._watch(seat.worker, now)
-        if ended or (self._waiting and now >= self._next_look):
+        if self.asked.grew() or ended or (self._waiting and now >= self._next_look):
             self._fill()
         return len(self._workers()) + (self._waiting and not self._workers())
 
@@ -214,7 +208,7 @@ class LocalWorkers(Workers):
         key = worker.signs.cell
         dump = worker.ask_stacks(stacks_file(self.folder.path, key)) if key else ""
         claim = self.folder.claims().get(key) if key else None
-        cell = self._by_key.get(key or "")
+        cell = next((cell for cell in self.asked.cells if cell.key == key), None)
         if cell is not None and claim is not None and worker.is_or_started(claim.owner.pid):
             where = f"logs/{stacks_file(self.folder.path, cell.key).name}" if dump else None
             record = timeout_record(cell, reason, pid=worker.pid, frames=frames(dump), stacks=where)
@@ -234,27 +228,38 @@ class LocalWorkers(Workers):
         self._settle(worker)
         seat.worker = None
         code = worker.process.returncode
-        cells = self.folder.missing(self.cells)
-        missing = len(cells)
-        if worker.retired or (code == 0 and worker.slot.width not in map(self.launch.devices, cells)):
+        demand = self.asked.demand()
+        if worker.retired or (code == 0 and not demand[worker.slot.width]):
             return
         if worker.given_up is None:
             self._blame(worker)
-        if missing == 0:
+        if not demand:
             return
         log = self.folder.log(seat.index)
-        # Deaths in a cell are bounded by its claims, so a worker that got cells done may always be replaced.
-        seat.restarts = 0 if missing < worker.missing else seat.restarts
-        if seat.restarts >= RESTARTS:
+        if self._progressed(worker, demand.total()):
+            seat.restarts = 0
+        elif seat.restarts >= RESTARTS:
             _log.error("worker %d ended (%s) and is not started again: see %s", seat.index, worker.ending(), log)
             seat.closed = True
             return
-        seat.restarts += 1
+        else:
+            seat.restarts += 1
         seat.lost = worker.signs.cell
         if code == -signal.SIGKILL and worker.given_up is None:
             seat.waits_for = worker.signs.cell
         again = "it is started again once its cell is done" if seat.waits_for and self._workers() else "started again"
         _log.warning("worker %d ended (%s): %s, log in %s", seat.index, worker.ending(), again, log)
+
+    def _progressed(self, worker: WorkerProcess, missing: int) -> bool:
+        """Whether a cell was done since it was started, or its own has come nearer to being given up.
+
+        So every cell gets its record, however many of them kill their workers.
+        """
+        cell = worker.signs.cell
+        if cell is not None:
+            self._deaths[cell] += 1
+        done = len(self.asked.cells) - missing
+        return done > worker.done or (cell is not None and self._deaths[cell] <= MAX_DEATHS)
 
     def _settle(self, worker: WorkerProcess) -> None:
         """Take away the claim of a cell that was recorded from outside."""
@@ -274,7 +279,8 @@ class LocalWorkers(Workers):
         present = {device.id for device in self.inventory.devices()}
         for device in list(self._usable):
             faults = len(self._faults[device.id])
-            if device.id in present and faults < FAULTS:
+            # The last one is kept: on it, cells that kill their workers look like a bad device.
+            if device.id in present and (faults < FAULTS or len(self._usable) == 1):
                 continue
             self._usable.remove(device)
             why = f"{faults} workers in a row died on it" if device.id in present else "it is gone"
@@ -285,8 +291,8 @@ class LocalWorkers(Workers):
     def _fill(self) -> None:
         """Start workers for the cells that are left: the widest first."""
         self._waiting, self._next_look = False, time.monotonic() + LOOK_AGAIN_S
-        missing = self.folder.missing(self.cells)
-        demand = Counter(self.launch.devices(cell) for cell in missing)
+        demand = self.asked.demand()
+        done = len(self.asked.cells) - demand.total()
         running = Counter(worker.slot.width for worker in self._workers())
         wanted = shares(len(self._usable), demand, most=self.pool.workers)
         for width, count in wanted.items():
@@ -300,7 +306,7 @@ class LocalWorkers(Workers):
                     self._waiting = True
                     self._retire(wanted, running)
                     return
-                self._spawn(seat, *taken, missing=len(missing))
+                self._spawn(seat, *taken, done=done)
         too_wide = [width for width, count in wanted.items() if width > len(self._usable) and demand[width]]
         if too_wide and not self._workers():
             _log.error("%d usable devices are left, and cells that need %d wait", len(self._usable), max(too_wide))
@@ -349,18 +355,21 @@ class LocalWorkers(Workers):
                 worker.retired = True
                 worker.signal(signal.SIGTERM)
 
-    def _spawn(self, seat: _Seat, devices: tuple[Device, ...], held: tuple[int, ...], *, missing: int) -> None:
+    def _spawn(self, seat: _Seat, devices: tuple[Device, ...], held: tuple[int, ...], *, done: int) -> None:
         launch = self.launch
         words = ["--folder", str(launch.folder), "--request", launch.request, "--index", str(seat.index)]
         if launch.devices.of or launch.devices.usual > 1:
             words += ["--devices-per-cell", str(launch.devices), "--devices", str(len(devices))]
+            words += ["--shard"] if launch.devices.shard else []
+        if launch.series is not None:
+            words += ["--series", launch.series]
         if seat.lost is not None:
             words += ["--last", seat.lost]
         seat.worker = spawn(
             [*self.command, *words],
             slot=self.pool.slot(devices),
             log=self.folder.log(seat.index),
-            missing=missing,
+            done=done,
             base=os.environ,
             directory=self.directory,
             leases=held,

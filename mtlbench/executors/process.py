@@ -34,8 +34,8 @@ class WorkerProcess:
     slot: Slot
     mark: str
     signs: Signs
-    missing: int
-    """Cells without a record when it was started."""
+    done: int
+    """Cells with a record when it was started."""
     leases: tuple[int, ...] = ()
     given_up: float | None = None
     """When it is killed after it was asked to end because of a limit, in seconds of the monotonic clock."""
@@ -106,7 +106,7 @@ def spawn(
     *,
     slot: Slot,
     log: Path,
-    missing: int,
+    done: int,
     base: Mapping[str, str],
     directory: Path | None = None,
     leases: tuple[int, ...] = (),
@@ -139,7 +139,7 @@ def spawn(
     finally:
         os.close(theirs)
     signs = Signs(file=ours, last=time.monotonic())
-    return WorkerProcess(process=process, slot=slot, mark=mark, signs=signs, missing=missing, leases=leases)
+    return WorkerProcess(process=process, slot=slot, mark=mark, signs=signs, done=done, leases=leases)
 
 
 def marked(mark: str) -> list[int]:

@@ -88,7 +88,7 @@ class RayWorkers(Workers):
         self._on_gpu = gpus > 0
         room = gpus if self._on_gpu else max(1, int(total.get("CPU", 1) // self.executor.cpus))
         self._wanted = Wanted(self.launch, self.launch.workers or room)
-        widest = max(map(self.launch.devices, self._wanted.cells), default=1)
+        widest = max(map(self.launch.devices, self._wanted.asked.cells), default=1)
         if self._on_gpu and widest > gpus:
             raise RequestError(f"--devices-per-cell asks for {widest} GPUs for one cell, and the cluster has {gpus}.")
         self._actors: list[_Actor] = []
@@ -105,6 +105,8 @@ class RayWorkers(Workers):
             lost = self._ending(actor)
             if lost is not None and self._wanted.may_restart(f"worker {actor.share.first} was lost ({lost})"):
                 self._fill()
+        if self._wanted.grew():
+            self._fill()
         if self._actors and self._wanted.done():
             # What still waits for room has nothing to do any more.
             return sum(bool(self.ray.wait([actor.up], timeout=0)[0]) for actor in self._actors)
@@ -147,9 +149,7 @@ class RayWorkers(Workers):
         except self.ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
             return lines[-1].strip() if lines else type(error).__name__
-        missing = self._wanted.folder.missing(self._wanted.cells)
-        left = any(self.launch.devices(cell) == actor.share.width for cell in missing)
-        return "its workers gave up" if left else None
+        return "its workers gave up" if self._wanted.asked.demand()[actor.share.width] else None
 
 
 class _RayNode:

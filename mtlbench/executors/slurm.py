@@ -142,11 +142,12 @@ class SlurmWorkers(Workers):
                 continue
             del self._jobs[sent.job]
             self._ended.append(sent.job)
-            missing = self._wanted.folder.missing(self._wanted.cells)
-            if any(self.launch.devices(cell) == sent.width for cell in missing):
+            if self._wanted.asked.demand()[sent.width]:
                 what = f"job {sent.job} ended ({self._state(sent.job)}) with cells left"
                 if self._wanted.may_restart(what):
                     self._fill()
+        if self._wanted.grew():
+            self._fill()
         if self._jobs and self._wanted.done():
             return sum(self._state(job) != "PENDING" for job in self._jobs)
         return len(self._jobs)

@@ -48,8 +48,8 @@ class Signs:
         if word == "cell":
             self.cell, self.since, self.idle = key, now, False
         elif word == "idle":
+            self.done += self.cell is not None
             self.cell, self.idle = None, True
-            self.done += 1
 
 
 def overdue(signs: Signs, *, now: float, silence_s: float, cell_timeout_s: float | None) -> str | None:

@@ -11,6 +11,7 @@ from mtlbench.api.hooks import hookimpl
 
 if TYPE_CHECKING:
     from mtlbench.api.cell import Cell
+    from mtlbench.api.record import Record
 
 EVERY_S = 1.0
 """A sign is sent at most this often, so that it costs a step nothing."""
@@ -24,12 +25,14 @@ class Pulse:
     def __init__(self, file: int) -> None:
         self._file = file
         self._next = 0.0
+        self._idle = False
         os.set_blocking(file, False)
         os.set_inheritable(file, False)
 
     @hookimpl
     def mtlbench_cell_started(self, cell: Cell) -> None:
         """A cell is in hand."""
+        self._idle = False
         self._send(f"cell {cell.key}")
 
     @hookimpl
@@ -38,9 +41,16 @@ class Pulse:
         self.beat()
 
     @hookimpl
-    def mtlbench_cell_finished(self) -> None:
-        """The cell in hand has its record."""
-        self._send("idle")
+    def mtlbench_cell_finished(self, record: Record) -> None:
+        """The cell in hand has its record. Where it broke the device the worker ends with it in hand."""
+        if record.failure is None or record.failure.kind != "device":
+            self.wait()
+
+    def wait(self) -> None:
+        """No cell is in hand."""
+        if not self._idle:
+            self._idle = True
+            self._send("idle")
 
     def beat(self) -> None:
         """The work gets on."""
@@ -60,6 +70,12 @@ def install(file: int) -> Pulse:
     pulse = Pulse(file)
     _sinks[:] = [pulse]
     return pulse
+
+
+def wait() -> None:
+    """Say that this process waits for a cell; nothing where nobody listens."""
+    for pulse in _sinks:
+        pulse.wait()
 
 
 def beat() -> None:

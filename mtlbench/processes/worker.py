@@ -28,12 +28,18 @@ from mtlbench.store import Claim, RunFolder
 
 MAX_DEATHS = 2
 """A cell whose worker died this often is recorded as failed instead of being run again."""
+LINGER_S = 300.0
+"""A worker that follows a series ends when all cells have records and no more came for so many seconds."""
 ORPHAN_GRACE_S = 30.0
 """How long a worker without a parent may take to unwind, in seconds."""
 
 LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
 _log = logging.getLogger(__name__)
+
+
+class DeviceLost(MtlbenchError):
+    """The worker cannot use its device any more."""
 
 
 def work(
@@ -46,9 +52,12 @@ def work(
     stop: Stop | None = None,
     takes: Callable[[Cell], bool] = lambda cell: True,
     last: str | None = None,
+    series: str | None = None,
     poll_s: float = 0.5,
 ) -> None:
     """Run cells of ``request`` until every one that this worker ``takes`` has a record.
+
+    Cells of requests that follow in ``series`` are taken too, until it is closed, or nothing came for a while.
 
     ``run`` gives the record of a cell and raises only to end the worker. Cells that other workers hold are waited for
     and taken over when their worker died. Worker ``index`` starts at another cell than its siblings, and
@@ -56,23 +65,32 @@ def work(
 
     Raises:
         StoreError: the request or a record cannot be read.
+        DeviceLost: a cell broke the device; it is recorded.
         Stopped: the worker was asked to end; the cell in hand is given back unrecorded.
     """
-    cells = [cell for cell in folder.cells(request) if takes(cell)]
-    shift = index % len(cells) if cells else 0
-    pending = sorted(cells[shift:] + cells[:shift], key=lambda cell: cell.key == last)
+    queue = folder.queue(request, series=series)
+    pending: list[Cell] = []
+    new, busy_at = queue.cells, time.monotonic()
     relay = events if events is not None else Events({})
     stop = stop if stop is not None else Stop()
     told: set[str] = set()
     folder.drop_finished_checkpoints()
-    while pending:
+    while True:
+        taken = [cell for cell in new if takes(cell)]
+        shift = index % len(taken) if taken else 0
+        pending += sorted(taken[shift:] + taken[:shift], key=lambda cell: cell.key == last)
         with stop.held():
             pending = folder.missing(pending)
             claim = next((c for cell in pending if (c := folder.claim(cell.key)) is not None), None)
         if claim is None:
             stop.check()
+            new = queue.refresh()
+            busy_at = time.monotonic() if pending or new else busy_at
+            if not (pending or new) and (not queue.open or time.monotonic() > busy_at + LINGER_S):
+                return
+            pulse.wait()
             _tell(folder, pending, told)
-            time.sleep(poll_s if pending else 0)
+            time.sleep(poll_s if pending else poll_s / 5)
             continue
         try:
             stop.check()
@@ -95,7 +113,10 @@ def work(
         finally:
             with stop.held():
                 folder.release(claim)
+        if record.failure is not None and record.failure.kind == "device":
+            raise DeviceLost("the device is in a state that only a new process can leave")
         stop.check()
+        new = queue.refresh()
 
 
 def _publish(folder: RunFolder, record: Record, claim: Claim) -> tuple[Record, bool]:
@@ -193,8 +214,12 @@ class Assignment:
     """Devices of each cell of this worker."""
     devices_per_cell: str = "1"
     """How many devices which cells get: it takes those that get ``devices``."""
+    shard: bool = False
+    """Whether each of several devices keeps only a part of the backbone."""
     last: str | None = None
     """Key of the cell that killed the worker before this one: siblings get to try it first."""
+    series: str | None = None
+    """Name of the series whose later requests it takes too."""
     pulse: int | None = None
     """Open file for signs of life."""
     stop: Stop = field(default_factory=Stop)
@@ -257,6 +282,7 @@ def work_as(given: Assignment, *, engine: Engine) -> int:
             stop=given.stop,
             takes=lambda cell: rule(cell) == given.devices,
             last=given.last,
+            series=given.series,
         )
     except MtlbenchError as error:
         # Its one sentence says all; the traceback would push it out of what the parent shows.
@@ -273,7 +299,9 @@ def _group(given: Assignment, stop: Stop) -> int:
     words += ["--device", given.device, "--devices", str(given.devices), "--devices-per-cell", given.devices_per_cell]
     words += ["--threads", str(threads)] if threads else []
     words += ["--last", given.last] if given.last else []
-    return group.serve(words, processes=given.devices, threads=threads, pulse=given.pulse, stop=stop)
+    words += ["--series", given.series] if given.series else []
+    words += ["--shard"] if given.shard else []
+    return group.serve(words, processes=given.devices, threads=threads, pulse=given.pulse, stop=stop, shard=given.shard)
 
 
 def read(words: Sequence[str] | None = None) -> Assignment:
@@ -287,7 +315,9 @@ def read(words: Sequence[str] | None = None) -> Assignment:
     parser.add_argument("--parent", type=int, help="end when this process is gone")
     parser.add_argument("--devices", type=int, default=1, help="devices of each cell")
     parser.add_argument("--devices-per-cell", default="1", help="run the cells that get --devices by this rule")
+    parser.add_argument("--shard", action="store_true", help="keep only a part of the backbone on each device")
     parser.add_argument("--last", help="key of a cell to try after all others")
+    parser.add_argument("--series", help="name of the series of requests to follow")
     parser.add_argument("--pulse", type=int, help="open file for signs of life")
     return Assignment(**vars(parser.parse_args(words)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mtlbench.results.circumstances import circumstances
 from mtlbench.results.tables import Row, one_line, seed_list
 
 _SAME = {
@@ -32,6 +33,7 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
         seen = sorted({one_line(str(r.provenance[name])) for r in records if r.provenance.get(name) is not None})
         if len(seen) > 1:
             yield f"{what} differs between cells: {', '.join(seen)}."
+    yield from circumstances(scored)
     for row in scored:
         yield from _row_notes(row)
 

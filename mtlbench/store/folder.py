@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +14,14 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.errors import StoreError
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
-from mtlbench.store.files import Damaged, folder_sha256
+from mtlbench.store.files import Damaged, file_sha256, folder_sha256
 from mtlbench.store.preflight import preflight
 from mtlbench.store.problems import Problems
 from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.records import Records
 from mtlbench.store.requests import Requests, cells_of
 from mtlbench.store.samples import read_samples, write_samples
+from mtlbench.store.series import Queue, Series
 from mtlbench.store.steps import latest_attempt, lines_since
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_sha256"
 """Provenance of a record: checksum of the cell's adapter."""
+SAMPLES = "samples_sha256"
+"""Likewise, of the file with its predictions."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,6 +90,18 @@ class RunFolder:
         """
         return cells_of(self._requests.get(request))
 
+    def series(self) -> Series:
+        """A new series of requests, empty."""
+        return Series(self.path / "requests")
+
+    def queue(self, request: str, *, series: str | None = None) -> Queue:
+        """The cells of a request and of those that follow it in the series of this name.
+
+        Raises:
+            StoreError: there is no such request, or it cannot be read.
+        """
+        return Queue(self.cells, self.path / "requests", request, series=series)
+
     def expected(self) -> list[Cell]:
         """The cells of all requests, each once."""
         return list({cell.key: cell for request in self.requests() for cell in cells_of(request)}.values())
@@ -104,11 +120,14 @@ class RunFolder:
         """Cell key to record, each checked. One bad file never hides the others."""
         return self._records.all()
 
-    def problems(self) -> list[str]:
+    def problems(self, records: Mapping[str, Record] | None = None) -> list[str]:
         """What a reader of the results should know, one sentence each: damaged, foreign, newer, deleted or replaced
-        files, and results of one cell that disagree. Empty when all is well."""
+        files, and results of one cell that disagree. Empty when all is well.
+
+        ``records`` are those that :meth:`records` gave, which are then not read again.
+        """
         names = {cell.key: f"{cell.variant} seed {cell.seed}" for cell in self.expected()}
-        return [*self._requests.problems(), *Problems(self._records, names).sentences()]
+        return [*self._requests.problems(), *Problems(self._records, names, dict(records or {})).sentences()]
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without a record, in order."""
@@ -117,7 +136,7 @@ class RunFolder:
     def publish(self, record: Record, claim: Claim) -> bool:
         """Write a record if ``claim`` still stands and its cell has none; once ``True`` comes back, it stays.
 
-        The checksum of the cell's adapter goes into its provenance.
+        The checksums of the cell's adapter and predictions go into its provenance.
 
         Raises:
             ValueError: the record is of another cell, or holds what JSON cannot (such as NaN).
@@ -125,9 +144,10 @@ class RunFolder:
         """
         if record.key != claim.key:
             raise ValueError(f"the record of cell {record.key} cannot be published with the claim of {claim.key}")
-        checksum = folder_sha256(self.adapter(record.key)) if record.status == "ok" else None
-        if checksum is not None:
-            record = replace(record, provenance={**record.provenance, ADAPTER: checksum})
+        if record.status == "ok":
+            made = {ADAPTER: folder_sha256(self.adapter(record.key)), SAMPLES: file_sha256(self._samples(record.key))}
+            known = {name: checksum for name, checksum in made.items() if checksum is not None}
+            record = replace(record, provenance={**record.provenance, **known})
         if not self._claims.holds(claim):
             _log.warning("cell %s was taken over by another worker: this record is dropped", claim.key)
             self._records.compare(record)
@@ -216,6 +236,20 @@ class RunFolder:
             self._quarantine.take(path, reason=str(error), check=read_samples)
             return None
 
+    def checked_samples(self, record: Record) -> bytes | None:
+        """The Parquet file of predictions that the record was made with, or ``None`` when there is none; another one is
+        moved away. A record of a version that kept no checksum is compared with the one inside the file."""
+        path, told = self._samples(record.key), record.provenance.get(SAMPLES)
+        if told is None:
+            return path.read_bytes() if self.samples(record.key) is not None else None
+        try:
+            return _as_recorded(path, told)
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            self._quarantine.take(path, reason=str(error), check=lambda moved: _as_recorded(moved, told))
+            return None
+
     def _samples(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.parquet"
 
@@ -275,6 +309,13 @@ class RunFolder:
     def newest_log(self) -> Path | None:
         """The worker log written to last."""
         return max((self.path / "logs").glob("worker-*.log"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _as_recorded(path: Path, told: str) -> bytes:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != told:
+        raise Damaged("not the predictions that the record was made with")
+    return data
 
 
 def newest(parent: Path) -> Path | None:

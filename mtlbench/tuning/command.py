@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.executors.words import executor_of
 from mtlbench.models import check_reachable
+from mtlbench.observers.trackers import trackers_named
 from mtlbench.plugins import load_observer, offers
-from mtlbench.runner import INTERRUPTED
-from mtlbench.runner import run as run_cells
+from mtlbench.runner import INTERRUPTED, Session
 from mtlbench.store import RunFolder
 from mtlbench.tuning.report import documents, settings_words, trial_line
 from mtlbench.tuning.search import search
@@ -26,32 +27,35 @@ def tune(
     executor: str,
     workers: int,
     device: str,
+    track: str | None = None,
+    limits: Mapping[str, Any] | None = None,
     say: Callable[[str], None],
     tell: Callable[[str], None],
 ) -> int:
     """Search, write the documents and the export, and say what was found; gives the exit code.
 
+    ``limits`` are the words of :class:`mtlbench.runner.Session` for devices and times, ``track`` names trackers.
     ``say`` gets the result, ``tell`` what happens on the way.
 
     Raises:
         RequestError: a word is wrong; nothing was made then.
     """
     tuning = make_tuning(words)
+    limits = limits or {}
+    if "devices" in limits:
+        limits["devices"].check([tuning.template])
     starter = executor_of(executor)
     starter.check(device)
-    observers = {name: load_observer(name) for name in offers("observers")}
+    observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
     check_reachable(words.model)
     if to_optuna is not None:
         from mtlbench.tuning.storage import check_storage
 
         check_storage(to_optuna)
     folder = RunFolder(out or tuning.default_folder)
+    observers |= trackers_named(track, folder.path)
     folder.preflight()
     effort = {"effort": tuning.effort, "seed": words.seed, "searches": list(words.searches)}
-
-    def run(cells: Sequence[Cell]) -> int:
-        request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort}, cells)
-        return run_cells(folder, request, cells, starter, observers, device=device, workers=workers)
 
     settled: list[Trial] = []
 
@@ -59,7 +63,14 @@ def tune(
         settled.append(trial)
         tell(trial_line(trial, best_of(settled)))
 
-    outcome = search(tuning, folder, run, tell=heard)
+    how = {**limits, "device": device, "workers": workers, "at_once": tuning.at_once}
+    with Session(folder, starter, observers, **how) as session:
+
+        def run(cells: Sequence[Cell]) -> int:
+            request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort}, cells)
+            return session.run(request, cells)
+
+        outcome = search(tuning, folder, run, tell=heard)
     target = folder.path / "report"
     target.mkdir(exist_ok=True)
     for name, content in documents(tuning, outcome).items():

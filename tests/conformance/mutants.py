@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,17 @@ def shake(self: Honest, model: nn.Module, step: int) -> None:
         layer.up += random.random()
 
 
+STEPS_SEEN: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def speed_up(self: Honest, model: nn.Module, step: int) -> None:
+    """Counts steps where no checkpoint looks."""
+    STEPS_SEEN[model] = STEPS_SEEN.get(model, 0) + 1
+    for layer in layers(model):
+        layer.up *= 1 + 0.1 * STEPS_SEEN[model]
+
+
 def only_ups(self: Honest, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
     return [{"params": [layer.up for layer in layers(model)], "lr": learning_rate}]
 
@@ -164,6 +176,8 @@ class Mutant:
     method: Honest
     check: str
     seen: str
+    also: tuple[str, ...] = ()
+    """Checks that find it too."""
 
 
 MUTANTS = [
@@ -179,12 +193,13 @@ MUTANTS = [
     Mutant("fit_raises", toy(fit=stumble), "gradients", "raised TypeError"),
     Mutant("mixes_in_the_mean", toy(MixesInTheMean), "absent_tasks", "gradients for tasks [1, 3, 5, 6] too"),
     Mutant("forgets_tasks", toy(ForgetsTasks), "absent_tasks", "no gradient for tasks [4]"),
-    Mutant("own_noise", toy(OwnNoise), "checkpointing", "other gradients when layers are recomputed"),
+    Mutant("own_noise", toy(OwnNoise), "checkpointing", "other gradients when layers are recomputed", also=("resume",)),
     Mutant("only_ups", toy(param_groups=only_ups), "keys", "gets gradients but never moves"),
     Mutant("freezes_downs", toy(fit=freeze_downs), "keys", "attached but not trained"),
     Mutant("hidden_scale", toy(Scaled, after_step=raise_scale), "reload", "before saving and after loading"),
     Mutant("global_start", toy(GlobalStart), "same_seed", "initial values differ"),
     Mutant("global_noise", toy(after_step=shake), "same_seed", "trained values differ"),
+    Mutant("forgets_steps", toy(after_step=speed_up, resumable=True), "resume", "interrupted after step 5: "),
     Mutant("merges_twice", toy(finish=merge_twice), "finish", "logits before and after finish"),
     Mutant("finish_raises", toy(finish=stumble), "finish", "raised TypeError"),
     Mutant("merges_in_place", toy(finish=merge_in_place), "backbone_untouched", "finish wrote into frozen tensors"),

@@ -46,7 +46,7 @@ def test_a_broken_promise_is_found_by_its_check_alone(mutant: Mutant):
     backbones = BACKBONES if mutant.check in ROW_BY_ROW else ["tiny Llama"]
     for backbone in backbones:
         found = outcomes(mutant.method, backbone)
-        assert [name for name, f in found.items() if f.outcome == "failed"] == [mutant.check]
+        assert [name for name, f in found.items() if f.outcome == "failed"] == [mutant.check, *mutant.also]
         message = found[mutant.check].message
         assert mutant.seen in message
         raised = mutant.seen.startswith("raised")
@@ -55,11 +55,35 @@ def test_a_broken_promise_is_found_by_its_check_alone(mutant: Mutant):
 
 def test_a_frozen_random_projection_that_forgets_the_seed_is_found():
     found = outcomes(toy(GlobalBuffer, finish=lambda self, model: None), "tiny Llama")
-    assert [name for name, f in found.items() if f.outcome == "failed"] == ["reload", "same_seed"]
+    assert [name for name, f in found.items() if f.outcome == "failed"] == ["reload", "same_seed", "resume"]
 
 
 def test_every_check_can_fail():
     assert {mutant.check for mutant in MUTANTS} == set(ADVICE)
+
+
+def begin_count(self, model, setup):
+    Honest.attach(self, model, setup)
+    model.steps = 0
+
+
+def count(self, model, step):
+    model.steps += 1
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (toy(attach=begin_count, after_step=count), "no class says resumable = True"),
+        (
+            toy(attach=begin_count, after_step=count, resumable=True),
+            "the attribute :steps changes in training and nothing keeps it",
+        ),
+    ],
+)
+def test_a_method_that_starts_from_zero_has_nothing_to_resume(method: Honest, reason: str):
+    found = outcomes(method, "tiny Llama")["resume"]
+    assert found.outcome == "skipped" and found.message.endswith(reason)
 
 
 def refuse(self, setup):
@@ -85,7 +109,7 @@ def test_a_refusal_is_the_only_finding(method: Honest, reason: str):
 def test_nothing_to_train_is_said():
     found = outcomes(toy(attach=lambda self, model, setup: None, fit=lambda self, model, trainer: None), "tiny Llama")
     skipped = {name for name, f in found.items() if f.outcome == "skipped"}
-    assert skipped == {"gradients", "absent_tasks", "checkpointing", "keys", "reload", "same_seed"}
+    assert skipped == {"gradients", "absent_tasks", "checkpointing", "keys", "reload", "same_seed", "resume"}
     assert found["keys"].message == "the method adds no trainable parameters"
     assert {f.outcome for name, f in found.items() if name not in skipped} == {"ok"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import Attempt, Crash, assert_equal, told
+from resuming import Attempt, Crash, assert_equal, told
 from test_train_loop import Squared
 from torch import nn
 

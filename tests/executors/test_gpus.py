@@ -101,6 +101,39 @@ def test_a_poison_cell_is_no_reason_to_leave_a_device_out(tmp_path: Path, caplog
     assert "is not used again" not in caplog.text
 
 
+def test_the_last_device_is_kept_for_the_cells_that_are_good(tmp_path: Path) -> None:
+    cells = [*(toy_cell(seed, do="die") for seed in range(3)), toy_cell(3)]
+    folder, workers = begin(tmp_path / "run", cells, shelf("only"))
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    assert [records[cell.key].status for cell in cells] == ["failed"] * 3 + ["ok"]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a",)])
+def test_a_cell_that_breaks_the_device_ends_its_worker_and_the_next_gets_a_fresh_one(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    cells = [*(toy_cell(seed, do="break", seconds=0.1) for seed in range(2)), *(toy_cell(seed) for seed in range(2, 5))]
+    folder, workers = begin(tmp_path / "run", cells, shelf(*names))
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    kinds = [failure.kind if (failure := records[cell.key].failure) else "ok" for cell in cells]
+    assert kinds == ["device", "device", "ok", "ok", "ok"] and len(ran(folder)) == 5
+    by_pid = [records[cell.key].notes["pid"] for cell in cells[:2]]
+    assert not set(by_pid) & {records[cell.key].notes["pid"] for cell in cells[2:]}, "it ran nothing more"
+    assert list((folder.path / "claims").iterdir()) == []
+
+
+def test_a_device_that_breaks_in_two_cells_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = [toy_cell(seed, do="break_bad", seconds=0.5) for seed in range(8)]
+    inventory = shelf("bad", "good")
+    folder, workers = begin(tmp_path / "run", cells, inventory)
+    wait_for(lambda: workers.alive() == 0)
+    failed = [record for record in folder.records().values() if record.status == "failed"]
+    assert len(failed) == 2 and len(folder.records()) == 8
+    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 are left" in caplog.text
+
+
 def test_a_device_that_is_gone_is_not_used_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     inventory = shelf("a", "b")
     cells = [toy_cell(seed, do="die_once" if seed == 0 else "ok", seconds=0.3) for seed in range(6)]

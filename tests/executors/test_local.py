@@ -150,6 +150,15 @@ def test_a_killed_worker_is_replaced_while_cells_are_left(tmp_path: Path) -> Non
     assert len(folder.records()) == 6, "six deaths, each in another cell, are no reason to give up"
 
 
+def test_many_cells_that_kill_their_workers_do_not_keep_one_worker_from_the_rest(tmp_path: Path) -> None:
+    cells = [*(toy_cell(seed, do="die") for seed in range(4)), toy_cell(4)]
+    folder, workers = begin(tmp_path, cells, workers=1)
+    wait_for(lambda: workers.alive() == 0)
+    records = folder.records()
+    assert [records[cell.key].status for cell in cells] == ["failed"] * 4 + ["ok"]
+    assert max(map(ran(folder).count, ran(folder))) == 2, "no cell is run a third time"
+
+
 def test_a_worker_that_cannot_start_is_not_started_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, request = toy_folder(tmp_path / "run", [toy_cell(), toy_cell(1)])
     (folder.path / "broken-engine").touch()

@@ -142,3 +142,41 @@ def test_a_killed_driver_takes_its_workers_with_it_and_the_next_one_completes(tm
     again = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
     assert again.returncode == 0, again.stderr
     assert len(folder.records()) == 6 and all(ran(folder).count(key) == 1 for key in finished)
+
+
+@pytest.mark.slow
+def test_a_killed_head_loses_nothing_and_the_next_command_completes_without_it(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells on other nodes go on until Ray ends them; then the local executor takes over on the same run folder."""
+    other = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    cells = [toy_cell(seed, seconds=3.0) for seed in range(12)]
+    folder, request = toy_folder(tmp_path / "run", cells)
+    script = DRIVER.format(tests=str(Path(__file__).parents[1]))
+    words = [sys.executable, "-c", script, str(folder.path), request]
+    # How long the driver waits for a head that is gone; a minute where nobody says.
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+    try:
+        wait_for(lambda: folder.records() and len(folder.claims()) == 2, seconds=120)
+        pids = [claim.owner.pid for claim in folder.claims().values()]
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        before = len(folder.records())
+        wait_for(lambda: len(folder.records()) > before, seconds=60)
+        cluster.remove_node(other, allow_graceful=False)
+        code = driver.wait(timeout=180)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert code != 0, "it says that it did not finish"
+    wait_for(lambda: not any(alive(pid) for pid in pids), seconds=180)
+    finished = folder.records()
+    assert 0 < len(finished) < 12
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert run(folder, request, cells, LocalExecutor(command=COMMAND), {}, device="cpu", workers=6) == 0
+    assert all(folder.records()[key] == record and ran(folder).count(key) == 1 for key, record in finished.items())
+    local, request = toy_folder(tmp_path / "local", cells)
+    assert run(local, request, cells, LocalExecutor(command=COMMAND), {}, device="cpu", workers=6) == 0
+    assert essence(folder) == essence(local) and folder.claims() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ def test_only_a_worker_with_a_cell_or_at_its_start_can_be_overdue() -> None:
     assert why(9_999, idle=True) is None, "it waits for the cell of another"
     assert why(31, last=31, cell="a", since=0.5) == "The cell ran for more than 30 s (--cell-timeout)."
     assert why(31, last=31, cell="a", since=5) is None
+
+
+def test_a_worker_that_waits_for_another_runs_cell_is_not_overdue(tmp_path: Path) -> None:
+    cells = [toy_cell(0)]
+    folder, _ = toy_folder(tmp_path / "run", cells)
+    claim = folder.claim(cells[0].key)
+    assert claim is not None
+    release = threading.Timer(4, folder.release, [claim])
+    release.start()
+    code, folder = go(tmp_path / "run", cells, silence_s=1)
+    release.join()
+    assert code == 0 and kind(folder.records()[cells[0].key]) == "ok"
+    assert "is ended" not in (folder.log(0).read_text())
 
 
 def test_frames_are_those_of_the_main_thread_or_of_the_one_that_crashed() -> None:

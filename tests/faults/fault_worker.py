@@ -89,7 +89,9 @@ def run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     except (MemoryError, OSError) as error:
         kind: FailureClass = "oom" if isinstance(error, MemoryError) else "disk"
         return Record(cell=cell, status="failed", failure=Failure(kind=kind, message=str(error), next_step="n"))
-    record = Record(**{**vars(undisturbed(cell)), "provenance": {"pid": os.getpid(), "at": time.time()}})
+    taken = os.environ.get("MTLBENCH_FOREIGN_BYTES")
+    told = {"pid": os.getpid(), "at": time.time(), **({"foreign_device_bytes": int(taken)} if taken else {})}
+    record = Record(**{**vars(undisturbed(cell)), "provenance": told})
     return _leak(record) if cell.method.startswith("leaks") else record
 
 

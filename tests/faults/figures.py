@@ -53,7 +53,7 @@ FAULTS = {
     "F28": "the same cells asked for in other words",
     "F29": "two results of one cell that disagree",
     "F30": "cells of 1, 2 and 4 devices on 4 devices",
-    "F31": "device that disappears",
+    "F31": "device that disappears or breaks",
     "F32": "device whose memory a stranger holds",
     "F33": "port for rendezvous taken",
     "F34": "fewer processes than asked for",
@@ -110,8 +110,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/store/test_claims.py::test_a_number_that_was",
     ),
     "F22": (
-        "tests/engine/test_resume.py::test_a_damaged_checkpoint",
-        "tests/engine/test_resume.py::test_a_chain_needs",
+        "tests/engine/test_resume_files.py::test_a_damaged_checkpoint",
+        "tests/engine/test_resume_files.py::test_a_chain_needs",
     ),
     "F23": ("tests/data/test_source.py::test_a_changed_file", "tests/data/test_source.py::test_a_broken_file"),
     "F30": (
@@ -121,8 +121,12 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "F31": (
         "tests/executors/test_gpus.py::test_a_device_on_which",
         "tests/executors/test_gpus.py::test_a_device_that_is_gone",
+        "tests/executors/test_gpus.py::test_a_device_that_breaks",
+        "tests/executors/test_gpus.py::test_a_cell_that_breaks",
+        "tests/executors/test_gpus.py::test_the_last_device",
         "tests/executors/test_gpus.py::test_cells_that_no_device",
     ),
+    "F32": ("tests/executors/test_gpus.py::test_memory_that_others",),
     "F36": ("tests/executors/test_slurm.py::test_",),
     "F37": ("tests/executors/test_ray.py::test_a_killed",),
     "F39": (
@@ -134,6 +138,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/test_worker.py::test_a_broken_observer",
     ),
     "F41": (
+        "tests/test_session.py::test_a_killed_session",
         "tests/test_tuning_cli.py::test_killed_with_sigkill",
         "tests/test_tuning.py::test_killed_before_any_cell",
         "tests/test_tuning.py::test_interrupted_or_without",
