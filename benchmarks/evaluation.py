@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from backbones import Shape, build, fresh
 from lm_eval.api.instance import Instance
-from questions import make_tokenizer, mix, mmlu
+from questions import make_tokenizer, mix, mmlu, written
 from timing import Spread, Taken, interleaved, ratio, spread
 from torch import nn
 
@@ -74,23 +74,23 @@ class Result:
         return ratio(self.taken["HFLM"], self.taken["ours"], clock=clock)
 
 
+def scorer(model: nn.Module, tokenizer: Any, requests: Sequence[Instance], routing: Routing, *, tasks: int) -> RoutedLM:
+    """Ours, with the tasks of ``requests`` spread over ``tasks`` task ids."""
+    names = list(dict.fromkeys(request.task_name for request in requests))
+    return RoutedLM(
+        model,
+        tokenizer,
+        architecture="causal",
+        routing=routing,
+        task_ids={name: i % tasks for i, name in enumerate(names)},
+        max_length=MAX_LENGTH,
+        token_budget=token_budget(next(model.parameters()).device),
+    )
+
+
 def ours(model: nn.Module, tokenizer: Any, requests: Sequence[Instance], routing: Routing, *, tasks: int) -> Score:
     """Our scores of ``requests``, whose tasks are spread over ``tasks`` task ids."""
-    names = list(dict.fromkeys(request.task_name for request in requests))
-
-    def score() -> list[tuple[float, bool]]:
-        lm = RoutedLM(
-            model,
-            tokenizer,
-            architecture="causal",
-            routing=routing,
-            task_ids={name: i % tasks for i, name in enumerate(names)},
-            max_length=MAX_LENGTH,
-            token_budget=token_budget(next(model.parameters()).device),
-        )
-        return lm.loglikelihood(list(requests))
-
-    return score
+    return lambda: scorer(model, tokenizer, requests, routing, tasks=tasks).loglikelihood(list(requests))
 
 
 def stock(model: nn.Module, tokenizer: Any, requests: Sequence[Instance], *, batch: int) -> Score:
@@ -159,6 +159,36 @@ def mixed_adapters(
     return interleaved(sides, rounds=options.pairs, device=torch.device(options.device), warm=False)
 
 
+def generation(
+    model: nn.Module, tokenizer: Any, requests: list[Instance], options: argparse.Namespace
+) -> dict[str, list[Taken]]:
+    """Our written answers, what prompts begin with read once or with every prompt, and HFLM's one by one.
+
+    HFLM gives no attention mask, so that its padded batches write other texts.
+
+    Raises:
+        RuntimeError: the texts differ.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    lm = scorer(model, tokenizer, requests, Routing(), tasks=len({r.task_name for r in requests}))
+    whole = scorer(model, tokenizer, requests, Routing(), tasks=len({r.task_name for r in requests}))
+    whole.__dict__["_packable"] = False
+    theirs = HFLM(
+        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=1, max_length=MAX_LENGTH, device="cpu"
+    )
+    sides: dict[str, Callable[[], list[str]]] = {
+        "HFLM": partial(theirs.generate_until, list(requests), disable_tqdm=True),
+        "read whole": partial(whole.generate_until, list(requests)),
+        "ours": partial(lm.generate_until, list(requests)),
+    }
+    texts = {name: side() for name, side in sides.items()}
+    differing = sum(a != b for a, b in zip(texts["ours"], texts["HFLM"], strict=True))
+    if differing:
+        raise RuntimeError(f"{differing} of {len(requests)} written answers differ")
+    return interleaved(sides, rounds=options.pairs, device=torch.device(options.device), warm=False)
+
+
 HEADER = (
     "| backbone | requests | ours / HFLM | goal | documents/s: ours, HFLM | HFLM's batch size | difference |\n"
     "|---|---|---|---|---|---|---|"
@@ -213,6 +243,7 @@ def main() -> int:
     print(f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n\n{HEADER}")
     results: list[Result] = []
     adapters: dict[str, dict[str, list[Taken]]] = {}
+    texts: dict[str, dict[str, list[Taken]]] = {}
     for name in names:
         model = build(SHAPES[name]).to(options.device)
         tokenizer = make_tokenizer(SHAPES[name].vocabulary)
@@ -221,16 +252,24 @@ def main() -> int:
             results.append(measure(name, kind, model, tokenizer, requests, options))
             print(line(results[-1], options.clock), flush=True)
         adapters[name] = mixed_adapters(model, tokenizer, asked["mix"], options)
+        texts[name] = generation(model, tokenizer, written(options.questions), options)
     print(f"\n| backbone | `{METHOD}` of 8 tasks in every batch / backbone alone, the mix | goal |\n|---|---|---|")
     for name, taken in adapters.items():
         print(f"| {name} | {ratio(taken['adapters'], taken['backbone'], clock=options.clock)} | 1.15 |")
+    print("\n| backbone | written answers, MMLU 5-shot: ours / HFLM | / ours, nothing shared |\n|---|---|---|")
+    for name, taken in texts.items():
+        gains = [ratio(taken[other], taken["ours"], clock=options.clock) for other in ("HFLM", "read whole")]
+        print(f"| {name} | {gains[0]} | {gains[1]} |")
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
         document = {"torch": torch.__version__, "options": settings, "results": [asdict(result) for result in results]}
-        mixed = {
-            name: {side: [asdict(t) for t in all_] for side, all_ in taken.items()} for name, taken in adapters.items()
+        more = {
+            kind: {
+                name: {side: [asdict(t) for t in all_] for side, all_ in taken.items()} for name, taken in of.items()
+            }
+            for kind, of in {"adapters": adapters, "written": texts}.items()
         }
-        options.json.write_text(json.dumps({**document, "adapters": mixed}, indent=1))
+        options.json.write_text(json.dumps({**document, **more}, indent=1))
     return 0
 
 

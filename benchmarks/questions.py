@@ -103,6 +103,16 @@ def mmlu(questions: int, *, seed: int = 0) -> list[Instance]:
     return made
 
 
+def written(questions: int, *, seed: int = 0, tokens: int = 8) -> list[Instance]:
+    """The same questions answered in ``tokens`` written tokens, or up to the end of the line."""
+    asked = {(r.task_name, r.doc_id): r.args[0] for r in mmlu(questions, seed=seed)}
+    settings = {"until": ["\n"], "max_gen_toks": tokens, "do_sample": False}
+    return [
+        Instance("generate_until", {}, (context, dict(settings)), 0, metadata=(task, document, 1))
+        for (task, document), context in asked.items()
+    ]
+
+
 def make_tokenizer(vocabulary: int) -> Any:
     """A byte-level BPE tokenizer of ``vocabulary`` entries, trained on such text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -11,6 +11,7 @@ from mtlbench.api.task import Task, TaskSuite
 from mtlbench.conformance.answers import known as knowing
 from mtlbench.conformance.answers import score
 from mtlbench.conformance.findings import Broken
+from mtlbench.conformance.label_meaning import exchanged, renamed
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import load_lm_task
@@ -38,6 +39,7 @@ CHECKS: dict[str, str] = {
     "splits": "the stated splits are there, with the stated columns and values",
     "load": "the YAML loads and has the stated metrics",
     "prompts": "every training and evaluation row renders a prompt, its label is one of its choices",
+    "labels": "the data's names of labels agree, and words that tell labels apart tell the same in both splits",
     "overlap": "no evaluation row is also a training row",
     "metric": "the metrics are finite, and right answers score above wrong ones",
     "learn": "a toy model trained on some rows answers them better than any one answer for all does",
@@ -97,6 +99,12 @@ def _prompts(known: dict[str, Any]) -> None:
         _require(all(text.strip() for text in _texts(contexts)), f"an evaluation row gives an empty prompt: {doc}")
 
 
+def _labels(known: dict[str, Any]) -> None:
+    lm_task = known["lm_task"]
+    wrong = renamed(lm_task, known["splits"]) or exchanged(lm_task)
+    _require(wrong is None, f"{wrong}: were the labels of one split numbered otherwise?")
+
+
 def _overlap(known: dict[str, Any]) -> None:
     lm_task, task = known["lm_task"], known["task"]
     trained = {_asked(lm_task, doc) for doc in lm_task.training_docs()}
@@ -132,6 +140,7 @@ _RUN: dict[str, Callable[[dict[str, Any]], None]] = {
     "splits": _splits,
     "load": _load,
     "prompts": _prompts,
+    "labels": _labels,
     "overlap": _overlap,
     "metric": _metric,
     "learn": _learn,

@@ -50,7 +50,7 @@ def row_norms(weight: Tensor, parts: DoraParts, *, squares: Tensor) -> Tensor:
 
 
 class _Dora(torch.autograd.Function):
-    """Keeps the input, rank-sized tensors, and for the gradient of ``m`` its output, which who reads it often keeps too.
+    """Keeps the input, rank-sized tensors, and for the gradient of ``m`` its output, which its reader often keeps too.
 
     ``V x`` is the output without the length, so ``dm = sum(dy * y) / m``. Where a bias or what dropout left out was
     added, which would cost digits to take away again, ``V x`` is kept instead.

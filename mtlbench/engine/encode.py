@@ -6,6 +6,7 @@ Source: lm_eval 0.4.13, ``TemplateLM._encode_pair`` and ``HFLM.tok_encode``; the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.engine.tokens import TokenRow
@@ -37,8 +38,14 @@ def encode_rows(
             raise DataError("The tokenizer has no end-of-sequence token, which tasks scored by generation need.")
         end = (tokenizer.eos_token_id,)
     encoded = encode_pairs(tokenizer, [(p.context, p.target) for p in pairs], architecture=architecture)
-    cut = [fit(c, t + end, architecture=architecture, max_length=max_length) for c, t in encoded]
-    return [TokenRow(task=task, context=context, target=target) for context, target in cut]
+    rows = []
+    for pair, (context, target) in zip(pairs, encoded, strict=True):
+        try:
+            context, target = fit(context, target + end, architecture=architecture, max_length=max_length)
+        except DataError as error:
+            raise DataError(f"{error} It is {shorten(pair.target, 60)!r}, of {shorten(pair.context, 60)!r}.") from error
+        rows.append(TokenRow(task=task, context=context, target=target))
+    return rows
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], *, architecture: str) -> list[tuple[Tokens, Tokens]]:

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from mtlbench.engine.encode import Tokens, encode_pairs, fit
 from mtlbench.engine.generate import generate
+from mtlbench.engine.known_factors import known_factors
 from mtlbench.engine.packable import packable
 from mtlbench.engine.packs import Pack, pack_of, pack_rows
 from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.shards_fit import scoring
 from mtlbench.engine.sharing import Wish, share_rows
+from mtlbench.engine.soft_prompt import soft_prompt_of
 from mtlbench.processes.pulse import beat
 
 LOGITS_PER_BATCH = 2**26
@@ -53,6 +56,7 @@ class RoutedLM(LM):  # type: ignore[misc]
         self.max_length, self.token_budget = max_length, token_budget
         reader = CausalReader if architecture == "causal" else Seq2seqReader
         self._reader: CausalReader | Seq2seqReader = reader(model, routing, pad_id=tokenizer.pad_token_id or 0)
+        self._tasks = 1 + max(task_ids.values(), default=0)
         self._vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -60,7 +64,7 @@ class RoutedLM(LM):  # type: ignore[misc]
         numbers: list[int] = []
         lengths: list[int] = []
         found: list[Tensor] = []
-        with torch.inference_mode():
+        with scoring(self.model), known_factors(self.model, tasks=self._tasks):
             for batch, scores in self._scored(self._packs(self._wishes(requests))):
                 wishes = [wish for pack in batch for wish, _ in pack.picks]
                 numbers += [wish.number for wish in wishes]
@@ -84,15 +88,18 @@ class RoutedLM(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations up to the first stop string, in the order of ``requests``."""
-        return generate(
-            self.model,
-            self.tokenizer,
-            [(request.args[0], request.args[1], self.task_ids[request.task_name]) for request in requests],
-            architecture=self.architecture,
-            routing=self.routing,
-            max_length=self.max_length,
-            token_budget=self.token_budget,
-        )
+        with known_factors(self.model, tasks=self._tasks):
+            return generate(
+                self.model,
+                self.tokenizer,
+                [(request.args[0], request.args[1], self.task_ids[request.task_name]) for request in requests],
+                architecture=self.architecture,
+                routing=self.routing,
+                max_length=self.max_length,
+                token_budget=self.token_budget,
+                # generate counts what is in a cache, and slots of a soft prompt there are no tokens
+                share=self.architecture == "causal" and soft_prompt_of(self.model) is None and self._packable,
+            )
 
     def _wishes(self, requests: Sequence[Instance]) -> list[Wish]:
         encoded = encode_pairs(self.tokenizer, [r.args for r in requests], architecture=self.architecture)
@@ -114,8 +121,15 @@ class RoutedLM(LM):  # type: ignore[misc]
     def _packs(self, wishes: Sequence[Wish]) -> list[Pack]:
         rows = share_rows(wishes)
         if not rows or not self._packable:
-            return [pack_of([row]) for row in rows]
-        return pack_rows(rows, trunks=self.architecture == "causal")
+            return [pack_of([alone]) for row in rows for alone in row.by_context()]
+        causal = self.architecture == "causal"
+        return pack_rows(rows, trunks=causal, slots=self._slots if causal else 0)
+
+    @property
+    def _slots(self) -> int:
+        """Of a soft prompt, before every row that is read from its beginning."""
+        prompt = soft_prompt_of(self.model)
+        return 0 if prompt is None else prompt.source.length
 
     def _scored(self, packs: Sequence[Pack]) -> Iterator[tuple[list[Pack], Tensor]]:
         """Batches and their ``[2, answer tokens]``."""
@@ -145,7 +159,8 @@ class RoutedLM(LM):  # type: ignore[misc]
         ``before`` is the length of their trunks, whose copies for every row count a quarter.
         """
         packs.sort(key=lambda p: (len(p.group[1]), p.group[1], len(p.tokens)), reverse=True)
-        sizes = [len(p.tokens) + len(p.group[1]) + before // TRUNK_SHARE for p in packs]
+        own = 0 if before else self._slots
+        sizes = [own + len(p.tokens) + len(p.group[1]) + before // TRUNK_SHARE for p in packs]
         logits = [len({at for _, places in p.picks for at in places}) for p in packs]
         most = LOGITS_PER_BATCH // self._vocabulary
         for low, high in cuts(sizes, logits, budget=self.token_budget, most=most):

@@ -19,6 +19,7 @@ from mtlbench.engine.fused import Branch, Factors, low_rank
 from mtlbench.engine.linears import replace
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
+from mtlbench.engine.shards_fit import is_shard
 from mtlbench.engine.siblings import GatedBlock, SharedInput, gated_blocks, siblings
 from mtlbench.errors import RequestError
 
@@ -225,7 +226,8 @@ def merge(model: nn.Module, task: int | None = None) -> None:
         ValueError: when they do and no task is given, or they depend on the token.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, LowRankLinear):
+        # a sharded weight stays as it is: what is merged into it would be whole on every device
+        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight):
             replace(model, name, module.merged(task))
 
 

@@ -46,12 +46,13 @@ class CausalReader:
             inputs |= {"attention_mask": self._mask(shape.tree_mask()), "position_ids": shape.positions}
         else:
             inputs |= {"attention_mask": shape.padding_mask()}
+        contexts = None if trunks is not None or shape.branches else shape.tensor([pack.context for pack in batch])
         tasks = [pack.group[0] for pack in batch]
         of_token = [tasks[at // shape.width] for at in shape.needed]
         places = None if plain else places_by_task(shape.needed, of_token, device=self.device)
         with (
             narrow_tail(self.model, places, self.routing),
-            self.routing.of(shape.tensor(tasks)),
+            self.routing.of(shape.tensor(tasks), contexts),
             picked_rows(self.model, shape.index),
         ):
             logits = self.model(input_ids=shape.ids, **inputs).logits

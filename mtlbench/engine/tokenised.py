@@ -13,6 +13,7 @@ from mtlbench.engine.encode import encode_rows
 from mtlbench.engine.token_cache import TokenPair, kept_pairs
 from mtlbench.engine.token_keys import rows_key, tokenizer_digest
 from mtlbench.engine.tokens import TokenRow
+from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -40,14 +41,17 @@ class Tokenised:
         architecture, append_eos = self._backbone.architecture, lm_task.OUTPUT_TYPE == "generate_until"
 
         def make() -> list[TokenPair]:
-            rows = encode_rows(
-                self._backbone.tokenizer,
-                training_pairs(lm_task, wanted),
-                task=index,
-                architecture=architecture,
-                max_length=max_length,
-                append_eos=append_eos,
-            )
+            try:
+                rows = encode_rows(
+                    self._backbone.tokenizer,
+                    training_pairs(lm_task, wanted),
+                    task=index,
+                    architecture=architecture,
+                    max_length=max_length,
+                    append_eos=append_eos,
+                )
+            except DataError as error:
+                raise DataError(f"Task {task.name}: {error}") from error
             return [(row.context, row.target) for row in rows]
 
         if self._tokenizer is None:

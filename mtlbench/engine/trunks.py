@@ -45,6 +45,15 @@ class Trunks:
         seen = torch.arange(self.width, device=lengths.device) < lengths[:, None]
         return Cache(layers=[_Before(keys, values, index) for keys, values in self._layers]), seen
 
+    def growing(self, rows: int) -> Cache:
+        """Of a single trunk, the cache for rows that are written on: it keeps what they add."""
+        return Cache(
+            layers=[
+                _Growing(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+                for keys, values in self._layers
+            ]
+        )
+
 
 class _Before(DynamicLayer):  # type: ignore[misc]
     """A layer's keys and values before those of the rows in flight; it keeps none of theirs."""
@@ -60,3 +69,12 @@ class _Before(DynamicLayer):  # type: ignore[misc]
     def _joined(self, trunk: Tensor, own: Tensor) -> Tensor:
         rows = trunk.expand(own.shape[0], -1, -1, -1) if self._index is None else trunk.index_select(0, self._index)
         return torch.cat([rows.to(own.dtype), own], dim=2)
+
+
+class _Growing(DynamicLayer):  # type: ignore[misc]
+    """A layer that begins with keys and values which were computed before."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True

@@ -91,6 +91,13 @@ def test_an_empty_answer_is_an_error():
         encode_rows(tokenizer, [Pair("a", "")], task=0, architecture="causal", max_length=9, append_eos=False)
 
 
+def test_an_answer_that_does_not_fit_is_shown():
+    tokenizer = tiny_tokenizer(architecture="causal")
+    pairs = [Pair("a", "b"), Pair("which one", "one two " * 99)]
+    with pytest.raises(DataError, match=r"does not fit --max-length 9.*'one two.*of 'which one'"):
+        encode_rows(tokenizer, pairs, task=0, architecture="causal", max_length=9, append_eos=False)
+
+
 def test_an_answer_that_should_end_needs_an_end_token():
     tokenizer = tiny_tokenizer(architecture="causal")
     tokenizer.eos_token = None

@@ -1,0 +1,135 @@
+"""Whether a label means in training what it means in evaluation.
+
+Two signs tell. The data may name its labels (``datasets.ClassLabel``): the names must be the same in both splits, and
+where a name is one of the choices, that choice must be the right one. And the words of the prompts may tell the labels
+apart: a bag of words learned from training rows then answers evaluation rows, and if other labels put in the place of
+its own fit them far better, the labels of one of the splits were exchanged. Exchanged labels of a task whose words
+tell nothing, such as most tasks about pairs of sentences, are not found so, nor labels exchanged alike in both splits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtlbench.conformance.answers import generates
+from mtlbench.data.examples import gold_indices, gold_text
+from mtlbench.data.lm_task import choose_rows, quiet_lm_eval
+
+if TYPE_CHECKING:
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+TRAIN_ROWS, EVAL_ROWS = 2000, 1000
+MOST_LABELS = 20
+"""A task with more answers than these is none of classes."""
+SIGMAS = 4.0
+"""By how many standard deviations an exchange must fit better than the labels as they are."""
+BEYOND = 3.0
+"""By how many it must fit better than one answer for all, which a mere shift of shares would give."""
+LONG = 20
+"""Characters of a text from which an evaluation row that repeats it from training is left out: in WNLI such rows have
+the other label on purpose."""
+_WORD = r"(?u)[\u3400-\u9fff]|\w+"
+"""A word, or a Chinese character."""
+
+Doc = dict[str, Any]
+
+
+def renamed(lm_task: ConfigurableTask, splits: Mapping[str, datasets.Dataset]) -> str | None:
+    """How the names of labels in the data contradict one another or the choices."""
+    first, *others = splits.items()
+    for column, names in _named(first[1]).items():
+        for split, rows in others:
+            found = _named(rows).get(column, names)
+            if found != names:
+                return f"column {column!r} names its labels {names} in split {first[0]!r} and {found} in {split!r}"
+    if generates(lm_task) or lm_task.multiple_input:
+        return None
+    for split, docs in (
+        (lm_task.config.training_split, lm_task.training_docs()),
+        (lm_task.config.validation_split, lm_task.validation_docs()),
+    ):
+        known = _named(docs)
+        for number, doc in enumerate(docs if known else ()):
+            choices = [_plain(choice) for choice in lm_task.doc_to_choice(doc)]
+            golds = gold_indices(lm_task, doc)
+            for column, names in known.items():
+                name = _plain(names[doc[column]]) if 0 <= doc[column] < len(names) else ""
+                if name in choices and choices.index(name) not in golds:
+                    return (
+                        f"row {number} of split {split!r} has the label {names[doc[column]]!r} in column {column!r}, "
+                        f"but its right answer is {lm_task.doc_to_choice(doc)[golds[0]]!r}"
+                    )
+    return None
+
+
+def exchanged(lm_task: ConfigurableTask) -> str | None:
+    """Which exchange of labels fits what words say of the evaluation rows far better than their own labels do."""
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
+    from sklearn.naive_bayes import MultinomialNB  # type: ignore[import-untyped]
+    from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+
+    with quiet_lm_eval():
+        trained, scored = lm_task.training_docs(), lm_task.validation_docs()
+        seen = {text for doc in trained for text in _long(doc)}
+        few = (doc for doc in scored.select(choose_rows(len(scored), EVAL_ROWS)) if seen.isdisjoint(_long(doc)))
+        train = _labelled(lm_task, trained.select(choose_rows(len(trained), TRAIN_ROWS)))
+        tested = _labelled(lm_task, few)
+    labels = sorted({label for _, label in [*train, *tested]})
+    if len(labels) > MOST_LABELS or len({label for _, label in train}) < 2 or not tested:
+        return None
+    bag = make_pipeline(CountVectorizer(token_pattern=_WORD, ngram_range=(1, 2), binary=True), MultinomialNB(alpha=0.1))
+    try:
+        bag.fit([text for text, _ in train], [label for _, label in train])
+    except ValueError:  # no words at all
+        return None
+    number = {label: at for at, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=int)  # what was said x what is right
+    for said, (_, right) in zip(bag.predict([text for text, _ in tested]), tested, strict=True):
+        counts[number[said], number[right]] += 1
+    rows, instead = linear_sum_assignment(counts, maximize=True)
+    moved = [at for at in rows if instead[at] != at]
+    own, other = sum(counts[at, at] for at in moved), sum(counts[at, instead[at]] for at in moved)
+    fit = int(counts[rows, instead].sum())
+    most = max(counts.sum(axis=0))  # what one answer for all gets
+    if other - own <= SIGMAS * math.sqrt(max(1, own + other)) or fit - most <= BEYOND * math.sqrt(len(tested)) / 2:
+        return None
+    pairs = ", ".join(f"{labels[at]!r} for {labels[instead[at]]!r}" for at in moved if counts[at, instead[at]])
+    return (
+        f"learned from the words of the training rows, {other} of {len(tested)} evaluation rows fit with {pairs}, and "
+        f"{own} as they are labelled"
+    )
+
+
+def _labelled(lm_task: ConfigurableTask, docs: Iterable[Doc]) -> list[tuple[str, str]]:
+    """Prompt and right answer of rows whose answers are the same few words for all; nothing for other tasks."""
+    found: list[tuple[str, str]] = []
+    offered: Sequence[str] | None = None
+    for doc in docs:
+        if lm_task.multiple_input:
+            return []
+        if not generates(lm_task):
+            choices = lm_task.doc_to_choice(doc)
+            if offered not in (None, choices):
+                return []
+            offered = choices
+        label = gold_text(lm_task, doc) if generates(lm_task) else str(offered[gold_indices(lm_task, doc)[0]])  # type: ignore[index]
+        text = lm_task.fewshot_context(doc, 0, gen_prefix=lm_task.doc_to_prefix(doc))
+        found.append((str(text), label.strip()))
+    return found
+
+
+def _long(doc: Doc) -> set[str]:
+    return {value for value in doc.values() if isinstance(value, str) and len(value) >= LONG}
+
+
+def _named(rows: datasets.Dataset) -> dict[str, list[str]]:
+    return {column: list(kind.names) for column, kind in rows.features.items() if getattr(kind, "names", None)}
+
+
+def _plain(text: str) -> str:
+    return str(text).strip().casefold()
