@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError
+from mtlbench.results.tables import Predictions
 from mtlbench.statistics.intervals import Interval, holm
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class Side:
 
     name: str
     records: Mapping[int, Record]
-    samples: Path
-    """Folder of the per-example predictions."""
+    predictions: Predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +97,7 @@ def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
 
 
 def _answers(side: Side, seed: int) -> Mapping[str, Answers]:
-    from mtlbench.statistics.answers import answers_in
-
-    return answers_in(side.samples)(side.records[seed].key) or {}
+    return side.predictions(side.records[seed].key) or {}
 
 
 def _same_examples(one: Side, other: Side, seeds: list[int]) -> set[str]:

@@ -12,6 +12,8 @@ from record_builder import cell as make_cell
 from mtlbench.api.record import Record, TaskScore
 from mtlbench.errors import RequestError
 from mtlbench.regression import AVERAGE, Side, changes
+from mtlbench.results.tables import no_predictions
+from mtlbench.statistics.answers import answers_in
 from mtlbench.store import RunFolder
 
 TASKS = ("glue/rte", "glue/sst2")
@@ -46,7 +48,7 @@ def side(folder: Path, *, right: float | dict[str, float], seeds=(0, 1), draw: i
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         store.put_samples(record.key, rows)
         records[seed] = record
-    return Side(name=folder.name, records=records, samples=folder / "samples")
+    return Side(name=folder.name, records=records, predictions=answers_in(store, records.values()))
 
 
 def test_a_drop_on_one_task_is_found_there(tmp_path):
@@ -74,7 +76,7 @@ def test_a_collapse_without_any_variance_is_a_drop(tmp_path):
 
 def test_without_predictions_one_seed_says_nothing(tmp_path):
     before, after = side(tmp_path / "a", right=1.0, seeds=(0,)), side(tmp_path / "b", right=0.0, seeds=(0,))
-    (rte, *_) = changes(replace(before, samples=tmp_path / "none"), after)
+    (rte, *_) = changes(replace(before, predictions=no_predictions), after)
     assert rte.interval is None and not rte.dropped and rte.verdict.startswith("no interval")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mtlbench.api.method import Value
@@ -170,7 +170,7 @@ class Cell:
             "settings": dict(self.settings),
             "tasks": list(self.tasks),
             "model": self.model,
-            "protocol": asdict(self.protocol),
+            "protocol": dict(vars(self.protocol)),
             "seed": self.seed,
             "weights": self.weights,
             "plugins": dict(self.plugins),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,8 @@ def limits_from(words: dict[str, Any]) -> dict[str, Any]:
     from mtlbench.api.executor import DevicesPerCell
 
     given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
-    return {"devices": DevicesPerCell.read(words.pop("devices_per_cell") or "1"), **given}
+    devices = DevicesPerCell.read(words.pop("devices_per_cell") or "1")
+    return {"devices": dataclasses.replace(devices, shard=words.pop("shard")), **given}
 
 
 def reports_named(formats: str | None) -> list[Report]:
@@ -91,15 +93,16 @@ def render_reports(
 
     if target.is_symlink() and target.parent == store.path:
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")
-    records, problems = store.records().values(), store.problems()
+    records = store.records()
+    predictions = answers_in(store, records.values())
     study = study_of(
-        records,
+        records.values(),
         expected=store.expected(),
         steps=store.steps,
-        predictions=answers_in(store.path / "samples"),
+        predictions=predictions,
         reference=reference,
         draws=draws,
-        notes=problems,
+        notes=store.problems(records),
     )
     for renderer in reports:
         documents = renderer.render(study)

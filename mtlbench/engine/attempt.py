@@ -84,6 +84,7 @@ class Attempt:
             train_rows=counts,
             total_steps=self.loop.total_steps,
             routing=self.routing,
+            tokenizer=self.backbone.tokenizer,
         )
 
     def attach(self) -> str | None:
@@ -97,8 +98,23 @@ class Attempt:
             self.method.attach(self.model, setup)
         except RequestError as error:
             return str(error)
+        except Exception as error:
+            if (reason := self._unfit(error)) is None:
+                raise
+            return reason
         reach("cell.attached")
-        return None
+        return self._unfit()
+
+    def _unfit(self, error: Exception | None = None) -> str | None:
+        """Why the method cannot train a backbone of which each process keeps a part."""
+        if not self._around.ranks.sharded:
+            return None
+        from mtlbench.engine.shards_fit import unfit, unfit_error
+
+        reason = unfit(self.model) if error is None else unfit_error(error)
+        if reason is None:
+            return None
+        return f"{self.method.name!r} cannot be sharded: {reason}. Leave --shard out of the command that runs it."
 
     def planned_steps(self) -> int:
         """Steps of the budgets."""

@@ -63,6 +63,25 @@ class Backbone:
 def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> Backbone:
     """The backbone ``name``, frozen and in evaluation mode.
 
+    The words are those of :func:`load_model`.
+
+    Raises:
+        RequestError: as :func:`load_model`.
+    """
+    model, tokenizer, architecture = load_model(name, dtype=dtype, attention=attention, device=device)
+    return Backbone(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        parameters=sum(p.numel() for p in model.parameters()),
+        fingerprint=fingerprint(model),
+    )
+
+
+def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> tuple[nn.Module, Any, str]:
+    """The model ``name``, frozen and in evaluation mode, its tokenizer and its architecture.
+
     Args:
         name: ``demo``, ``demo-t5``, a folder, or a hub id.
         attention: ``sdpa`` or ``eager``.
@@ -91,15 +110,7 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(_unloadable(name, error)) from error
-    model = model.eval().requires_grad_(False)
-    return Backbone(
-        name=name,
-        model=model,
-        tokenizer=tokenizer,
-        architecture=architecture,
-        parameters=sum(p.numel() for p in model.parameters()),
-        fingerprint=fingerprint(model),
-    )
+    return model.eval().requires_grad_(False), tokenizer, architecture
 
 
 def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:

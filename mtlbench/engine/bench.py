@@ -29,6 +29,8 @@ from mtlbench.plugins import load_suite
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
+    from mtlbench.engine.shards import Sharding
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,14 +52,16 @@ class Bench:
         device: ``auto`` (an accelerator where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads; ``None`` leaves torch's choice.
         data: ``demo``, ``hub`` or a folder.
+        sharding: The processes that keep a part of each backbone; ``None`` where every process keeps all.
     """
 
-    def __init__(self, *, device: str, threads: int | None, data: str) -> None:
+    def __init__(self, *, device: str, threads: int | None, data: str, sharding: Sharding | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
         word = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(word)
         self.machine: Machine = probe(self.device)
+        self.sharding = sharding
         self._data = data
         self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
@@ -84,10 +88,15 @@ class Bench:
                     "plan with what is there."
                 )
             self._backbones.clear()
-            self._backbones[key] = load_backbone(
-                cell.model, dtype=dtype, attention=cell.protocol.attention, device=self.device
-            )
+            self._backbones[key] = self._load(cell.model, dtype=dtype, attention=cell.protocol.attention)
         return self._backbones[key]
+
+    def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:
+        if self.sharding is None:
+            return load_backbone(name, dtype=dtype, attention=attention, device=self.device)
+        from mtlbench.engine.shards import load_sharded
+
+        return load_sharded(name, dtype=dtype, attention=attention, sharding=self.sharding)
 
     def prepared(self, cell: Cell, backbone: Backbone) -> Prepared:
         """The tasks of a cell, read and tokenised once.

@@ -11,13 +11,13 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mtlbench.engine.ranks import Ranks
@@ -63,7 +63,6 @@ class Connected(Ranks):
         self._prefix, self._said = prefix, 0
 
     def tell(self, value: Any) -> Any:
-        """The first process's plain ``value``, on all."""
         self._said += 1
         name = f"{self._prefix}/tell/{self._said}"
         if self.first:
@@ -136,6 +135,13 @@ class Connected(Ranks):
             for (index, tensor), part in zip(dtype, torch.split(flat, [t.numel() for _, t in dtype]), strict=True):
                 summed[index] = part.view_as(tensor)
         return summed
+
+    def in_step(self, model: nn.Module) -> AbstractContextManager[None]:
+        if not self.sharded:
+            return nullcontext()
+        from mtlbench.engine.shards_gate import in_step
+
+        return in_step(self, model)
 
     def fail(self, words: str) -> None:
         self.leave(f"{self._prefix}/failed/{self.rank}", words)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.method import Method
 from mtlbench.engine.batches import Batch
-from mtlbench.engine.loss import row_losses
+from mtlbench.engine.loss import Answers
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tail import narrow_tail
 from mtlbench.errors import RequestError
@@ -33,7 +33,7 @@ class Gradients:
             nullcontext() if self.autocast is None else torch.autocast(batch.tasks.device.type, dtype=self.autocast)
         )
         with context:
-            return row_losses(self.model, batch, self.routing)
+            return self.method.row_losses(self.model, Answers(self.model, batch, self.routing))
 
     def step(self, batches: Sequence[Batch]) -> Step:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.

@@ -70,6 +70,7 @@ class Subject:
             train_rows=[100] * tasks,
             total_steps=self.row.warmup + self.row.steps,
             routing=routing,
+            tokenizer=self.backbone.tokenizer,
         )
         reason = self.method.refuse(setup)
         if reason is not None:

@@ -57,7 +57,7 @@ class Parts:
             try:
                 return self._compute(rows, plan, params, progress)
             except (RuntimeError, MemoryError) as error:
-                self.most = _fewer(max(len(part) for parts in plan for part in parts), error)
+                self.most = fewer(max(len(part) for parts in plan for part in parts), error)
                 progress.micro_batches.append((progress.steps, self.most))
             except RequestError as error:
                 if self.most is None:
@@ -89,7 +89,7 @@ class Parts:
                 at += len(part)
                 continue
             except (RuntimeError, MemoryError) as error:
-                self.most_scored = _fewer(len(part), error)
+                self.most_scored = fewer(len(part), error)
             free_memory(self._device)
         losses, tasks = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(tasks)
@@ -125,8 +125,12 @@ class Parts:
         return self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device))
 
 
-def _fewer(rows: int, error: BaseException) -> int:
-    """How many rows to compute at once after ``rows`` were too many."""
+def fewer(rows: int, error: BaseException) -> int:
+    """How many rows to compute at once after ``rows`` were too many.
+
+    Raises:
+        NoRoom: they were one. Whatever ``error`` is, where it does not say that memory ran out.
+    """
     if not is_out_of_memory(error):
         raise error
     if rows == 1:

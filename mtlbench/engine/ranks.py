@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -19,11 +20,17 @@ class Ranks:
     rank: int = 0
     """Of this process, from 0."""
     size: int = 1
+    sharded: bool = False
+    """Whether each keeps only a part of the backbone, so that all must run every layer at the same time."""
 
     @property
     def first(self) -> bool:
         """Whether this process is the one that evaluates, writes and logs."""
         return self.rank == 0
+
+    def tell(self, value: Any) -> Any:
+        """The first process's plain ``value``, on all."""
+        return value
 
     def first_then_others(self, make: Callable[[], T], *, digest: Callable[[T], Any]) -> T:
         """What ``make`` gives, called by the first process and then by the others; ``digest`` must be the same plain
@@ -48,6 +55,10 @@ class Ranks:
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of the same shapes, in one message for each dtype."""
         return list(tensors)
+
+    def in_step(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, what one process fails in, all do, where they are ``sharded`` and ``model`` runs on all."""
+        return nullcontext()
 
     def fail(self, words: str) -> None:
         """Leave word of what this process failed in; called before the others learn that it did."""

@@ -6,6 +6,7 @@ it ends then, and torchrun ends the rest.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.engine.attempt import Attempt, Surroundings
 from mtlbench.engine.bench import Bench
-from mtlbench.engine.cell import run_cell
+from mtlbench.engine.cell import run_along, run_cell
 from mtlbench.engine.distributed import Connected
 from mtlbench.engine.machine import Machine
 from mtlbench.engine.memory import free_memory
@@ -49,7 +50,7 @@ class Leader:
             self._gather()
             self._cells += 1
             self._ranks.turn_to(f"cell/{self._cells}")
-            self._ranks.leave(f"cell/{self._cells}", cell.key)
+            self._ranks.leave(f"cell/{self._cells}", json.dumps(cell.to_json()))
             try:
                 return run_cell(
                     cell,
@@ -81,24 +82,24 @@ def follow(given: Assignment, ranks: Connected) -> int:
     """Train along until the first process has no more cells; gives the exit code."""
     folder = RunFolder(given.folder)
     bench = _bench(given, ranks, folder)
-    cells = {cell.key: cell for cell in folder.cells(given.request)}
     around = Surroundings(bench=bench, folder=folder, stop=given.stop, ranks=ranks)
     number = 0
     while True:
         number += 1
         while not ranks.left(f"cell/{number}"):
             time.sleep(POLL_S)
-        key = ranks.word(f"cell/{number}")
-        if not key:
+        words = ranks.word(f"cell/{number}")
+        if not words:
             return 0
+        cell = Cell.from_json(json.loads(words))
         ranks.turn_to(f"cell/{number}")
         try:
-            _train(cells[key], around)
+            (run_along if ranks.sharded else _train)(cell, around)
         except Stopped:
             return 0
         except Exception as error:
             # The first process fails in the same, or it waits for this one for ever.
-            _log.warning("training along in cell %s ended: %s: %s", key, type(error).__name__, error)
+            _log.warning("training along in cell %s ended: %s: %s", cell.key, type(error).__name__, error)
             if not _wait(partial(ranks.left, f"over/{number}")):
                 return 1
         free_memory(bench.device)
@@ -106,7 +107,8 @@ def follow(given: Assignment, ranks: Connected) -> int:
 
 
 def _train(cell: Cell, around: Surroundings) -> None:
-    """What :func:`~mtlbench.engine.cell.run_cell` does with a cell up to the end of its training."""
+    """What :func:`~mtlbench.engine.cell.run_cell` does with a cell up to the end of its training. Every process has the
+    whole backbone: the rest is the first one's."""
     for _ in range(2):
         attempt = Attempt(cell, around, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
         if attempt.attach() is not None:
@@ -120,7 +122,13 @@ def _train(cell: Cell, around: Surroundings) -> None:
 
 def _bench(given: Assignment, ranks: Connected, folder: RunFolder) -> Bench:
     """What stays warm. All take the first one's measurements, from which the numbers' format follows."""
-    bench = Bench(device=str(ranks.device), threads=given.threads, data=folder.words(given.request)["data"])
+    sharding = None
+    if given.shard:
+        from mtlbench.engine.shards import Sharding
+
+        sharding, ranks.sharded = Sharding(ranks, ranks.device), True
+    words = folder.words(given.request)
+    bench = Bench(device=str(ranks.device), threads=given.threads, data=words["data"], sharding=sharding)
     bench.machine = Machine(**{**ranks.tell(asdict(bench.machine)), "device": bench.machine.device})
     return bench
 

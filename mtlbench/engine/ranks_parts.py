@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlbench.engine.batches import Batch
 from mtlbench.engine.gradients import Gradients, Step
 from mtlbench.engine.memory import is_out_of_memory
 from mtlbench.engine.model_state import draw_states, set_draw_states
@@ -63,7 +64,7 @@ class RanksParts(Parts):
             with self._own_draws(progress.steps):
                 batches = [self.collate(part) for part in plan[ranks.rank]]
                 weights = self.gradients.row_weights(tasks)[ranks.rank :: ranks.size]
-                found = self.gradients.differentiate(batches, weights)
+                found = self._differentiate(batches, weights, rows, plan)
             real, padded = sum(b.real_tokens for b in batches), sum(b.padded_tokens for b in batches)
         if batches:
             losses[ranks.rank :: ranks.size] = found
@@ -73,6 +74,12 @@ class RanksParts(Parts):
             p.grad = gradient
         progress.count(rows, real=sum(each[0] for each in told), padded=sum(each[1] for each in told))
         return self.gradients.finish(losses, tasks)
+
+    def _differentiate(
+        self, batches: Sequence[Batch], weights: Tensor, rows: Sequence[TokenRow], plan: list[list[Sequence[TokenRow]]]
+    ) -> Tensor:
+        """Add up the gradients of this process's ``batches``, of a step of ``rows``; the row losses."""
+        return self.gradients.differentiate(batches, weights)
 
     @torch.no_grad()
     def losses(
@@ -133,4 +140,10 @@ class RanksParts(Parts):
 
 def parts_for(ranks: Ranks, *, gradients: Gradients, seed: int, **rest: Any) -> Parts:
     """What splits the steps of a process: alone, or one of several."""
-    return Parts(gradients, **rest) if ranks.size == 1 else RanksParts(gradients, ranks=ranks, seed=seed, **rest)
+    if ranks.size == 1:
+        return Parts(gradients, **rest)
+    if ranks.sharded:
+        from mtlbench.engine.shards_parts import ShardedParts
+
+        return ShardedParts(gradients, ranks=ranks, seed=seed, **rest)
+    return RanksParts(gradients, ranks=ranks, seed=seed, **rest)

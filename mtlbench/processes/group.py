@@ -53,6 +53,7 @@ def serve(
     threads: int | None,
     pulse: int | None,
     stop: Stop,
+    shard: bool = False,
     ports: Callable[[], int] = free_port,
     build: Callable[..., Sequence[str]] = command,
 ) -> int:
@@ -65,13 +66,15 @@ def serve(
         words: For ``mtlbench.processes.rank``.
         threads: CPU threads of each process.
         pulse: Open file for signs of life.
+        shard: Whether each process keeps only a part of the backbone.
 
     Raises:
         Stopped: the worker was asked to end, and the group has.
     """
     for trial in range(1, TRIES + 1):
         port = ports()
-        with stop.held(), _started(build(words, processes=processes, port=port), threads=threads, pulse=pulse) as group:
+        launch = build(words, processes=processes, port=port)
+        with stop.held(), _started(launch, threads=threads, pulse=pulse, shard=shard) as group:
             code = group.watch(stop)
         stop.check()
         if group.met or group.refused or not _taken(port):
@@ -156,7 +159,7 @@ class _Group:
 
 
 @contextlib.contextmanager
-def _started(words: Sequence[str], *, threads: int | None, pulse: int | None) -> Iterator[_Group]:
+def _started(words: Sequence[str], *, threads: int | None, pulse: int | None, shard: bool) -> Iterator[_Group]:
     """A group that is gone at the end of the block."""
     environment = dict(os.environ)
     if threads is not None:
@@ -164,6 +167,9 @@ def _started(words: Sequence[str], *, threads: int | None, pulse: int | None) ->
     if sys.platform == "linux":
         # All are on this machine, whose name need not lead to an address.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if shard:
+        # glibc keeps smaller blocks that are given back: as much as all gathered layers together, without this
+        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     if pulse is not None:
         os.set_blocking(pulse, False)
     process = subprocess.Popen(

@@ -108,6 +108,15 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
             _sync_folder(path.parent)
 
 
+def file_sha256(path: Path) -> str | None:
+    """SHA-256 of a file; ``None`` when there is none."""
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
 def folder_sha256(path: Path) -> str | None:
     """SHA-256 of the names and bytes of all files in a folder; ``None`` when there is no folder."""
     if not path.is_dir():

@@ -18,7 +18,7 @@ AGAIN = "run the same command again"
 
 @dataclass
 class Problems:
-    """Looks at every file; ``names`` is how to call a cell, by key."""
+    """Looks at every file; ``names`` is how to call a cell, by key. Records that were read already may be given."""
 
     records: Records
     names: Mapping[str, str]
@@ -31,6 +31,8 @@ class Problems:
 
     def _unreadable(self) -> Iterator[str]:
         for key in self.records.names():
+            if key in self._good:
+                continue
             try:
                 record = self.records.get(key)
             except StoreError as error:
@@ -44,6 +46,13 @@ class Problems:
         for entry in self.records.quarantine.entries():
             folder, _, file = entry.origin.rpartition("/")
             key = Path(file).stem
+            if folder == "samples" and key in self._good:
+                yield (
+                    f"The predictions of {self._name(key)} were damaged ({entry.reason}) and lie in "
+                    f"quarantine/{entry.path.name}: its scores stand, but nothing is resampled from its answers. To "
+                    f"have them again, delete records/{key}.json and {AGAIN}."
+                )
+                continue
             if folder not in ("", "records") or key in self._good:
                 settled += 1
                 continue

@@ -42,12 +42,18 @@ def latest_attempt(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _parsed(data: bytes) -> list[dict[str, Any]]:
     """The JSON objects of ``data``, one per line; what is torn or no object is left out."""
-    found = []
-    for line in data.split(b"\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+    lines = [line for line in data.split(b"\n") if line.strip()]
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")  # one call for all takes half the time
+        if len(values) == len(lines):
+            return [value for value in values if isinstance(value, dict)]
+    except ValueError:
+        pass
+    return [value for line in lines if isinstance(value := _value(line), dict)]
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
