@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlbench.engine.prefix_places import Place
+from mtlbench.engine.shards_fit import is_shard
 from mtlbench.errors import RequestError
 
 _ROLES = (("k_proj", "k"), ("v_proj", "v"))
@@ -74,6 +75,8 @@ def _layer(module: Any) -> _Layer:
             f"{type(module).__name__} has no linear of its own for keys and for values (k_proj, v_proj or k, v), so no "
             "prompt can be read through them. Take a Llama-, Qwen-, Mistral- or T5-like backbone."
         )
+    if is_shard(key.weight):
+        raise RequestError("A prompt is read through weights of layers that are not running. Leave out --shard.")
     return _Layer(key, value, getattr(module, "k_norm", None))
 
 
