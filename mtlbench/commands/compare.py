@@ -79,6 +79,7 @@ def _done(folder: RunFolder) -> list[Record]:
 def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
     from mtlbench.errors import RequestError, did_you_mean
     from mtlbench.regression import Side
+    from mtlbench.statistics.answers import answers_in
 
     known = {record.cell.variant for record in records}
     if variant not in known:
@@ -93,4 +94,5 @@ def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
                 "tasks, backbones or versions. Compare folders that hold one of each."
             )
         by_seed[record.cell.seed] = record
-    return Side(name=f"{folder.path}:{variant}", records=by_seed, samples=folder.path / "samples")
+    predictions = answers_in(folder, by_seed.values())
+    return Side(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)

@@ -26,10 +26,11 @@ def list_papers(paper: str | None) -> None:
 @click.argument("table")
 def show(table: str) -> None:
     """Show a table such as peml/table-2, its averages recomputed."""
-    from mtlbench.published.ledger import table_named
+    from mtlbench.published.ledger import tables_named
     from mtlbench.published.views import table_lines
 
-    _say(table_lines(table_named(table)))
+    for at, found in enumerate(tables_named(table)):
+        _say([*([""] if at else []), *table_lines(found)])
 
 
 @published.command()

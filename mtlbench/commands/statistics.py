@@ -22,5 +22,6 @@ def statistics(folder: Path | None, method: str, against: str, number: int | Non
 
     store = run_folder(folder)
     pair = pair_of(store.records().values(), method=method, against=against, number=number)
-    for line in statistics_lines(pair, predictions=answers_in(store.path / "samples"), draws=bootstrap):
+    predictions = answers_in(store, [*pair.row.records, *pair.against.records])
+    for line in statistics_lines(pair, predictions=predictions, draws=bootstrap):
         click.echo(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -11,21 +12,22 @@ if TYPE_CHECKING:
     from mtlbench.store import RunFolder
 
 
-def table_named(words: str) -> PublishedTable:
-    """The published table that ``--vs`` names."""
+def tables_named(words: str) -> tuple[PublishedTable, ...]:
+    """The published table that ``--vs`` names, or its parts."""
     from mtlbench.published import ledger
 
-    return ledger.table_named(words)
+    return ledger.tables_named(words)
 
 
-def print_versus(store: RunFolder, published: PublishedTable) -> None:
-    """Print a published table beside those of a run folder."""
+def print_versus(store: RunFolder, published: Iterable[PublishedTable]) -> None:
+    """Print published tables beside those of a run folder."""
     from mtlbench.commands.shared import DRAWS
     from mtlbench.published.versus import versus_lines
     from mtlbench.results.study import study_of
     from mtlbench.statistics.answers import answers_in
 
-    predictions = answers_in(store.path / "samples")
-    study = study_of(store.records().values(), expected=store.expected(), predictions=predictions, draws=DRAWS)
-    for line in versus_lines(published, study):
-        click.echo(line)
+    records = store.records().values()
+    study = study_of(records, expected=store.expected(), predictions=answers_in(store, records), draws=DRAWS)
+    for table in published:
+        for line in versus_lines(table, study):
+            click.echo(line)

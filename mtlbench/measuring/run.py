@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlbench.measuring.forecast import forecast
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.results.tables import one_line
@@ -20,9 +21,12 @@ def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[st
     """Measure every row into ``folder``; says whether each came back, refusals included.
 
     Raises:
-        RequestError: the first row shows that the folder's rows were measured on other hardware; it is not kept.
+        RequestError: the backbone's weights do not fit, or the first row shows that the folder's rows were measured on
+            other hardware; it is not kept.
     """
     complete = True
+    for line in forecast(rows):
+        tell(line)
     for row in rows:
         tell(f"measuring {row.variant} on {row.model}")
         measured = _measured(row)

@@ -9,6 +9,8 @@ from mtlbench.plugins import load_ledger, offers
 from mtlbench.published.paper import Paper, PublishedTable
 from mtlbench.published.reading import read_paper
 
+_ROMAN = dict(zip(["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x"], map(str, range(1, 11)), strict=True))
+
 
 def papers() -> dict[str, Paper]:
     """Every paper of every installed ledger by name.
@@ -43,8 +45,10 @@ def papers_named(words: str | None) -> dict[str, Paper]:
     return {words: known[words]}
 
 
-def table_named(words: str) -> PublishedTable:
-    """``peml/table-2``, or ``path/to/paper.json/table-2``.
+def tables_named(words: str) -> tuple[PublishedTable, ...]:
+    """``peml/table-2``, or ``path/to/paper.json/table-2``; with ``ta_lora/table-1`` both of its parts.
+
+    Roman numbers are read too: ``table-i-a`` is ``table-1-a``.
 
     Raises:
         RequestError: there is no such paper or table.
@@ -54,6 +58,9 @@ def table_named(words: str) -> PublishedTable:
         raise RequestError(f"{words!r} names no table. Write paper/table, such as peml/table-2.")
     (paper,) = papers_named(first).values()
     tables = {table.name: table for table in paper.tables}
-    if name not in tables:
+    plain = "-".join(_ROMAN.get(part, part) for part in name.lower().split("-"))
+    found = [tables[it] for it in (name, plain) if it in tables][:1]
+    found = found or [table for table in paper.tables if table.name.startswith(f"{plain}-")]
+    if not found:
         raise RequestError(f"{paper.name} has no table {name!r}. {did_you_mean(name, tables)}")
-    return tables[name]
+    return tuple(found)

@@ -48,6 +48,8 @@ class Printed:
     """Names under which that backbone can be loaded."""
     parameters: str = ""
     """Trained parameters as the paper says them."""
+    k_shot: str = ""
+    """Training rows of each task, as a protocol's ``k_shot`` says it; empty where the paper's row is not few-shot."""
     copied_from: str = ""
     """Where the paper took the row from, if it did not measure it."""
 

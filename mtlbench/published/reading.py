@@ -20,7 +20,7 @@ _TABLE = {
 _COLUMN = {"name": str, "metric": str, "task": str, "note": str}
 _ROW = {
     "name": str, "values": list, "average": (int, float), "method": str, "backbone": str, "models": list,
-    "parameters": str, "copied_from": str,
+    "parameters": str, "k_shot": str, "copied_from": str,
 }  # fmt: skip
 _NEEDED = ("schema", "paper", "title", "source", "tables", "name", "caption", "unit", "decimals", "columns", "rows")
 

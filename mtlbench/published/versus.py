@@ -68,7 +68,7 @@ def compared(published: PublishedTable, table: Table) -> Iterator[Comparison]:
     for row in table.rows:
         done = [record for record in row.records if record.status == "ok"]
         for printed in published.rows if done else ():
-            if not _same_method(printed, row):
+            if not _same_method(printed, row) or (printed.k_shot and printed.k_shot != table.protocol.k_shot):
                 continue
             ours: list[list[float]] = []
             for column, value in zip(published.columns, printed.values, strict=True):
@@ -116,6 +116,8 @@ def differences(published: PublishedTable, table: Table) -> Iterator[str]:
         if rows is not None:
             yield f"{what} at most {rows} rows per task"
     theirs = {column.task for column in published.columns if column.task}
+    if protocol.k_shot and not any(row.k_shot for row in published.rows):
+        yield f"trained on {protocol.k_shot} rows of each task"
     more = [task for task in table.tasks if task not in theirs]
     less = sorted(theirs - set(table.tasks))
     if more or less:

@@ -63,16 +63,34 @@ def _training(record: Record, steps: Sequence[Mapping[str, Any]]) -> Iterator[tu
     if any(isinstance(loss := line.get("loss"), float) and not math.isfinite(loss) for line in steps):
         yield UNDEFINED, "training loss"
         return
-    losses: dict[str, list[float]] = {}
-    for line in steps[:: len(steps) // _READ + 1]:
-        tasks = line.get("tasks")
-        for name, loss in {"": line.get("loss"), **(tasks if isinstance(tasks, Mapping) else {})}.items():
-            if isinstance(loss, int | float) and math.isfinite(loss):
-                losses.setdefault(name, []).append(float(loss))
-    total = losses.pop("", [])
-    ends = [_ends(own) for own in losses.values() or [total] if len(own) >= _LINES]
-    if ends and record.costs and record.costs.trainable_parameters and not any(_fell(*pair) for pair in ends):
+    if not record.costs or not record.costs.trainable_parameters:
+        return
+    ends = []
+    for losses in _curves(steps[:: len(steps) // _READ + 1]):
+        if len(losses) < _LINES:
+            continue
+        ends.append(_ends(losses))
+        if _fell(*ends[-1]):
+            return
+    if ends:
         yield STILL, f"{_mean([first for first, _ in ends]):.3g} to {_mean([last for _, last in ends]):.3g}"
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> Iterator[list[float]]:
+    """The losses of each task, or those of the steps where no task has one. One after another, because the first that
+    fell is enough."""
+    by_task = [tasks for line in steps if isinstance(tasks := line.get("tasks"), Mapping)]
+    none = True
+    for name in sorted(set().union(*by_task)):
+        losses = _finite(tasks.get(name) for tasks in by_task)
+        none = none and not losses
+        yield losses
+    if none:
+        yield _finite(line.get("loss") for line in steps)
+
+
+def _finite(losses: Iterable[Any]) -> list[float]:
+    return [float(loss) for loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
 
 
 def _ends(losses: Sequence[float]) -> tuple[float, float]:

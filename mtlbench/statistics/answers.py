@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtlbench.api.record import Record
 from mtlbench.results.tables import Predictions
 
 if TYPE_CHECKING:
-    from pyarrow import ChunkedArray, Table
+    from pyarrow import Array, StringArray
+
+    from mtlbench.store import RunFolder
 
 Numbers = NDArray[np.float64]
 _COLUMNS = ["task", "doc_hash", "prediction", "loglikelihoods", "correct", "metric_values"]
 _UNPARSED = ("[invalid]", "[no_match]")
 """What lm-eval's filters give where they find no answer in a text."""
+_NO_CHOICES, _UNDEFINED = -2, -1
 _log = logging.getLogger(__name__)
 
 
@@ -43,82 +46,112 @@ class Answers:
     """Documents with a likelihood that is no number."""
 
 
-def answers_in(folder: Path) -> Predictions:
-    """Reads ``<folder>/<cell key>.parquet``; a file that cannot be read is logged and counts as none."""
+def answers_in(store: RunFolder, records: Iterable[Record]) -> Predictions:
+    """The stored answers of the finished ones of ``records``.
 
-    def read(key: str) -> Mapping[str, Answers] | None:
-        path = folder / f"{key}.parquet"
-        if not path.exists():
-            return None
-        try:
-            return read_answers(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are among them
-            _log.warning("the predictions in %s cannot be used: %s", path, error)
-            return None
-
-    return read
-
-
-def read_answers(path: Path) -> dict[str, Answers]:
-    """Full task name to answers.
-
-    The file's checksum is left to those who use single rows: here every score made from the answers is compared with
-    the recorded one.
+    Predictions that are not those a record was made with go to quarantine and count as none; so do, with a line in the
+    log, those that cannot be understood.
     """
+    found = {}
+    for record in records:
+        if record.status != "ok":
+            continue
+        try:
+            data = store.checked_samples(record)
+            if data is not None:
+                found[record.key] = read_answers(data)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are among them
+            _log.warning("the predictions of %s (%s) cannot be used: %s", record.cell.variant, record.key, error)
+    return found.get
+
+
+def read_answers(data: bytes) -> dict[str, Answers]:
+    """Full task name to the answers in a Parquet file."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(path).read(columns=_COLUMNS)
-    names = table.column("task").combine_chunks().dictionary_encode()
-    codes = np.asarray(names.indices)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=_COLUMNS)
+    column = {name: table.column(name).combine_chunks() for name in _COLUMNS}
+    names = column["task"].dictionary_encode()
+    codes = np.from_dlpack(names.indices)  # asarray would import pandas
     starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
     known = names.dictionary.to_pylist()
     if len(starts) - 1 != len(known):
         raise ValueError("the rows of a task are not together")
-    return {known[codes[start]]: _answers(table.slice(start, end - start)) for start, end in pairwise(starts)}
-
-
-def _answers(rows: Table) -> Answers:
-    places, undefined = _places(rows.column("loglikelihoods"))
-    predicted = rows.column("prediction").combine_chunks().dictionary_encode()
-    correct = np.asarray(rows.column("correct").combine_chunks())
-    same = len(predicted.dictionary) == 1 if places is None else bool((places == places[0]).all())
-    texts = predicted.dictionary.to_pylist()
-    empty = [at for at, text in enumerate(texts) if not text.strip() or text.strip() in _UNPARSED]
-    unparsed = int(np.isin(np.asarray(predicted.indices), empty).sum()) if places is None and empty else 0
-    hashes = "".join(rows.column("doc_hash").to_pylist())
-    return Answers(
-        documents=hashlib.sha256(hashes.encode()).hexdigest(),
-        count=len(correct),
-        items=_items(rows.column("metric_values")),
-        constant=same and len(correct) > 1 and not correct.all(),
-        unparsed=unparsed,
-        undefined=undefined,
-    )
-
-
-def _places(column: ChunkedArray) -> tuple[NDArray[np.intp] | None, int]:
-    """Place of the likeliest choice of each row and how many rows have a likelihood that is no number; no places for
-    generated answers."""
-    likelihoods = column.combine_chunks()
-    lengths = np.diff(np.asarray(likelihoods.offsets))
-    if not len(lengths) or not lengths.min():
-        return None, 0
-    values = np.asarray(likelihoods.flatten(), dtype=np.float64)
-    grid = np.full((len(lengths), int(lengths.max())), -np.inf)
-    grid[np.arange(grid.shape[1]) < lengths[:, None]] = values
-    undefined = np.isnan(grid).any(axis=1)
-    return np.where(undefined, -1, np.argmax(np.nan_to_num(grid, nan=-np.inf), axis=1)), int(undefined.sum())
-
-
-def _items(column: ChunkedArray) -> dict[str, Numbers]:
-    encoded = column.combine_chunks().dictionary_encode()
-    told: list[dict[str, Any]] = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+    likeliest, undefined = _likeliest(column["loglikelihoods"])
+    texts = column["prediction"].dictionary_encode()
+    predicted = np.from_dlpack(texts.indices)
+    unparsed = np.array([not t.strip() or t.strip() in _UNPARSED for t in texts.dictionary.to_pylist()])[predicted]
+    correct = np.from_dlpack(column["correct"].cast("int8"))
+    items = _Items(column["metric_values"])
     found = {}
-    for metric in told[0]:
-        try:
-            values = np.array([one[metric] for one in told], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):  # a metric of texts or of lists of any length
-            continue
-        if values.ndim <= 2:
-            found[metric] = values[np.asarray(encoded.indices)]
+    for start, end in pairwise(starts):
+        own = slice(start, end)
+        generated = bool((likeliest[own] == _NO_CHOICES).any())
+        given = predicted[own] if generated else likeliest[own]
+        found[known[codes[start]]] = Answers(
+            documents=_digest(column["doc_hash"], start, end),
+            count=end - start,
+            items=items.of(own),
+            constant=bool((given == given[0]).all()) and end - start > 1 and not correct[own].all(),
+            unparsed=int(unparsed[own].sum()) if generated else 0,
+            undefined=0 if generated else int(undefined[own].sum()),
+        )
     return found
+
+
+def _likeliest(column: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Place of the likeliest choice of each row, and whether one of its likelihoods is no number.
+
+    Rows without choices, and so without likelihoods, stand at :data:`_NO_CHOICES`.
+    """
+    offsets = np.from_dlpack(column.offsets)
+    lengths = np.diff(offsets)
+    places = np.full(len(lengths), _NO_CHOICES)
+    undefined = np.zeros(len(lengths), dtype=np.bool_)
+    held = np.flatnonzero(lengths)
+    if not len(held):
+        return places, undefined
+    values = np.from_dlpack(column.flatten().cast("float64"))
+    firsts = offsets[held] - offsets[0]
+    highest = np.maximum.reduceat(values, firsts)
+    undefined[held] = np.isnan(highest)
+    hits = np.flatnonzero(values == np.repeat(highest, lengths[held]))
+    of_row = np.searchsorted(firsts, hits, side="right") - 1
+    places[held] = _UNDEFINED
+    rows, first = np.unique(of_row, return_index=True)
+    places[held[rows]] = hits[first] - firsts[rows]
+    return places, undefined
+
+
+def _digest(hashes: StringArray, start: int, end: int) -> str:
+    """Of the documents' own digests, one after another."""
+    _, offsets, data = hashes.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[hashes.offset + start : hashes.offset + end + 1]
+    return hashlib.sha256(memoryview(data)[ends[0] : ends[-1]]).hexdigest()
+
+
+class _Items:
+    """What metrics aggregate, each text read once."""
+
+    def __init__(self, column: StringArray) -> None:
+        encoded = column.dictionary_encode()
+        self._codes = np.from_dlpack(encoded.indices)
+        self._told: list[dict[str, Any]] = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+
+    def of(self, rows: slice) -> dict[str, Numbers]:
+        """Metric to items of some rows; a metric of texts or of lists of any length is left out."""
+        own = self._codes[rows]
+        used = np.flatnonzero(np.bincount(own, minlength=len(self._told)))
+        place = np.zeros(len(self._told), dtype=np.intp)
+        place[used] = np.arange(len(used))
+        codes, told = place[own], [self._told[code] for code in used]
+        found = {}
+        for metric in told[0]:
+            try:
+                values = np.array([one[metric] for one in told], dtype=np.float64)
+            except (KeyError, TypeError, ValueError):
+                continue
+            if values.ndim <= 2:
+                found[metric] = values[codes]
+        return found

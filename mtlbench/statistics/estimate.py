@@ -74,10 +74,15 @@ class Estimate:
     @property
     def p(self) -> float:
         """Two-sided p of a mean of 0: 1 less the level at which the interval just leaves it out."""
-        from scipy.optimize import brentq
-
-        if self.mean == 0 or not any(variance for variance, _ in self.parts):
+        varying = [part for part in self.parts if part[0]]
+        if self.mean == 0 or not varying:
             return 1.0  # what never varied is no evidence of anything
+        if len(varying) == 1:
+            from scipy.special import stdtr
+
+            variance, freedom = varying[0]
+            return max(_LEAST, 2 * float(stdtr(freedom, -abs(self.mean) / math.sqrt(variance))))
+        from scipy.optimize import brentq
 
         def beyond(p: float) -> float:
             return self.reach(lambda freedom: student(freedom, p)) - abs(self.mean)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from mtlbench.errors import RequestError, StoreError
+from mtlbench.executors.devices import Device
+from mtlbench.measuring.forecast import forecast
 from mtlbench.measuring.presets import with_preset
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow, make_rows
@@ -100,3 +103,26 @@ def test_planning_a_measurement_loads_no_torch():
         "request.make_rows({'methods': 'lora,peml', 'model': 'random:t5-large'}); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@dataclass(frozen=True)
+class Room:
+    """A machine whose accelerators have this much free memory."""
+
+    free: tuple[int, ...] = ()
+
+    def devices(self):
+        return tuple(Device(id=str(at), memory=free, used=0) for at, free in enumerate(self.free))
+
+
+def test_a_shape_that_fits_nowhere_is_refused_with_both_sizes():
+    rows = make_rows(with_preset("peml/figure-4", {}))
+    with pytest.raises(RequestError, match=r"llama-7b take 12.6 GiB in bfloat16, and the accelerator has 8.0 GiB free"):
+        list(forecast(rows, inventory=Room(free=(8 * 2**30,))))
+    assert not list(forecast(rows, inventory=Room(free=(80 * 2**30,))))
+
+
+def test_a_shape_on_a_processor_is_told_what_it_will_take():
+    (told,) = forecast(make_rows({"methods": "lora,peml", "model": "random:t5-large"}), inventory=Room())
+    assert "random:t5-large on a processor: 1.4 GiB" in told and "2 rows" in told
+    assert not list(forecast(make_rows({"methods": "lora"}), inventory=Room()))

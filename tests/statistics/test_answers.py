@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from record_builder import cell, done
 
+from mtlbench.results.study import study_of
 from mtlbench.statistics.answers import answers_in
-from mtlbench.store.samples import write_samples
+from mtlbench.store import RunFolder
 
 
 def rows(task: str, *, choices: list[int], metric: str = "acc", values: list | None = None) -> list[dict]:
@@ -33,12 +35,30 @@ def rows(task: str, *, choices: list[int], metric: str = "acc", values: list | N
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(folder):
     def stored(found):
-        write_samples(tmp_path / "key.parquet", found)
-        return answers_in(tmp_path)("key")
+        record = done(cell(), 60.0, 20.0)
+        folder.put_samples(record.key, found)
+        return answers_in(folder, [record])(record.key)
 
     return stored
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = RunFolder(tmp_path / "run")
+    store.preflight()
+    return store
+
+
+def published(store, seed=0):
+    """A record and its predictions, as a worker leaves them."""
+    record = done(cell(seed=seed), 50.0, 50.0)
+    samples = [row for task in record.cell.tasks for row in rows(task, choices=[0, 1])]
+    store.put_request({"tasks": seed}, [record.cell])
+    store.put_samples(record.key, samples)
+    assert store.publish(record, store.claim(record.key))
+    return record.key
 
 
 def test_tasks_are_told_apart_and_items_keep_their_order(read):
@@ -79,7 +99,48 @@ def test_texts_without_an_answer_and_likelihoods_that_are_no_number_are_counted(
     assert read(found)["a/x"].undefined == 1
 
 
-def test_what_cannot_be_read_counts_as_none(tmp_path):
-    (tmp_path / "bad.parquet").write_bytes(b"not parquet")
-    read = answers_in(tmp_path)
-    assert read("bad") is None and read("absent") is None
+def test_a_task_with_choices_and_one_with_texts_share_a_file(read):
+    texts = rows("a/y", choices=[1, 1])
+    for row in texts:
+        row.update(prediction="[invalid]", loglikelihoods=[])
+    told = read([*rows("a/x", choices=[0, 1]), *texts, *rows("a/z", choices=[1, 1])])
+    assert [(one.constant, one.unparsed) for one in told.values()] == [(False, 0), (True, 2), (True, 0)]
+
+
+def test_predictions_that_are_not_the_recorded_ones_are_put_away_and_named(folder):
+    good, bad = published(folder), published(folder, seed=1)
+    path = folder.path / "samples" / f"{bad}.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    records = folder.records()
+    read = answers_in(folder, records.values())
+    assert read(good) is not None and read(bad) is None and not path.exists()
+    (told,) = folder.problems(records)
+    assert bad in told and "lora seed 1" in told and "quarantine/" in told and "made with" in told
+    study = study_of(records.values(), predictions=read, draws=20, notes=[told])
+    assert study.counts["ok"] == 2 and "not every cell left its predictions" in "".join(study.tables[0].notes)
+    assert folder.problems() == [told], "the next report says it too"
+
+
+def test_predictions_of_another_cell_are_not_taken_for_its_own(folder):
+    one, other = published(folder), published(folder, seed=1)
+    names = [folder.path / "samples" / f"{key}.parquet" for key in (one, other)]
+    changed = folder.samples(other)
+    changed[0]["prediction"] = "maybe"
+    folder.put_samples(other, changed)
+    names[1].replace(names[0])
+    assert answers_in(folder, folder.records().values())(one) is None
+
+
+def test_a_record_without_a_checksum_is_held_to_the_one_inside_the_file(folder):
+    record = done(cell(), 50.0, 50.0)
+    assert answers_in(folder, [record])(record.key) is None
+    path = folder.path / "samples" / f"{record.key}.parquet"
+    path.write_bytes(b"not parquet")
+    assert answers_in(folder, [record])(record.key) is None and not path.exists()
+
+
+def test_predictions_that_cannot_be_understood_count_as_none(read, caplog):
+    mixed = [*rows("a/x", choices=[0]), *rows("a/y", choices=[0]), *rows("a/x", choices=[1])]
+    assert read(mixed) is None and "not together" in caplog.text

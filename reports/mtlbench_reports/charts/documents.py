@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mtlbench.results.tables import Study
 from mtlbench_reports.charts.chart import LeftOut
 from mtlbench_reports.charts.drawings import drawings
+from mtlbench_reports.charts.face import families
 from mtlbench_reports.charts.sheet import lacking
 from mtlbench_reports.charts.style import drawing
 
@@ -25,7 +26,7 @@ def documents(study: Study) -> dict[str, str | bytes]:
     """``charts.txt``, and each chart as ``chart-<name>.svg``, ``.pdf`` and ``.png``."""
     files: dict[str, str | bytes] = {}
     told = [study.title, *study.notes]
-    with drawing():
+    with drawing(families=families()):
         for drawn in drawings(study):
             several = len(study.tables) > 1
             told += ["", f"Table {drawn.number}: {drawn.table.title}"]

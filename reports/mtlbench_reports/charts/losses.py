@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from matplotlib.artist import Artist
@@ -84,23 +85,19 @@ def _chart(subject: Subject, panels: Mapping[str, Mapping[str, Curve]], rows: Se
 
 def _curves(subject: Subject, row: Row) -> dict[str, Curve]:
     """Panel to curve, averaged over seeds."""
-    found: dict[str, dict[float, list[float]]] = {}
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in [record for record in row.records if record.status == "ok"][:_SEEDS]:
         for step, by_task in subject.steps(record.key):
             for name, loss in by_task.items():
-                _add(found, name, step, loss)
+                found[name][step].append(loss)
         for at, loss in _stop_losses(record.notes.get("stop_losses")):
-            _add(found, _STOP, at, loss)
+            if math.isfinite(loss):
+                found[_STOP][at].append(loss)
     curves = {
-        name or _ALL: [(step, _mean(values)) for step, values in sorted(points.items())]
+        name or _ALL: [(step, sum(values) / len(values)) for step, values in sorted(points.items())]
         for name, points in found.items()
     }
     return {name: curve if name == _STOP else windows(curve) for name, curve in curves.items()}
-
-
-def _add(found: dict[str, dict[float, list[float]]], name: str, step: float, loss: float) -> None:
-    if math.isfinite(loss):
-        found.setdefault(name, {}).setdefault(step, []).append(loss)
 
 
 def windows(curve: Curve, *, most: int = _WINDOWS) -> Curve:

@@ -122,6 +122,7 @@ def _frame(axes: Axes, operations: Sequence[str], names: Sequence[str] | None, *
     axes.set_xticks(places, labels, rotation=65, ha="left", va="bottom", rotation_mode="anchor", size=6)
     axes.set_yticks([at + 0.5 for at in range(layers)], names if names else [""] * layers)
     axes.xaxis.set_label_position("bottom")
+    axes.xaxis.set_label_coords(0.5, -0.06 / (_CELL * 1.2 * layers))
 
 
 def _mixtures(

@@ -8,13 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mtlbench.api.method import Value
-from mtlbench.results.tables import Spread
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.scales import plain, value_axis
 from mtlbench_reports.charts.sheet import Sheet, legend_height, short, text_width
-from mtlbench_reports.charts.style import Look
 from mtlbench_reports.charts.swept import Sweep, sweeps
-from mtlbench_reports.charts.tradeoff import words
+from mtlbench_reports.charts.tradeoff import bars, words
 
 _NAME, _TITLE = "sensitivity", "Average score along swept settings"
 _WIDE, _HIGH, _COLUMNS = 2.6, 1.9, 3
@@ -58,17 +56,12 @@ def _panel(axes: Axes, sweep: Sweep, subject: Subject, *, first: int) -> dict[st
         points = [(places[str(value)], row.average.scores, row, value) for value, row in line.points if row.average]
         if sweep.numeric:
             axes.plot([x for x, *_ in points], [s.mean for _, s, *_ in points], **look.line)
+        bars(axes, [(x, scores, look) for x, scores, _, _ in points])
         for x, scores, row, value in points:
             gid = f"sweep-{first + len(hover)}"
             hover[gid] = f"{row.label}: {sweep.setting} {word(value)}, average {words(scores)}"
-            _point(axes, x, scores, look, gid)
+            axes.plot(x, scores.mean, gid=gid, zorder=3, **look.points)
     return hover
-
-
-def _point(axes: Axes, x: float, scores: Spread, look: Look, gid: str) -> None:
-    if scores.sd is not None:
-        axes.errorbar(x, scores.mean, yerr=scores.sd, fmt="none", ecolor=look.colour, elinewidth=1, capsize=2.5)
-    axes.plot(x, scores.mean, gid=gid, zorder=3, **look.points)
 
 
 def _places(axes: Axes, sweep: Sweep) -> dict[str, float]:

@@ -18,6 +18,8 @@ from mtlbench_reports.charts.style import FAINT, SMALL
 LINE = 0.165
 """Height of a line of text in a legend or a title, in inches."""
 EDGE = 0.12
+_X_LABEL, _Y_LABEL = 0.25, 0.45
+"""Inches from a frame to its axes' labels; looking for the room that ticks leave takes a tenth of the drawing."""
 _TITLE = 10.5
 """Size of a title; one face for all words, because every face in a PDF costs a twentieth of a second."""
 
@@ -39,9 +41,11 @@ class Sheet:
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes whose frame has this place and size in the content area."""
-        return self.figure.add_axes(
-            (left / self.width, self._up(top + height), width / self.width, height / self.height)
-        )
+        place = (left / self.width, self._up(top + height), width / self.width, height / self.height)
+        axes = self.figure.add_axes(place)
+        axes.xaxis.set_label_coords(0.5, -_X_LABEL / height)
+        axes.yaxis.set_label_coords(-_Y_LABEL / width, 0.5)
+        return axes
 
     def legend(self, handles: Sequence[Artist], labels: Iterable[str], *, left: float, top: float = 0.0) -> None:
         """A legend of one column with its upper left corner there; long labels are folded."""

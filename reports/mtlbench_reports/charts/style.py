@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +28,7 @@ _RC: dict[Any, Any] = {  # matplotlib types each name
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": FONT,
+    "axes.titley": 1.0,
     "font.family": ["DejaVu Sans"],
     "font.size": FONT,
     "grid.color": GRID,
@@ -87,14 +88,16 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def drawing(*, text: Literal["text", "outlines"] = "outlines") -> Iterator[None]:
+def drawing(*, text: Literal["text", "outlines"] = "outlines", families: Sequence[str] = ()) -> Iterator[None]:
     """Draw inside: matplotlib's defaults and ours, whatever the user's own settings; they come back afterwards.
 
     Names are never read as formulas. In an SVG, ``text`` keeps words as words and ``outlines`` their exact shapes.
+    ``families`` replace the font, the first one first.
     """
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
+        matplotlib.rcParams["font.family"] = list(families or _RC["font.family"])
         matplotlib.rcParams["svg.fonttype"] = "none" if text == "text" else "path"
         yield

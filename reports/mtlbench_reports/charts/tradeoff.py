@@ -78,9 +78,11 @@ def _tradeoff(subject: Subject, cost: Cost) -> Chart | LeftOut:
     spread_axis(axes, (x for x, _, _ in points))
     handles: list[Artist] = _front(axes, front)
     hover = {}
+    bars(axes, [(x, scores, subject.looks[row.label]) for x, scores, row in points])
     for at, (x, scores, row) in enumerate(points):
         hover[f"point-{at}"] = f"{row.label}: average {words(scores)}, {plain(round(x, 2))} {cost.unit}"
-        handles.append(_point(axes, x, scores, subject.looks[row.label], gid=f"point-{at}"))
+        look = subject.looks[row.label]
+        handles += axes.plot(x, scores.mean, gid=f"point-{at}", zorder=3, **look.points)
     sheet.legend(handles, labels, left=_LEGEND, top=0.05)
     spread = "Bars: standard deviation over seeds. " if any(scores.sd is not None for _, scores, _ in points) else ""
     alone = next(row.label for x, y, row in points if (x, y.mean) == front[0])
@@ -113,11 +115,13 @@ def _front(axes: Axes, front: Sequence[tuple[float, float]]) -> list[Artist]:
     return list(axes.step(xs, ys, where="post", color=FAINT, linestyle=(0, (4, 2)), linewidth=1.0, zorder=1))
 
 
-def _point(axes: Axes, x: float, scores: Spread, look: Look, *, gid: str) -> Artist:
-    if scores.sd is not None:
-        axes.errorbar(x, scores.mean, yerr=scores.sd, fmt="none", ecolor=look.colour, elinewidth=1, capsize=2.5)
-    (point,) = axes.plot(x, scores.mean, gid=gid, zorder=3, **look.points)
-    return point
+def bars(axes: Axes, points: Iterable[tuple[float, Spread, Look]]) -> None:
+    """Standard deviations as vertical lines, all in one part of the figure."""
+    told = [(x, scores.mean, scores.sd, look.colour) for x, scores, look in points if scores.sd is not None]
+    if told:
+        xs, means, sds, colours = zip(*told, strict=True)
+        lows, highs = ([mean + side * sd for mean, sd in zip(means, sds, strict=True)] for side in (-1, 1))
+        axes.vlines(xs, lows, highs, colors=colours, linewidth=1.2, zorder=2)
 
 
 def _label(cost: Cost, rows: Sequence[Row]) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable
-from html import escape
 
 Attribute = str | int | float | bool | None
 Child = str | None | Iterable["Child"]
+
+
+_UNSAFE = re.compile("[&<>\"']")
 
 
 class Markup(str):
@@ -21,13 +25,18 @@ def el(tag: str, *children: Child, **attributes: Attribute) -> Markup:
     ``data_value=1`` becomes ``data-value="1"``, a trailing ``_`` is dropped, ``True`` is a bare attribute, and ``None``
     or ``False`` is none.
     """
-    told = "".join(_attribute(name, value) for name, value in attributes.items())
+    told = "".join([_attribute(name, value) for name, value in attributes.items()])
     return Markup(f"<{tag}{told}>{join(*children)}</{tag}>")
 
 
 def join(*children: Child) -> Markup:
     """The children one after another, escaped as in :func:`el`."""
-    return Markup("".join(_inner(child) for child in children))
+    return Markup("".join([_inner(child) for child in children]))
+
+
+def escaped(text: str) -> Markup:
+    """The text as HTML; most of a page's texts need no change, and looking for that is all they cost."""
+    return Markup(html.escape(text, quote=True) if _UNSAFE.search(text) else text)
 
 
 def _inner(child: Child) -> str:
@@ -35,11 +44,11 @@ def _inner(child: Child) -> str:
         return ""
     if isinstance(child, Markup):
         return child
-    return escape(child, quote=True) if isinstance(child, str) else "".join(_inner(part) for part in child)
+    return escaped(child) if isinstance(child, str) else "".join([_inner(part) for part in child])
 
 
 def _attribute(name: str, value: Attribute) -> str:
     if value is None or value is False:
         return ""
     word = name.rstrip("_").replace("_", "-")
-    return f" {word}" if value is True else f' {word}="{escape(str(value), quote=True)}"'
+    return f" {word}" if value is True else f' {word}="{escaped(str(value))}"'

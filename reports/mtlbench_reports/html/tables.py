@@ -15,7 +15,7 @@ from mtlbench.results.columns import (
 )
 from mtlbench.results.tables import Entry, Row, Table
 from mtlbench.results.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
-from mtlbench_reports.html.markup import Markup, el, join
+from mtlbench_reports.html.markup import Markup, el, escaped, join
 
 Links = Mapping[str, str]
 """Row label to the address of its cells on the page."""
@@ -40,8 +40,10 @@ def task_heads(table: Table) -> list[Markup]:
 
 def number(text: str | Markup, value: float | None, *, title: str | None = None, class_: str = "") -> Markup:
     """A cell that sorts by ``value``; a missing or undefined one sorts last."""
-    known = value is not None and math.isfinite(value)
-    return el("td", text, class_=f"number {class_}".strip(), data_value=value if known else None, title=title)
+    known = f' data-value="{value}"' if value is not None and math.isfinite(value) else ""
+    told = f' title="{escaped(title)}"' if title is not None else ""
+    inner = text if isinstance(text, Markup) else escaped(text)
+    return Markup(f'<td class="{f"number {class_}".strip()}"{known}{told}>{inner}</td>')
 
 
 def scores(table: Table, *, links: Links) -> Markup | None:
