@@ -28,9 +28,9 @@ from timing import Spread, Taken, interleaved, ratio, spread
 from torch import nn
 
 from mtlbench.engine.bench import token_budget
-from mtlbench.engine.lm import RoutedLM
 from mtlbench.engine.machine import probe
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.lm import RoutedLM
 from mtlbench.settings import build as build_method
 from mtlbench.testing import setup_for
 

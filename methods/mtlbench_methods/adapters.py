@@ -77,7 +77,7 @@ class Houlsby(Method):
         import torch
 
         from mtlbench.engine.adapters import Adapter, AdapterBank
-        from mtlbench.engine.lowrank import generator
+        from mtlbench.engine.low_rank.layer import generator
 
         tasks, bottleneck = len(setup.tasks) if self.per_task else 1, width // self.reduction
         draw = generator(setup.seed, place.name)

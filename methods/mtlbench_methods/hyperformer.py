@@ -60,7 +60,7 @@ class Hyperformer(Method):
         import torch
 
         from mtlbench.engine.hypernet import GeneratedAdapter, Hypernet, StackHypernet
-        from mtlbench.engine.lowrank import generator
+        from mtlbench.engine.low_rank.layer import generator
         from mtlbench.engine.norms import train_norms
         from mtlbench.engine.sublayers import put_after, sublayers
 

@@ -66,7 +66,7 @@ class Progressive(Method):
 
         from mtlbench.engine.branching import BranchingLinear, TaskGradients
         from mtlbench.engine.linears import select
-        from mtlbench.engine.lowrank import adapt, generator, kaiming
+        from mtlbench.engine.low_rank.layer import adapt, generator, kaiming
 
         names = select(setup.target_modules, self.target)
 
@@ -124,7 +124,7 @@ class Progressive(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.engine.export import export_lora
+        from mtlbench.engine.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 

@@ -126,7 +126,7 @@ class Composite(Method):
         With weights and a prefix there is also ``folder/merged``, the backbone with the weights merged, on which plain
         peft loads the prefix. ``model`` is merged afterwards.
         """
-        from mtlbench.engine.lowrank import merge
+        from mtlbench.engine.low_rank.layer import merge
         from mtlbench.engine.merged import save_merged
 
         weights = [part for part in self.parts() if part.adapts == "weights"]

@@ -7,8 +7,8 @@ from mtlbench.conformance.findings import Broken, NotApplicable
 from mtlbench.conformance.lab import Lab, Specimen
 from mtlbench.conformance.life import SAMPLE, begin, fit
 from mtlbench.conformance.randomness import scramble
+from mtlbench.engine.checkpoints.state import load_adapter, saved_names, shrink, trainable_names
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.state import load_adapter, saved_names, shrink, trainable_names
 
 
 def attach(lab: Lab) -> None:

@@ -16,7 +16,7 @@ from mtlbench.conformance.life import STEPS, Life, live
 from mtlbench.conformance.rows import batch_of, draw_rows
 from mtlbench.engine.backbone import Backbone, fingerprint
 from mtlbench.engine.batches import Batch
-from mtlbench.engine.state import trainable_names
+from mtlbench.engine.checkpoints.state import trainable_names
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for
 

@@ -23,9 +23,9 @@ from mtlbench.conformance.answers import best_constant, generates
 from mtlbench.data.examples import training_pairs
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.engine.encode import encode_rows
-from mtlbench.engine.evaluate import evaluate
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.evaluate import evaluate
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.train import Loop
 from mtlbench.models import BACKBONES

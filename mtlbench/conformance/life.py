@@ -12,10 +12,10 @@ from mtlbench.api.cell import Protocol
 from mtlbench.conformance.findings import NotApplicable
 from mtlbench.conformance.rows import PAD
 from mtlbench.conformance.watch import Watch
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import save_adapter, trainable_state
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import save_adapter, trainable_state
 from mtlbench.engine.train import Loop, OnStep
 from mtlbench.testing import toy_rows
 

@@ -9,10 +9,10 @@ from mtlbench.conformance.findings import Broken, NotApplicable
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import STEPS, loop_of
 from mtlbench.conformance.randomness import scramble
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.model_state import Unusable
-from mtlbench.engine.recovery import Recovery
-from mtlbench.engine.state import trainable_state
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.model_state import Unusable
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.train import OnStep
 from mtlbench.processes.stopping import Stop, Stopped
 

@@ -14,12 +14,12 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.method import Method, Setup
 from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.bench import Bench, Prepared
-from mtlbench.engine.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import EVERY_S, Recovery
 from mtlbench.engine.cost import Peak, read_peak, reset_peak
 from mtlbench.engine.identity import training_identity
-from mtlbench.engine.ranks import ALONE, Ranks
+from mtlbench.engine.parallel.ranks import ALONE, Ranks
 from mtlbench.engine.rebuild import setup_of
-from mtlbench.engine.recovery import EVERY_S, Recovery
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits, carve, phases
@@ -109,7 +109,7 @@ class Attempt:
         """Why the method cannot train a backbone of which each process keeps a part."""
         if not self._around.ranks.sharded:
             return None
-        from mtlbench.engine.shards_fit import unfit, unfit_error
+        from mtlbench.engine.parallel.shards_fit import unfit, unfit_error
 
         reason = unfit(self.model) if error is None else unfit_error(error)
         if reason is None:

@@ -29,7 +29,7 @@ from mtlbench.plugins import load_suite
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-    from mtlbench.engine.shards import Sharding
+    from mtlbench.engine.parallel.shards import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Bench:
     def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:
         if self.sharding is None:
             return load_backbone(name, dtype=dtype, attention=attention, device=self.device)
-        from mtlbench.engine.shards import load_sharded
+        from mtlbench.engine.parallel.shards import load_sharded
 
         return load_sharded(name, dtype=dtype, attention=attention, sharding=self.sharding)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.engine.lowrank import Factors, LowRankLinear, Rows
+from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
 
 Group = tuple[int, ...]
 """Task ids in ascending order."""

@@ -18,15 +18,22 @@ from mtlbench.engine.backbone import Backbone
 from mtlbench.engine.batches import Batch, collate
 from mtlbench.engine.bench import Bench, token_budget
 from mtlbench.engine.broken import lost_unseen
+from mtlbench.engine.checkpoints.model_state import Unusable
+from mtlbench.engine.checkpoints.recovery import EVERY_S
+from mtlbench.engine.checkpoints.state import (
+    load_adapter,
+    save_adapter,
+    saved_names,
+    shrink,
+    trainable_names,
+    trainable_state,
+)
 from mtlbench.engine.cost import Peak, folder_bytes, stored_count, trainable_count
-from mtlbench.engine.evaluate import Evaluation, evaluate
 from mtlbench.engine.failure import GuardError, failure_of
 from mtlbench.engine.memory import free_memory, is_out_of_memory
-from mtlbench.engine.model_state import Unusable
-from mtlbench.engine.ranks import ALONE, Ranks
-from mtlbench.engine.recovery import EVERY_S
+from mtlbench.engine.parallel.ranks import ALONE, Ranks
+from mtlbench.engine.scoring.evaluate import Evaluation, evaluate
 from mtlbench.engine.splits import Splits
-from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names, trainable_state
 from mtlbench.engine.told import notes_of, provenance_of
 from mtlbench.failpoints import reach
 from mtlbench.observers.events import Events

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mtlbench.engine.batches import Batch
+from mtlbench.engine.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.engine.gradients import Gradients, Step, clear
 from mtlbench.engine.memory import NoRoom, free_memory, is_out_of_memory
-from mtlbench.engine.model_state import draw_states, set_draw_states
 from mtlbench.engine.passes import like_length
 from mtlbench.engine.progress import Progress
 from mtlbench.engine.tokens import TokenRow

@@ -14,11 +14,11 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.method import Method, Setup, SetupTask
 from mtlbench.api.record import Record
 from mtlbench.engine.backbone import load_backbone
+from mtlbench.engine.checkpoints.state import load_adapter, saved_extra, saved_names, shrink
 from mtlbench.engine.encode import encode_texts
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.seeds import axis_seed
-from mtlbench.engine.state import load_adapter, saved_extra, saved_names, shrink
 from mtlbench.errors import StoreError
 from mtlbench.settings import build
 

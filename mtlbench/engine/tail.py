@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.soft_prompt import SoftPrompt, soft_prompt_of
+from mtlbench.engine.soft_prompts.prompt import SoftPrompt, soft_prompt_of
 
 PARTS = ("self_attn.o_proj", "mlp")
 """What the last layer computes for each position by itself."""

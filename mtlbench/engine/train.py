@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Holder, Method
 from mtlbench.engine.batches import Batch, collate, plan_batches, planned_steps
-from mtlbench.engine.checkpoint import Place
+from mtlbench.engine.checkpoints.checkpoint import Place
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.run_state import Run
+from mtlbench.engine.checkpoints.savepoints import Savepoints
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.gradients import Gradients, checkpointing, clear
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.engine.parallel.parts import parts_for
+from mtlbench.engine.parallel.ranks import ALONE, Ranks
 from mtlbench.engine.passes import pass_slots
 from mtlbench.engine.progress import Progress, StageProgress
-from mtlbench.engine.ranks import ALONE, Ranks
-from mtlbench.engine.ranks_parts import parts_for
-from mtlbench.engine.recovery import Recovery
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.run_state import Run
-from mtlbench.engine.savepoints import Savepoints
 from mtlbench.engine.search_batches import SearchBatches
 from mtlbench.engine.seeds import axis_seed
 from mtlbench.engine.splits import Splits
 from mtlbench.engine.stages import Stage, stage_of
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.tokens import TokenRow, by_task
 from mtlbench.errors import MtlbenchError, PluginError
 

@@ -49,7 +49,7 @@ def _measured(row: MeasureRow) -> Mapping[str, Any]:
         asked, answer = Path(scratch) / "row.json", Path(scratch) / "result.json"
         asked.write_text(json.dumps(row.to_json()))
         done = subprocess.run(
-            [sys.executable, "-m", "mtlbench.engine.measure", str(asked), str(answer)],
+            [sys.executable, "-m", "mtlbench.engine.measuring.measure", str(asked), str(answer)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -49,8 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _work(given: Assignment, channel: int) -> int:
-    from mtlbench.engine.distributed import join
-    from mtlbench.engine.ranks_cells import Leader, follow
+    from mtlbench.engine.parallel.cells import Leader, follow
+    from mtlbench.engine.parallel.distributed import join
 
     try:
         ranks = join(processes=given.devices, device=given.device)

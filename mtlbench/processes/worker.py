@@ -233,7 +233,7 @@ Engine = Callable[[Assignment, RunFolder, Events], Callable[[Cell], Record]]
 def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
     """The real engine; backbone and tokenised data stay warm between cells."""
     from mtlbench.engine.cell import Bench, run_cell
-    from mtlbench.engine.recovery import checkpoint_seconds
+    from mtlbench.engine.checkpoints.recovery import checkpoint_seconds
 
     every_s = checkpoint_seconds()
     words = folder.words(given.request)

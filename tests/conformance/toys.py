@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench import Method, Setup
 from mtlbench.engine.linears import replace
-from mtlbench.engine.lowrank import generator, kaiming
+from mtlbench.engine.low_rank.layer import generator, kaiming
 
 RANK = 2
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.ranks import ALONE, Ranks
-from mtlbench.engine.recovery import Recovery
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import trainable_state
+from mtlbench.engine.parallel.ranks import ALONE, Ranks
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.processes.stopping import Stop, Stopped
 from mtlbench.settings import build, read_settings, split_methods
@@ -174,7 +174,7 @@ def breaking(ranks: Ranks, *, error: Exception, at: int, times: int = 1) -> Trai
 
 
 def main(out: Path) -> None:
-    from mtlbench.engine.distributed import join
+    from mtlbench.engine.parallel.distributed import join
 
     torch.set_num_threads(1)
     ranks = join(processes=2, device="cpu")

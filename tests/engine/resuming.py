@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.recovery import Recovery
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.processes.stopping import Stop
 from mtlbench.settings import build, read_settings, split_methods

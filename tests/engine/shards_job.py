@@ -15,8 +15,8 @@ from ranks_job import Training, outcome
 from torch import nn
 
 from mtlbench.engine.backbone import Backbone, load_backbone
-from mtlbench.engine.lm import RoutedLM
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.lm import RoutedLM
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 
 PEML = f"peml[{ranks_job.SMALL},rank=4,dropout=0]"
@@ -99,10 +99,10 @@ def failing(training: Training, error: Exception, *, at: int, when: str) -> Trai
 
 
 def main(out: Path) -> None:
-    from mtlbench.engine import shards_gate
-    from mtlbench.engine.distributed import join
-    from mtlbench.engine.shards import Sharding, cut, load_sharded
-    from mtlbench.engine.shards_fit import unfit, unfit_error
+    from mtlbench.engine.parallel import shards_gate
+    from mtlbench.engine.parallel.distributed import join
+    from mtlbench.engine.parallel.shards import Sharding, cut, load_sharded
+    from mtlbench.engine.parallel.shards_fit import unfit, unfit_error
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from ranks_job import Training
 
-from mtlbench.engine.distributed import join
-from mtlbench.engine.shards import Sharding, cut, load_sharded
+from mtlbench.engine.parallel.distributed import join
+from mtlbench.engine.parallel.shards import Sharding, cut, load_sharded
 from mtlbench.testing import tiny_causal
 
 

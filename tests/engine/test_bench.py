@@ -10,7 +10,7 @@ from mtlbench.data.source import find_task
 from mtlbench.engine import bench as bench_module
 from mtlbench.engine import tokenised
 from mtlbench.engine.bench import Bench
-from mtlbench.engine.evaluate import evaluate
+from mtlbench.engine.scoring.evaluate import evaluate
 from mtlbench.plugins import load_suite
 from mtlbench.settings import build
 from mtlbench.testing import setup_for

@@ -23,7 +23,7 @@ from toy_worker import wait_for
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch
 from mtlbench.api.record import Record
-from mtlbench.engine.distributed import join
+from mtlbench.engine.parallel.distributed import join
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.plan import Request, make_plan

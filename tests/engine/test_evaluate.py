@@ -14,8 +14,8 @@ from tiny_backbones import tiny_backbone
 
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import choose_rows, load_lm_task
-from mtlbench.engine.evaluate import evaluate
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.evaluate import evaluate
 from mtlbench.errors import DataError, PluginError
 from mtlbench_tasks.glue import GLUE
 

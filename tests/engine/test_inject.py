@@ -10,7 +10,7 @@ from prefix_backbones import ALL, LENGTH, PLACES, Maker, build, inputs, padding,
 from transformers import BloomConfig, BloomForCausalLM
 
 from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.inject import StaticPrefix, attach_prefix
+from mtlbench.engine.prefixes.inject import StaticPrefix, attach_prefix
 from mtlbench.errors import RequestError
 
 torch.set_num_threads(1)

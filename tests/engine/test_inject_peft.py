@@ -28,9 +28,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.inject import PrefixSlots, StaticPrefix, attach_prefix
 from mtlbench.engine.linears import projection_names
-from mtlbench.engine.lowrank import Factors, LowRankLinear, adapt, merge
+from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, adapt, merge
+from mtlbench.engine.prefixes.inject import PrefixSlots, StaticPrefix, attach_prefix
 
 torch.set_num_threads(1)
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -7,9 +7,9 @@ import torch
 from tiny_backbones import tiny_model
 from torch import nn
 
-from mtlbench.engine.fused import Factors
-from mtlbench.engine.known_factors import known_factors
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.fused import Factors
+from mtlbench.engine.low_rank.known_factors import known_factors
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.settings import build
 from mtlbench.testing import setup_for

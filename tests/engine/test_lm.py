@@ -13,9 +13,9 @@ from torch import nn
 
 from mtlbench.engine.encode import encode_pairs
 from mtlbench.engine.head import picked_rows
-from mtlbench.engine.inject import attach_prefix
-from mtlbench.engine.lm import RoutedLM
+from mtlbench.engine.prefixes.inject import attach_prefix
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.lm import RoutedLM
 from mtlbench.errors import DataError
 
 CHOICES = {

@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mtlbench.engine.batches import collate
-from mtlbench.engine.fused import Branch, Factors, low_rank
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.fused import Branch, Factors, low_rank
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench_methods.lora import Lora

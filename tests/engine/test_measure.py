@@ -9,14 +9,14 @@ import torch
 from click.testing import CliRunner
 
 from mtlbench.cli import cli
-from mtlbench.engine import measure_conditions
 from mtlbench.engine.batches import collate
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.measure import measure_row
-from mtlbench.engine.measure_conditions import Watch, hardware
-from mtlbench.engine.measure_flops import analytic_flops, counted_flops
-from mtlbench.engine.measure_models import measured_backbone
-from mtlbench.engine.measure_training import percentiles, timed
+from mtlbench.engine.measuring import conditions
+from mtlbench.engine.measuring.conditions import Watch, hardware
+from mtlbench.engine.measuring.flops import analytic_flops, counted_flops
+from mtlbench.engine.measuring.measure import measure_row
+from mtlbench.engine.measuring.models import measured_backbone
+from mtlbench.engine.measuring.training import percentiles, timed
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.measuring.request import make_rows
@@ -115,9 +115,9 @@ def test_others_are_noticed(monkeypatch):
     busy = iter([100.0, 104.0])
     own = iter([10.0, 11.0])
     clock = iter([0.0, 2.0])
-    monkeypatch.setattr(measure_conditions, "_busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(measure_conditions, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr(measure_conditions.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(conditions, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(conditions, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(conditions.time, "perf_counter", lambda: next(clock))
     told = Watch(CPU).told()
     assert told["others_cores"] == 1.5 and told["disturbed"], "4 busy seconds, 1 of them ours, in 2 seconds"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from mtlbench.engine.lm import cuts
-from mtlbench.engine.packs import pack_of, pack_rows
-from mtlbench.engine.sharing import Wish, share_rows
+from mtlbench.engine.scoring.lm import cuts
+from mtlbench.engine.scoring.packs import pack_of, pack_rows
+from mtlbench.engine.scoring.sharing import Wish, share_rows
 
 GROUP = (0, ())
 

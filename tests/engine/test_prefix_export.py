@@ -30,13 +30,13 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from mtlbench.engine.inject import StaticPrefix, attach_prefix
 from mtlbench.engine.linears import projection_names
-from mtlbench.engine.lm import RoutedLM
-from mtlbench.engine.lowrank import Factors, LowRankLinear, adapt, merge
+from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, adapt, merge
 from mtlbench.engine.merged import save_merged
-from mtlbench.engine.prefix_export import export_prefix
+from mtlbench.engine.prefixes.export import export_prefix
+from mtlbench.engine.prefixes.inject import StaticPrefix, attach_prefix
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.lm import RoutedLM
 from mtlbench.errors import PluginError
 
 torch.set_num_threads(1)

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from mtlbench.engine.skills import Router, mix_skills, mixing_weights, new_logits, new_skills, pick_skills, router_of
+from mtlbench.engine.low_rank.skills import (
+    Router,
+    mix_skills,
+    mixing_weights,
+    new_logits,
+    new_skills,
+    pick_skills,
+    router_of,
+)
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 
 ROWS, SPLITS, SKILLS, RANK, WIDTH = 5, 2, 3, 4, 12

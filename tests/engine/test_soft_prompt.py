@@ -10,8 +10,8 @@ from tiny_backbones import tiny_backbone
 from mtlbench.engine.batches import collate
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.soft_prompt import PromptSource, attach_soft_prompt
-from mtlbench.engine.soft_prompt_sources import TablePrompts
+from mtlbench.engine.soft_prompts.prompt import PromptSource, attach_soft_prompt
+from mtlbench.engine.soft_prompts.sources import TablePrompts
 from mtlbench.engine.tail import narrow_tail
 from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError

@@ -11,10 +11,10 @@ import torch
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.engine.bench import Bench
 from mtlbench.engine.cell import run_cell
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.recovery import Recovery
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.splits import carve, phases
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop, budget_steps
 from mtlbench.observers.events import Events
 from mtlbench.plan import Request, make_plan

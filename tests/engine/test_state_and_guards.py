@@ -7,7 +7,14 @@ import torch
 
 from mtlbench.engine import guards
 from mtlbench.engine.batches import collate
-from mtlbench.engine.state import FILE, load_adapter, save_adapter, saved_names, trainable_names, trainable_state
+from mtlbench.engine.checkpoints.state import (
+    FILE,
+    load_adapter,
+    save_adapter,
+    saved_names,
+    trainable_names,
+    trainable_state,
+)
 from mtlbench.errors import StoreError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench_methods.mtl_lora import MtlLora

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from mtlbench.api.cell import Protocol
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.splits import Splits, carve
 from mtlbench.engine.stages import share_steps
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import DivergedError, Loop
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

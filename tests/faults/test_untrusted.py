@@ -79,7 +79,7 @@ def test_a_pickled_adapter_or_backbone_is_refused(tally: Tally, tmp_path: Path) 
     import torch
 
     from mtlbench.engine.backbone import load_backbone
-    from mtlbench.engine.state import saved_extra
+    from mtlbench.engine.checkpoints.state import saved_extra
 
     mark = tmp_path / "executed"
     (tmp_path / "adapter").mkdir()

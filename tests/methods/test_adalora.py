@@ -16,13 +16,13 @@ from torch import nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.rank_budget import RankBudget, RankSchedule, TripletLinear
+from mtlbench.engine.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import load_adapter, save_adapter
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

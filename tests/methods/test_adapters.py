@@ -12,12 +12,12 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mtlbench.engine.adapters import Adapter, AdapterBank
+from mtlbench.engine.checkpoints.state import trainable_names
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.packable import packable
-from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.packable import packable
+from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.shifts import Shift
-from mtlbench.engine.state import trainable_names
 from mtlbench.engine.sublayers import AfterLinear
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq

@@ -8,11 +8,11 @@ from attached import BUILDERS, batch_for
 from peft import PeftModel
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, shrink, trainable_names
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses, task_means
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import load_adapter, save_adapter, saved_names, shrink, trainable_names
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.settings import build, read_settings, split_methods

@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mtlbench.engine.batches import collate
-from mtlbench.engine.dora import DoraLinear, MergedDora, row_norms
-from mtlbench.engine.dropout import draw_seed, keep_mask
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
+from mtlbench.engine.low_rank.dora import DoraLinear, MergedDora, row_norms
+from mtlbench.engine.low_rank.dropout import draw_seed, keep_mask
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

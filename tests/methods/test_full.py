@@ -12,12 +12,12 @@ import torch
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.backbone import Backbone, fingerprint
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import load_adapter, save_adapter, saved_names, trainable_names
 from mtlbench.engine.train import Loop
 from mtlbench.errors import PluginError
 from mtlbench.settings import build as build_method

@@ -14,9 +14,9 @@ from mtlbench.engine.adapters import Adapter, adapt_rows
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.hypernet import ACTIVATION, Hypernet, StackHypernet
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.packable import packable
-from mtlbench.engine.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.packable import packable
+from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.sublayers import AfterLinear, sublayers
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq

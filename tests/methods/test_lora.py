@@ -13,7 +13,7 @@ from mtlbench.engine.batches import collate
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

@@ -11,13 +11,13 @@ from peft import PeftModel
 
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_state
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import LowRankLinear, merge
+from mtlbench.engine.low_rank.layer import LowRankLinear, merge
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.state import load_adapter, save_adapter, trainable_state
 from mtlbench.engine.train import DivergedError, Loop
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench_methods import lora, moelora, molora, mtl_lora, multilora
 

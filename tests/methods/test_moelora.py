@@ -8,9 +8,9 @@ from attached import BUILDERS, attached, batch_for
 from peft import PeftModel
 from torch import nn
 
-from mtlbench.engine.expert_masks import MaskedExperts
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
+from mtlbench.engine.low_rank.expert_masks import MaskedExperts
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.testing import toy_rows

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.lowrank import Rows
+from mtlbench.engine.low_rank.layer import Rows
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import toy_rows

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench_methods.multilora import MultiLora

@@ -16,10 +16,10 @@ from transformers import LlamaConfig
 
 from mtlbench.engine.backbone import Backbone, fingerprint
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_names
 from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits, same_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.state import load_adapter, save_adapter, trainable_names
 from mtlbench.errors import RequestError
 from mtlbench.peft_types import peft_line, peft_types
 from mtlbench.plugins import offers

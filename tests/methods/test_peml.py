@@ -12,12 +12,12 @@ import torch
 
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
 from mtlbench.engine.cost import stored_count
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.inject import StaticPrefix
-from mtlbench.engine.lowrank import LowRankLinear
+from mtlbench.engine.low_rank.layer import LowRankLinear
+from mtlbench.engine.prefixes.inject import StaticPrefix
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import load_adapter, save_adapter, saved_names, trainable_names
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

@@ -7,9 +7,9 @@ import torch
 from peft import PolyConfig, TaskType, get_peft_model
 
 from mtlbench.engine.batches import collate
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.lowrank import LowRankLinear
-from mtlbench.engine.state import load_adapter, save_adapter
+from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench_methods.mhr import Mhr

@@ -14,16 +14,16 @@ from attached import BUILDERS, attached, batch_for
 
 from mtlbench.api.cell import Protocol
 from mtlbench.engine.branching import BranchingLinear, TaskGradients, branch, group_counts
-from mtlbench.engine.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_state
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
-from mtlbench.engine.lowrank import merge
-from mtlbench.engine.packable import packable
-from mtlbench.engine.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.recovery import Recovery
+from mtlbench.engine.low_rank.layer import merge
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.packable import packable
+from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.splits import carve
-from mtlbench.engine.state import load_adapter, save_adapter, trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.processes.stopping import Stop

@@ -13,16 +13,16 @@ from attached import BUILDERS, attached, batch_for
 from torch import nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.checkpoint import Checkpoints
-from mtlbench.engine.fast_slow import TaskPrompts
+from mtlbench.engine.checkpoints.checkpoint import Checkpoints
+from mtlbench.engine.checkpoints.recovery import Recovery
+from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.guards import label_logits
-from mtlbench.engine.packable import packable
-from mtlbench.engine.prefix_attention import gated_prefix
-from mtlbench.engine.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.recovery import Recovery
+from mtlbench.engine.prefixes.attention import gated_prefix
+from mtlbench.engine.prefixes.fast_slow import TaskPrompts
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.scoring.packable import packable
+from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.splits import carve, phases
-from mtlbench.engine.state import trainable_state
 from mtlbench.engine.train import Loop
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.processes.stopping import Stop

@@ -1,0 +1,1 @@
+"""The side of ``mtlbench measure`` that needs torch."""

@@ -1,0 +1,1 @@
+"""One cell in several processes: shared rows, shared weights, agreement."""

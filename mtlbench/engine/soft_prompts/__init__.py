@@ -1,0 +1,1 @@
+"""Trained vectors before a row's embeddings."""
