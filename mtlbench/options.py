@@ -70,9 +70,13 @@ WORKERS: tuple[Callable[[Any], Any], ...] = (
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
 )
 
-LIMITS: tuple[Callable[[Any], Any], ...] = (
+DEVICES: tuple[Callable[[Any], Any], ...] = (
     click.option("--devices-per-cell", metavar="N", help="GPUs of a cell, also by method: 1,full=4.  [default: 1]"),
     click.option("--shard", is_flag=True, help="Cut the frozen backbone into parts, one for each device of a cell."),
+)
+
+LIMITS: tuple[Callable[[Any], Any], ...] = (
+    *DEVICES,
     click.option(
         "--silence",
         "silence_s",

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mtlbench.api.method import Holder, Method, Setup, Trainer, Value
 from mtlbench.errors import PluginError, RequestError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtlbench.engine.loss import Answers
+
+Verb = Literal["fit", "adapt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,25 +94,25 @@ class Composite(Method):
                 part.after_step(model, step)
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
+        self._by_parts(model, trainer, "fit")
+
+    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+        self._by_parts(model, trainer, "adapt")
+
+    def _by_parts(self, model: nn.Module, trainer: Trainer, verb: Verb) -> None:
         parts, owned, turns = self.parts(), _owned(model), self.turns()
         if turns is None:
-            self._fit(model, trainer, parts)
+            _nested(model, trainer, parts, verb)
             return
         try:
             for at, turn in enumerate(turns):
                 for other in range(len(parts)):
                     _train(owned[other], other == turn)
                     parts[other].switch(model, on=other in turns[: at + 1])
-                self._fit(model, _Share(trainer, 1 / len(parts)), [parts[turn]])
+                _nested(model, _Share(trainer, 1 / len(parts)), [parts[turn]], verb)
         finally:
             for own in owned:
                 _train(own, True)
-
-    def _fit(self, model: nn.Module, trainer: Trainer, parts: Sequence[Method]) -> None:
-        inner = trainer
-        for part in reversed(parts):
-            inner = _Inside(inner, part, model)
-        inner.run()
 
     def finish(self, model: nn.Module) -> None:
         for part in self.parts():
@@ -197,18 +199,27 @@ class Sum(Composite):
         return {"order": self.order, "learning_rate": self.learning_rate, **found}
 
 
-class _Inside:
-    """A trainer whose every run is a whole ``fit`` of one part, with the caller's hooks in it."""
+def _nested(model: nn.Module, trainer: Trainer, parts: Sequence[Method], verb: Verb) -> None:
+    """``fit`` or ``adapt`` of all parts at once, each inside the one before."""
+    inner = trainer
+    for part in reversed(parts):
+        inner = _Inside(inner, part, model, verb)
+    inner.run()
 
-    def __init__(self, trainer: Trainer, part: Method, model: nn.Module) -> None:
-        self._trainer, self._part, self._model = trainer, part, model
+
+class _Inside:
+    """A trainer whose every run is a whole ``fit`` or ``adapt`` of one part, with the caller's hooks in it."""
+
+    def __init__(self, trainer: Trainer, part: Method, model: nn.Module, verb: Verb) -> None:
+        self._trainer, self._part, self._model, self._verb = trainer, part, model, verb
 
     @property
     def total_steps(self) -> int:
         return self._trainer.total_steps
 
     def run(self, **given: Any) -> None:
-        self._part.fit(self._model, _With(self._trainer, given))
+        train = self._part.fit if self._verb == "fit" else self._part.adapt
+        train(self._model, _With(self._trainer, given))
 
     def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from mtlbench.commands.shared import plan_from, tell_notes
-from mtlbench.options import PROTOCOL, REQUEST, with_options
+from mtlbench.commands.shared import devices_from, plan_from, tell_notes
+from mtlbench.options import DEVICES, PROTOCOL, REQUEST, with_options
 
 
 @click.command()
@@ -18,13 +18,16 @@ from mtlbench.options import PROTOCOL, REQUEST, with_options
 @click.option(
     "--forecast", is_flag=True, help="Estimate memory, time and disk of what would run; loads torch and reads the rows."
 )
+@with_options(DEVICES)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Forecast for this device.")
 def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **words: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
     from mtlbench.status import plan_lines
     from mtlbench.store import RunFolder
 
+    devices = devices_from(words)
     made = plan_from(words)
+    devices.check(made.cells)
     tell_notes(made)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
@@ -40,7 +43,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **word
         from mtlbench.executors.devices import Nvidia
 
         todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
-        place = place_of(device, Nvidia().devices(), cells=len(todo))
+        place = place_of(device, Nvidia().devices(), todo=todo, devices=devices)
         found, refused = outlooks(todo, records, place=place, data=made.request.data_words)
         for line in outlook_lines(found, refused, place=place, folder=path):
             click.echo(line)

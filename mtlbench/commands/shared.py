@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from mtlbench.api.executor import DevicesPerCell
     from mtlbench.api.report import Report
     from mtlbench.plan import Plan
     from mtlbench.store import RunFolder
@@ -61,11 +62,16 @@ def _seeds(words: str) -> tuple[int, ...]:
 
 def limits_from(words: dict[str, Any]) -> dict[str, Any]:
     """Take the words of :data:`mtlbench.options.LIMITS` out of a command's, as :func:`mtlbench.runner.run` takes."""
+    given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
+    return {"devices": devices_from(words), **given}
+
+
+def devices_from(words: dict[str, Any]) -> DevicesPerCell:
+    """Take the words of :data:`mtlbench.options.DEVICES` out of a command's."""
     from mtlbench.api.executor import DevicesPerCell
 
-    given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
     devices = DevicesPerCell.read(words.pop("devices_per_cell") or "1")
-    return {"devices": dataclasses.replace(devices, shard=words.pop("shard")), **given}
+    return dataclasses.replace(devices, shard=words.pop("shard"))
 
 
 def reports_named(formats: str | None) -> list[Report]:

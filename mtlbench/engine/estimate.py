@@ -37,16 +37,28 @@ class Memory:
 
 
 def memory_of(
-    cell: Cell, counts: Counts, load: Workload, *, bytes_each: int, rest: int, rows: int | None = None
+    cell: Cell,
+    counts: Counts,
+    load: Workload,
+    *,
+    bytes_each: int,
+    rest: int,
+    rows: int | None = None,
+    devices: int = 1,
+    shard: bool = False,
 ) -> Memory:
-    """The peak of a pass over ``rows`` of the longest rows, as the protocol says by default, in ``bytes_each``."""
+    """The peak of a pass over ``rows`` of the longest rows, as the protocol says by default, in ``bytes_each``.
+
+    Of one of several ``devices``, which share the rows, and with ``shard`` the frozen weights too; the layer that is
+    gathered to run is left out.
+    """
     protocol = cell.protocol
-    rows = rows or protocol.micro_batch or protocol.batch_size
+    rows = -(-(rows or protocol.micro_batch or protocol.batch_size) // devices)
     kept = counts.footprint.kept_checkpointed if protocol.checkpointing else counts.footprint.kept
     if not counts.training:
         kept = 0
     return Memory(
-        weights=counts.backbone * bytes_each,
+        weights=counts.backbone * bytes_each // (devices if shard else 1),
         training=counts.training * TRAINING_BYTES,
         activations=rows * load.longest * kept * bytes_each,
         rest=rest,

@@ -84,7 +84,7 @@ def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
         )
         if counts.dropped:
             left = counts.training - counts.dropped
-            line += f"; {left:,} after the search ({_share(left, counts.backbone)})"
+            line += f"; {left:,} after training ({_share(left, counts.backbone)})"
         yield line
 
 

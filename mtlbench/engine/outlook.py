@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from mtlbench.api.cell import Cell
+from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
 from mtlbench.engine.bench import Bench
 from mtlbench.engine.estimate import Memory, Pace, disk_of, memory_of, pace_of, seconds_of
@@ -34,18 +37,28 @@ class Place:
     """Bytes of a device, or of this machine for ``cpu``; ``None`` where it is not known."""
     workers: int
     """Cells at once."""
+    devices: DevicesPerCell = field(default_factory=DevicesPerCell)
+    """Of each cell."""
+
+    def room(self, cell: Cell) -> int | None:
+        """Bytes that each device of ``cell`` may use; on one machine's CPU they share its memory."""
+        if self.memory is None or self.device != "cpu":
+            return self.memory
+        return self.memory // self.devices(cell)
 
 
-def place_of(device: str, cards: Sequence[Device], *, cells: int) -> Place:
-    """What the local executor would use.
+def place_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], devices: DevicesPerCell) -> Place:
+    """What the local executor would use for the cells ``todo``.
 
     Raises:
         RequestError: ``cuda`` is asked for and there is no GPU.
     """
-    made = pool(device, 0, demand={1: max(cells, 1)}, cores=cpus(), cards=tuple(cards) if device != "cpu" else ())
+    demand = Counter(map(devices, todo)) or {1: 1}
+    made = pool(device, 0, demand=demand, cores=cpus(), cards=tuple(cards) if device != "cpu" else ())
     sizes = [card.memory for card in made.devices if card.memory is not None]
     memory = host_memory() if made.device == "cpu" else min(sizes, default=None)
-    return Place(device=made.device, memory=memory, workers=min(len(made.devices), max(cells, 1)))
+    workers = min(len(made.devices) // min(demand), max(len(todo), 1))
+    return Place(device=made.device, memory=memory, workers=max(workers, 1), devices=devices)
 
 
 def host_memory() -> int | None:
@@ -110,14 +123,18 @@ def outlooks(
         pace = pace_of(measured, gflops=gflops)
         rest = _rest(measured, bytes_each=dtype.itemsize, place=place)
         kept, passing = disk_of(counts, load)
+        each = place.devices(cell)
+        memory = partial(
+            memory_of, cell, counts, load, bytes_each=dtype.itemsize, rest=rest, devices=each, shard=place.devices.shard
+        )
         found.append(
             Outlook(
                 cell=cell,
                 cells=len(cells),
                 counts=counts,
-                memory=memory_of(cell, counts, load, bytes_each=dtype.itemsize, rest=rest),
-                smallest=memory_of(cell, counts, load, bytes_each=dtype.itemsize, rest=rest, rows=1),
-                seconds=seconds_of(counts, load, pace),
+                memory=memory(),
+                smallest=memory(rows=1),
+                seconds=seconds_of(counts, load, pace) / each,
                 kept=kept,
                 passing=passing,
                 pace=pace,
@@ -136,16 +153,18 @@ def outlook_lines(found: Sequence[Outlook], refused: Mapping[str, str], *, place
         time = f"{one.seconds:.0f} s a cell, as {one.pace.records} recorded"
         if not one.pace.records:
             time = f"{one.seconds:.0f} s a cell at the matrix rate measured now, expect a few times that"
-        line = f"{one.cell.variant}: memory {_mib(memory.total)} ({parts}); {time}"
+        each = place.devices(one.cell)
+        line = f"{one.cell.variant}: memory {_mib(memory.total)}{f' on each of {each} devices' if each > 1 else ''} "
+        line += f"({parts}); {time}"
         line += f"; disk {_mib(one.kept)}, {_mib(one.passing)} more while it runs"
-        if place.memory is not None and memory.total > place.memory:
+        if (room := place.room(one.cell)) is not None and memory.total > room:
             line += f"; a pass of {one.cell.protocol.micro_batch or one.cell.protocol.batch_size} rows will be halved"
         lines.append(line)
     work = sum(one.seconds * one.cells for one in found)
     disk = sum(one.kept * one.cells for one in found) + place.workers * max((one.passing for one in found), default=0)
-    room = f"{_mib(place.memory)} each" if place.memory is not None else "of unknown memory"
+    size = f"{_mib(place.memory)} each" if place.memory is not None else "of unknown memory"
     where = (
-        f"on this machine's CPU ({_mib(place.memory)})" if place.device == "cpu" and place.memory else f"on GPUs {room}"
+        f"on this machine's CPU ({_mib(place.memory)})" if place.device == "cpu" and place.memory else f"on GPUs {size}"
     )
     lines.append(
         f"{sum(one.cells for one in found)} cells: {work:.0f} s of work, {work / place.workers:.0f} s with "
@@ -162,10 +181,10 @@ def refuse_what_cannot_fit(found: Sequence[Outlook], *, place: Place, folder: Pa
         RequestError: naming the variant, what it needs and what there is.
     """
     for one in found:
-        if place.memory is not None and one.smallest.total > place.memory:
+        if (room := place.room(one.cell)) is not None and one.smallest.total > room:
             raise RequestError(
                 f"{one.cell.variant} on {one.cell.model} needs about {_mib(one.smallest.total)} with one row in a "
-                f"pass, and there are {_mib(place.memory)}. Take a smaller model, a shorter --max-length, "
+                f"pass, and there are {_mib(room)}. Take a smaller model, a shorter --max-length, "
                 "--checkpointing, or a device with more memory."
             )
     disk = sum((one.kept + one.passing) * one.cells for one in found)

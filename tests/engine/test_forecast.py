@@ -38,7 +38,7 @@ def test_what_a_search_drops_is_told_apart():
     counts = count_parameters(cell_of("peml"))
     (line,) = parameter_lines([cell_of("peml")])
     assert counts.dropped > counts.training / 2
-    assert f"{counts.training - counts.dropped:,} after the search" in line
+    assert f"{counts.training - counts.dropped:,} after training" in line
     assert count_parameters(cell_of("preembedd")).dropped == 0
 
 

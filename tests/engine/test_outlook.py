@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
 from mtlbench.engine.cost import folder_bytes
 from mtlbench.engine.outlook import Outlook, Place, outlook_lines, outlooks, refuse_what_cannot_fit
@@ -102,6 +103,20 @@ def test_what_cannot_fit_is_refused_and_what_must_be_halved_is_said(recorded: Ru
     middle = Place(device="cpu", memory=(need + both[0].memory.total) // 2, workers=1)
     (line,) = [line for line in outlook_lines(both[:1], {}, place=middle, folder=recorded.path) if "halved" in line]
     assert "a pass of 32 rows will be halved" in line
+
+
+def test_devices_of_a_cell_share_rows_and_with_shards_weights(recorded: RunFolder) -> None:
+    cells = [record.cell for record in recorded.records().values() if record.cell.variant == "lora"]
+
+    def expected(devices: DevicesPerCell) -> Outlook:
+        place = Place(device="cpu", memory=2**30, workers=1, devices=devices)
+        ((one,), _) = outlooks(cells, {}, place=place, data="demo")
+        return one
+
+    alone, shared, sharded = map(expected, [DevicesPerCell(), DevicesPerCell(2), DevicesPerCell(2, shard=True)])
+    assert shared.memory.activations == alone.memory.activations / 2 == sharded.memory.activations
+    assert shared.memory.weights == alone.memory.weights == pytest.approx(2 * sharded.memory.weights, abs=2)
+    assert shared.memory.training == alone.memory.training == sharded.memory.training
 
 
 def test_plan_says_it_all_and_creates_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.composite import Sum
 from mtlbench.engine.bench import Bench
 from mtlbench.engine.cell import run_cell
 from mtlbench.engine.checkpoints.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from mtlbench.store import RunFolder
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench_methods.adalora import AdaLora
 from mtlbench_methods.mtl_lora import MtlLora
+from mtlbench_methods.prefix import Prefix
 from mtlbench_methods.prefixnas import PrefixNas
 
 PROTOCOL = Protocol(
@@ -38,6 +40,20 @@ class Watched(MtlLora):
 
     def after_step(self, model, step):
         model.mtlbench_told = [*getattr(model, "mtlbench_told", []), step]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting(MtlLora):
+    """Starts its targets from its sources."""
+
+    name: ClassVar[str] = "starting"
+
+    def adapt(self, model, trainer):
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.endswith("logits"):
+                    p[2:] = 7.0
+        trainer.run()
 
 
 class Crash(Exception):
@@ -114,6 +130,18 @@ def test_what_belongs_to_a_target_starts_as_attached_and_what_is_shared_goes_on(
     shared = [name for name in start if name not in by_task]
     assert any(not torch.equal(sources[name], start[name]) for name in shared)
     assert any(not torch.equal(sources[name], targets[name]) for name in shared)
+
+
+@pytest.mark.parametrize("order", ["parallel", "in_turn"])
+def test_parts_of_a_composition_adapt_as_they_do_alone(order):
+    method = Sum(members=(Prefix(prefix_length=3), Starting()), order=order)
+    _, loop, seen, (_, sources, targets) = trained(method)
+    assert len(seen) == 10 and all(tasks <= {2, 3} for tasks in seen[6:])
+    starts = [name for name in sources if name.endswith("logits")]
+    assert starts and all((targets[name][2:] > 6.5).all() for name in starts)
+    assert all((sources[name] < 6.5).all() for name in starts)
+    assert any(not torch.equal(sources[name], targets[name]) for name in sources if "mtlbench_prefix" in name)
+    assert len(loop.progress.stages) == (2 if order == "parallel" else 4)
 
 
 def test_a_rank_budget_stays_where_the_sources_left_it():
