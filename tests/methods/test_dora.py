@@ -161,6 +161,21 @@ def test_gradients_are_those_of_the_equation(dropout, bias):
     torch.testing.assert_close(layer.eval()(x), plain(other, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_product_that_is_computed_again_gives_what_a_kept_one_gives(dropout):
+    layer = layer_of(bias=False, dropout=dropout).train()
+    draw = torch.Generator().manual_seed(2)
+    gate, up = (torch.randn(3, 5, 32, generator=draw).requires_grad_() for _ in range(2))
+    found = []
+    for run in (lambda: layer.gated(nn.functional.silu, gate, up), lambda: layer(nn.functional.silu(gate) * up)):
+        torch.manual_seed(4)
+        y = run()
+        wanted = [gate, up, *(p for p in layer.parameters() if p.requires_grad)]
+        found.append((y, *torch.autograd.grad(y.square().sum(), wanted)))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_the_norm_is_that_of_the_changed_weight_and_a_row_of_zeros_stays_finite():
     layer = layer_of(dtype=torch.float64)
     turned = layer.weight + layer.scale * layer.up.double() @ layer.down.double()

@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from mtlbench.engine.linears import replace
 from mtlbench.engine.low_rank.dropout import draw_seed, keep_mask
+from mtlbench.engine.low_rank.fused import Activation, again
 from mtlbench.errors import PluginError
 
 
@@ -49,6 +50,16 @@ def row_norms(weight: Tensor, parts: DoraParts, *, squares: Tensor) -> Tensor:
         return (squares + (up * inner).sum(1)).clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the function needs besides tensors."""
+
+    scale: float
+    dropout: float
+    seed: int
+    activation: Activation | None
+
+
 class _Dora(torch.autograd.Function):
     """Keeps the input, rank-sized tensors, and for the gradient of ``m`` its output, which its reader often keeps too.
 
@@ -66,33 +77,37 @@ class _Dora(torch.autograd.Function):
         up: Tensor,
         magnitude: Tensor,
         norms: Tensor,
-        scale: float,
-        dropout: float,
-        seed: int,
+        plan: _Plan,
+        gate: Tensor | None,
     ) -> Tensor:
+        dropout, scale = plan.dropout, plan.scale
+        given = x if plan.activation is None or gate is None else plan.activation(gate) * x
         w = weight.to(x.dtype)
-        low = x * keep_mask(x, dropout=dropout, seed=seed).mul_(1 / (1 - dropout)) if dropout else x
+        low = given * _kept(given, plan) if dropout else given
         hidden = linear(low, down.to(x.dtype))
         turned = linear(low, w)
         _flat(turned).addmm_(_flat(hidden), up.to(x.dtype).t(), alpha=scale)
         # the lengths stay in their own dtype: bf16 has none between 1 and 1.008
         y = torch.mul(turned, magnitude / norms, out=torch.empty_like(turned))
         if dropout:
-            y += linear(x - low, w)
+            y += linear(given - low, w)
         if bias is not None:
             y += bias.to(x.dtype)
         ctx.own_output = not dropout and bias is None
-        ctx.save_for_backward(x, weight, down, up, magnitude, norms, hidden, y if ctx.own_output else turned)
-        ctx.scale, ctx.dropout, ctx.seed = scale, dropout, seed
+        ctx.save_for_backward(x, weight, down, up, magnitude, norms, hidden, gate, y if ctx.own_output else turned)
+        ctx.plan = plan
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, down, up, magnitude, norms, hidden, seen = ctx.saved_tensors
-        need_x, _, _, need_down, need_up, need_magnitude, *_ = ctx.needs_input_grad
+        plan: _Plan = ctx.plan
+        x, weight, down, up, magnitude, norms, hidden, gate, seen = ctx.saved_tensors
+        need_x, _, _, need_down, need_up, need_magnitude, _, _, need_gate = ctx.needs_input_grad
         grad, w = grad.to(x.dtype), weight.to(x.dtype)
-        keep = keep_mask(x, dropout=ctx.dropout, seed=ctx.seed).mul_(1 / (1 - ctx.dropout)) if ctx.dropout else None
+        opened, active = (None, None) if plan.activation is None else again(plan.activation, gate)
+        given = x if active is None else active.detach() * x
+        keep = _kept(given, plan) if plan.dropout else None
         grad_magnitude = None
         if need_magnitude:
             divisor = magnitude.to(norms.dtype) if ctx.own_output else norms
@@ -102,18 +117,26 @@ class _Dora(torch.autograd.Function):
                 grad_magnitude = grad_magnitude.masked_fill_(magnitude == 0, 0.0)
             grad_magnitude = grad_magnitude.to(magnitude.dtype)
         grad_turned = torch.mul(grad, magnitude / norms, out=torch.empty_like(grad))
-        narrow = (grad_turned @ up.to(x.dtype)).mul_(ctx.scale)
-        grad_up = (_flat(grad_turned).t() @ _flat(hidden)).mul_(ctx.scale).to(up.dtype) if need_up else None
+        narrow = (grad_turned @ up.to(x.dtype)).mul_(plan.scale)
+        grad_up = (_flat(grad_turned).t() @ _flat(hidden)).mul_(plan.scale).to(up.dtype) if need_up else None
         grad_down = None
         if need_down:
-            low = x if keep is None else x * keep
+            low = given if keep is None else given * keep
             grad_down = (_flat(narrow).t() @ _flat(low)).to(down.dtype)
-        grad_x = None
-        if need_x:
+        grad_x = grad_gate = None
+        if need_x or need_gate:
             into = (grad_turned if keep is None else grad_turned - grad) @ w
             _flat(into).addmm_(_flat(narrow), down.to(x.dtype))
-            grad_x = into if keep is None else (grad @ w).addcmul_(into, keep)
-        return (grad_x, None, None, grad_down, grad_up, grad_magnitude, None, None, None, None)
+            grad_given = into if keep is None else (grad @ w).addcmul_(into, keep)
+            grad_x = grad_given if active is None else grad_given * active.detach()
+            if active is not None and opened is not None:
+                grad_gate = torch.autograd.grad(active, opened, grad_given * x)[0]
+        return (grad_x, None, None, grad_down, grad_up, grad_magnitude, None, None, grad_gate)
+
+
+def _kept(x: Tensor, plan: _Plan) -> Tensor:
+    """The scaled dropout mask of ``x``."""
+    return keep_mask(x, dropout=plan.dropout, seed=plan.seed).mul_(1 / (1 - plan.dropout))
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -131,6 +154,7 @@ class DoraLinear(nn.Module):
     """
 
     squares: Tensor
+    reads_input = False
 
     def __init__(self, base: nn.Linear, down: Tensor, *, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -157,13 +181,21 @@ class DoraLinear(nn.Module):
         return DoraParts(self.down, self.up, self.magnitude, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, None, None)
+
+    def gated(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        """The same on ``activation(gate) * up``, which is not kept for the backward."""
+        return self._run(up, activation, gate)
+
+    def _run(self, x: Tensor, activation: Activation | None, gate: Tensor | None) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         norms = row_norms(self.weight, self.parts, squares=self.squares)
         rate = self.dropout if self.training else 0.0
         run: Callable[..., Tensor] = _Dora.apply
         weights = (self.weight, self.bias, self.down, self.up, self.magnitude, norms)
-        return run(x.to(dtype), *weights, self.scale, rate, draw_seed() if rate else 0)
+        plan = _Plan(self.scale, rate, draw_seed() if rate else 0, activation)
+        return run(x.to(dtype), *weights, plan, None if gate is None else gate.to(dtype))
 
 
 class MergedDora(nn.Linear):

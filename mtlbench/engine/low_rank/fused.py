@@ -137,7 +137,7 @@ class _LowRank(torch.autograd.Function):
         branches = _branches(tensors)
         needs = ctx.needs_input_grad
         need_input = needs[1] or needs[2]
-        opened, active = (None, None) if plan.activation is None else _again(plan.activation, gate)
+        opened, active = (None, None) if plan.activation is None else again(plan.activation, gate)
         given = x if active is None else active.detach() * x
         sizes = [_rank(branch) for branch in branches]
         narrow = torch.empty_like(hidden)
@@ -191,7 +191,7 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        opened, active = _again(ctx.activation, gate)
+        opened, active = again(ctx.activation, gate)
         return None, torch.autograd.grad(active, opened, grad * up)[0], grad * active.detach()
 
 
@@ -205,7 +205,7 @@ _ONE_KERNEL: Mapping[str, Activation] = {"NewGELUActivation": partial(gelu, appr
 """The same function in one kernel for activations that transformers writes out in eight."""
 
 
-def _again(activation: Activation, gate: Tensor) -> tuple[Tensor, Tensor]:
+def again(activation: Activation, gate: Tensor) -> tuple[Tensor, Tensor]:
     """The activation once more, so that it can be differentiated."""
     function = _ONE_KERNEL.get(type(activation).__name__, activation)
     with torch.enable_grad():
