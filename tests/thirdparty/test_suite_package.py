@@ -48,7 +48,7 @@ def test_it_is_listed_with_origin_splits_licence_and_source(command):
 def test_it_keeps_every_promise_of_a_suite(command):
     done = command("check", "weather")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 14
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok"] * 16
 
 
 def test_it_trains_and_scores_beside_one_of_ours(command, tmp_path):
