@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from mtlbench.engine.linears import replace
 from mtlbench.engine.low_rank.dropout import draw_seed, keep_mask
+from mtlbench.engine.low_rank.export import write_lora
 from mtlbench.engine.low_rank.fused import Activation, again
 from mtlbench.errors import PluginError
 
@@ -232,27 +233,8 @@ def export_dora(model: nn.Module, folder: Path, *, dropout: float = 0.0) -> None
     Raises:
         PluginError: when no layer has such parts.
     """
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
     parts = {name: m.parts for name, m in model.named_modules() if isinstance(m, DoraLinear | MergedDora)}
     if not parts:
         raise PluginError("There is no DoRA layer to export.")
-    first = next(iter(parts.values()))
-    config = LoraConfig(
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",  # type: ignore[union-attr]
-        use_dora=True,
-        r=first.down.shape[0],
-        lora_alpha=first.scale * first.down.shape[0],
-        target_modules=sorted(parts),
-        lora_dropout=dropout,
-        inference_mode=True,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    state = {}
-    for name, part in parts.items():
-        state[f"base_model.model.{name}.lora_A.weight"] = part.down.detach().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = part.up.detach().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_magnitude_vector"] = part.magnitude.detach().cpu().contiguous()
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    magnitudes = {name: part.magnitude for name, part in parts.items()}
+    write_lora(model, folder, parts, dropout=dropout, magnitudes=magnitudes)

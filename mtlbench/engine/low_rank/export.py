@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtlbench.engine.low_rank.layer import LowRankLinear, MergedLinear
 from mtlbench.errors import PluginError
@@ -22,9 +24,6 @@ def export_lora(model: nn.Module, folder: Path, *, task: int | None = None, drop
     Raises:
         PluginError: when there is no low-rank part, one depends on the task and none is given, or on the token.
     """
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
     try:
         parts = {
             name: module.folded(task) if isinstance(module, LowRankLinear) else module.factors
@@ -35,6 +34,32 @@ def export_lora(model: nn.Module, folder: Path, *, task: int | None = None, drop
         raise PluginError(f"This adapter has no standard form: {error}.") from error
     if not parts:
         raise PluginError("There is no low-rank part to export.")
+    write_lora(model, folder, parts, dropout=dropout)
+
+
+class Update(Protocol):
+    """A low-rank update of one linear."""
+
+    @property
+    def down(self) -> Tensor: ...
+    @property
+    def up(self) -> Tensor: ...
+    @property
+    def scale(self) -> float: ...
+
+
+def write_lora(
+    model: nn.Module,
+    folder: Path,
+    parts: Mapping[str, Update],
+    *,
+    dropout: float,
+    magnitudes: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the checkpoint of the updates ``parts`` by name of their linear, as DoRA where there are ``magnitudes``."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
     ranks = {name: part.down.shape[0] for name, part in parts.items()}
     alphas = {name: part.scale * ranks[name] for name, part in parts.items()}
     first = next(iter(parts))
@@ -47,12 +72,15 @@ def export_lora(model: nn.Module, folder: Path, *, task: int | None = None, drop
         alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != alphas[first]},
         target_modules=sorted(parts),
         lora_dropout=dropout,
+        use_dora=magnitudes is not None,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     state = {}
     for name, part in parts.items():
-        state[f"base_model.model.{name}.lora_A.weight"] = part.down.detach().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = part.up.detach().cpu().contiguous()
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = part.down, part.up
+    for name, magnitude in (magnitudes or {}).items():
+        state[f"{name}.lora_magnitude_vector"] = magnitude
+    plain = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
