@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 from mtlbench.api.method import Value
@@ -140,7 +141,7 @@ class Cell:
     plugins: Mapping[str, str] = field(default_factory=dict)
     """Distribution name to version of the packages that own the method and the suites."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of everything this cell leaves behind: 24 hexadecimal digits."""
         return digest({**self.to_json(), "protocol": self.protocol.identity()}, length=24)

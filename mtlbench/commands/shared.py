@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def render_reports(
         predictions=predictions,
         reference=reference,
         draws=draws,
-        notes=store.problems(records),
+        notes=partial(store.problems, records),
     )
     for renderer in reports:
         documents = renderer.render(study)

@@ -20,8 +20,9 @@ from mtlbench.engine.estimate import Memory, Pace, disk_of, memory_of, pace_of, 
 from mtlbench.engine.forecast import Counts, count_parameters
 from mtlbench.engine.workload import Workload, workload_of
 from mtlbench.errors import RequestError
-from mtlbench.executors.devices import Device, cpus
+from mtlbench.executors.devices import Device
 from mtlbench.executors.slots import pool
+from mtlbench.processes.cores import cpus
 
 _STATUS, _MEMINFO, _CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 _MIB = 2**20

@@ -72,13 +72,6 @@ class Nvidia:
         return answer.stdout if answer.returncode == 0 else None
 
 
-def cpus() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def parse_gpus(listing: str) -> tuple[Device, ...]:
     """The devices in the output of ``nvidia-smi -L``; a GPU cut into MIG devices gives those instead of itself."""
     found: list[Device] = []

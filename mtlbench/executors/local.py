@@ -17,10 +17,11 @@ from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
 from mtlbench.executors import leases
 from mtlbench.executors.asked import Asked
-from mtlbench.executors.devices import Device, Inventory, Nvidia, cpus
+from mtlbench.executors.devices import Device, Inventory, Nvidia
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
+from mtlbench.processes.cores import cpus
 from mtlbench.processes.stacks import frames, stacks_file
 from mtlbench.processes.worker import MAX_DEATHS
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError, StoreError, did_you_mean
-from mtlbench.results.degenerate import flags_of
+from mtlbench.results.beside import beside
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.notes import table_notes
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
@@ -41,7 +41,7 @@ def study_of(
     reference: str | None = None,
     draws: int = 0,
     title: str = "",
-    notes: Sequence[str] = (),
+    notes: Callable[[], Sequence[str]] = tuple,
 ) -> Study:
     """The tables of ``records``; cells of ``expected`` without a record are shown as missing.
 
@@ -51,7 +51,7 @@ def study_of(
         reference: Label of the row that others are compared with; by default ``lora_st``, ``lora`` or the first.
         draws: Resamples of the examples behind tests and intervals; 0 lets only the seeds vary.
         title: Replaces what the study is called; demo data and demo backbones are named all the same.
-        notes: Come before the study's own.
+        notes: Gives those that come before the study's own; asked for when all else is read, which may find damage.
 
     Raises:
         StoreError: two different records of one cell.
@@ -70,9 +70,10 @@ def study_of(
     by_cell = {id(record.cell): record for record in found.values()}
     tables = tuple(_table(group, found=by_cell, differing=differing) for group in groups)
     _check_reference(tables, reference)
-    done = {key: record for key, record in found.items() if record.status == "ok"}
-    answers = {id(record): told for key, record in done.items() if (told := predictions(key)) is not None}
-    flags = {id(r): flags_of(r, answers=answers.get(id(r)), steps=steps(key)) for key, r in done.items()}
+    done = [record for record in found.values() if record.status == "ok"]
+    told = dict(zip(map(id, done), beside(done, predictions=predictions, steps=steps), strict=True))
+    answers = {number: own.answers for number, own in told.items() if own.answers is not None}
+    flags = {number: own.flags for number, own in told.items()}
     tables = tuple(
         _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws) for table in tables
     )
@@ -81,7 +82,7 @@ def study_of(
     return Study(
         title=_study_title(tables, title=title),
         tables=tables,
-        notes=(*map(one_line, notes), *(own if differing else ())),
+        notes=(*map(one_line, notes()), *(own if differing else ())),
         counts={**counts, "missing": len(missing)},
         steps=steps,
     )

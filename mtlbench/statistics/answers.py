@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from mtlbench.api.record import Record
 from mtlbench.results.tables import Predictions
 
 if TYPE_CHECKING:
-    from pyarrow import Array, StringArray
+    from pyarrow import Array, DictionaryArray, StringArray
 
     from mtlbench.store import RunFolder
 
 Numbers = NDArray[np.float64]
+_REPEATED = ["task", "prediction", "metric_values"]
+"""Columns of few different texts: read as numbers of texts, as the file holds them."""
 _COLUMNS = ["task", "doc_hash", "prediction", "loglikelihoods", "correct", "metric_values"]
 _UNPARSED = ("[invalid]", "[no_match]")
 """What lm-eval's filters give where they find no answer in a text."""
@@ -47,22 +50,25 @@ class Answers:
 
 
 def answers_in(store: RunFolder, records: Iterable[Record]) -> Predictions:
-    """The stored answers of the finished ones of ``records``.
+    """The stored answers of the finished ones of ``records``, each read when it is first asked for.
 
     Predictions that are not those a record was made with go to quarantine and count as none; so do, with a line in the
     log, those that cannot be understood.
     """
-    found = {}
-    for record in records:
-        if record.status != "ok":
-            continue
+    done = {record.key: record for record in records if record.status == "ok"}
+
+    @cache
+    def read(key: str) -> dict[str, Answers] | None:
+        if key not in done:
+            return None
         try:
-            data = store.checked_samples(record)
-            if data is not None:
-                found[record.key] = read_answers(data)
+            data = store.checked_samples(done[key])
+            return None if data is None else read_answers(data)
         except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are among them
-            _log.warning("the predictions of %s (%s) cannot be used: %s", record.cell.variant, record.key, error)
-    return found.get
+            _log.warning("the predictions of %s (%s) cannot be used: %s", done[key].cell.variant, key, error)
+            return None
+
+    return read
 
 
 def read_answers(data: bytes) -> dict[str, Answers]:
@@ -70,16 +76,17 @@ def read_answers(data: bytes) -> dict[str, Answers]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=_COLUMNS)
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=_REPEATED)
+    table = file.read(columns=_COLUMNS, use_threads=False)  # one file is small: threads cost more than they gain
     column = {name: table.column(name).combine_chunks() for name in _COLUMNS}
-    names = column["task"].dictionary_encode()
+    names = column["task"]
     codes = np.from_dlpack(names.indices)  # asarray would import pandas
     starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
     known = names.dictionary.to_pylist()
     if len(starts) - 1 != len(known):
         raise ValueError("the rows of a task are not together")
     likeliest, undefined = _likeliest(column["loglikelihoods"])
-    texts = column["prediction"].dictionary_encode()
+    texts = column["prediction"]
     predicted = np.from_dlpack(texts.indices)
     unparsed = np.array([not t.strip() or t.strip() in _UNPARSED for t in texts.dictionary.to_pylist()])[predicted]
     correct = np.from_dlpack(column["correct"].cast("int8"))
@@ -134,10 +141,9 @@ def _digest(hashes: StringArray, start: int, end: int) -> str:
 class _Items:
     """What metrics aggregate, each text read once."""
 
-    def __init__(self, column: StringArray) -> None:
-        encoded = column.dictionary_encode()
-        self._codes = np.from_dlpack(encoded.indices)
-        self._told: list[dict[str, Any]] = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+    def __init__(self, column: DictionaryArray) -> None:
+        self._codes = np.from_dlpack(column.indices)
+        self._told: list[dict[str, Any]] = [json.loads(text) for text in column.dictionary.to_pylist()]
 
     def of(self, rows: slice) -> dict[str, Numbers]:
         """Metric to items of some rows; a metric of texts or of lists of any length is left out."""

@@ -16,6 +16,8 @@ from mtlbench.failpoints import reach
 from mtlbench.store.files import Damaged, overwrite
 
 _log = logging.getLogger(__name__)
+RECORDS = "records"
+"""The folder whose damaged files take the result of a cell with them; others only take what lies beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ class Quarantine:
     def _explain(self, path: Path, *, origin: Path, reason: str) -> None:
         where = f"{origin.parent.name}/{origin.name}"
         told = {"from": where, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        _log.warning("%s was damaged (%s): moved to %s; its cell counts as not run", origin, reason, path)
+        lost = "; its cell counts as not run" if origin.parent.name == RECORDS else ""
+        _log.warning("%s was damaged (%s): moved to %s%s", origin, reason, path, lost)
         try:
             overwrite(_reason_file(path), json.dumps(told).encode(), durable=False)
         except OSError as error:

@@ -17,10 +17,11 @@ from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch, Workers
 from mtlbench.errors import RequestError
-from mtlbench.executors.devices import Device, Nvidia, cpus
+from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.slots import Pool, Slot, pool, shares
 from mtlbench.plugins import load_executor
+from mtlbench.processes.cores import cpus
 from mtlbench.store import RunFolder
 
 LISTING = """\

@@ -160,7 +160,7 @@ def hostile(text: str) -> list[Record]:
     [pytest.param(name, marks=pytest.mark.slow if name == "charts" else ()) for name in sorted(offers("reports"))],
 )
 def test_names_in_reports_stay_text(tally: Tally, report: str, text: str) -> None:
-    study = study_of(hostile(text), title=text, notes=[text])
+    study = study_of(hostile(text), title=text, notes=lambda: [text])
     documents = load_report(report).render(study)
     tally.fault()
     assert documents

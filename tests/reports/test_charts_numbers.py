@@ -24,8 +24,8 @@ from mtlbench_reports.html import Html
 
 
 def charts(records, **words) -> dict[str, Chart | LeftOut]:
-    with drawing():
-        (drawn,) = drawings(study_of(records, **words))
+    with drawing(), drawings(study_of(records, **words), lambda _, chart: chart, copies=1) as found:
+        (drawn,) = found()
         return {chart.name: chart for chart in drawn.charts}
 
 

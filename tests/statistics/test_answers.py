@@ -7,6 +7,8 @@ import json
 import pytest
 from record_builder import cell, done
 
+from mtlbench.commands.shared import render_reports
+from mtlbench.plugins import load_report
 from mtlbench.results.study import study_of
 from mtlbench.statistics.answers import answers_in
 from mtlbench.store import RunFolder
@@ -118,9 +120,19 @@ def test_predictions_that_are_not_the_recorded_ones_are_put_away_and_named(folde
     assert read(good) is not None and read(bad) is None and not path.exists()
     (told,) = folder.problems(records)
     assert bad in told and "lora seed 1" in told and "quarantine/" in told and "made with" in told
-    study = study_of(records.values(), predictions=read, draws=20, notes=[told])
+    study = study_of(records.values(), predictions=read, draws=20, notes=lambda: [told])
     assert study.counts["ok"] == 2 and "not every cell left its predictions" in "".join(study.tables[0].notes)
     assert folder.problems() == [told], "the next report says it too"
+
+
+@pytest.mark.parametrize("seeds", [2, 70], ids=["read here", "read in copies"])
+def test_the_report_that_finds_damaged_predictions_says_so_itself(folder, tmp_path, seeds):
+    *_, bad = (published(folder, seed=seed) for seed in range(seeds))
+    path = folder.path / "samples" / f"{bad}.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    render_reports(folder, [load_report("markdown")], tmp_path, draws=0)
+    told = (tmp_path / "report.md").read_text()
+    assert bad in told and "quarantine/" in told and not path.exists()
 
 
 def test_predictions_of_another_cell_are_not_taken_for_its_own(folder):

@@ -61,9 +61,8 @@ def _chart(subject: Subject, rows: Sequence[Row], against: Row, grid: Sequence[S
     axes = sheet.axes(side + 0.12, head, wide * len(columns) + 0.08, high * len(rows))
     axes.set(xlim=(0, len(columns) + 0.08 / wide), ylim=(len(rows), 0))
     axes.grid(False)
-    axes.tick_params(length=0, pad=3)
+    axes.tick_params(pad=3, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.xaxis.tick_top()
     places = [at + (0.08 / wide if at == len(tasks) else 0) for at in range(len(columns))]
     axes.set_xticks([place + 0.35 for place in places], columns, rotation=45, ha="left", rotation_mode="anchor")
     axes.set_yticks([at + 0.5 for at in range(len(rows))], labels)

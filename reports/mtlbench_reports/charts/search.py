@@ -115,8 +115,7 @@ def _frame(axes: Axes, operations: Sequence[str], names: Sequence[str] | None, *
     axes.set(xlim=(0, len(operations)), ylim=(layers, 0))
     axes.grid(False)
     axes.spines[:].set_visible(True)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0, pad=2)
+    axes.tick_params(pad=2, labeltop=True, labelbottom=False)
     places = [at + 0.5 for at in range(len(operations))]
     labels = [short(name, width=1.2) for name in operations]
     axes.set_xticks(places, labels, rotation=65, ha="left", va="bottom", rotation_mode="anchor", size=6)

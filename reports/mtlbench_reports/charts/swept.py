@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtlbench.api.cell import Cell, canonical
@@ -71,13 +71,25 @@ def sweeps(rows: Iterable[Row], settings: Mapping[str, Settings]) -> list[Sweep]
     return [sweep for sweep in found if sweep.lines]
 
 
-def all_settings(cell: Cell) -> Settings:
-    """The settings given, over the defaults of the method's fields where the version that ran is the one installed.
+def defaults_of(member: str) -> tuple[str, str, Settings]:
+    """The distribution of a method, its version, and the defaults of the method's fields.
 
     The method is not built: that may load the library behind it.
+
+    Raises:
+        MtlbenchError: it does not load.
+    """
+    offer = offer_of("methods", member)
+    return offer.distribution, offer.version, _fields(load_method(member))
+
+
+def all_settings(cell: Cell, *, defaults: Callable[[str], tuple[str, str, Settings]] = defaults_of) -> Settings:
+    """The settings given, over the defaults of the method's fields where the version that ran is the one installed.
+
+    ``defaults`` may remember what :func:`defaults_of` gave.
     """
     try:
-        settings = {**_defaults(cell), **cell.settings}
+        settings = {**_defaults(cell, defaults), **cell.settings}
     except MtlbenchError as error:  # a plugin that does not load must not take the other charts with it
         _log.debug("the defaults of %s are not known: %s", cell.method, error)
         return cell.settings
@@ -86,15 +98,15 @@ def all_settings(cell: Cell) -> Settings:
     return settings
 
 
-def _defaults(cell: Cell) -> Settings:
+def _defaults(cell: Cell, defaults: Callable[[str], tuple[str, str, Settings]]) -> Settings:
     members = cell.method.split("+")
     found: dict[str, Value] = {}
     for member in members:
-        offer = offer_of("methods", member)
-        if cell.plugins.get(offer.distribution) != offer.version:
+        distribution, version, fields = defaults(member)
+        if cell.plugins.get(distribution) != version:
             return {}
         prefix = f"{member}." if len(members) > 1 else ""
-        found |= {f"{prefix}{name}": value for name, value in _fields(load_method(member)).items()}
+        found |= {f"{prefix}{name}": value for name, value in fields.items()}
     return {**_fields(Sum), **found} if len(members) > 1 else found
 
 

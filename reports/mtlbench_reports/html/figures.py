@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from mtlbench.results.tables import one_line
@@ -17,16 +18,30 @@ _ENLARGED = 1.2
 """Figures are made for paper; on a screen their words are read from farther away."""
 
 
-def figures(drawn: Drawings) -> Markup:
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart on the page."""
+
+    svg: Markup
+    caption: str
+    width: float
+    """In inches."""
+
+
+def figure(number: int, chart: Chart) -> Figure:
+    """The chart of the table with this number."""
+    svg = inline(chart, prefix=f"chart-{number}-{chart.name}")
+    return Figure(svg=svg, caption=chart.caption, width=_ENLARGED * chart.figure.get_size_inches()[0])
+
+
+def figures(drawn: Drawings[Figure]) -> Markup:
     """The charts of a table, then what was left out and why."""
     shown, left = [], []
     for chart in drawn.charts:
         if isinstance(chart, LeftOut):
             left.append(el("li", f"{chart.title}: {chart.reason}."))
             continue
-        svg = inline(chart, prefix=f"chart-{drawn.number}-{chart.name}")
-        wide = f"width:{_ENLARGED * chart.figure.get_size_inches()[0]:.2f}in"
-        shown.append(el("figure", svg, el("figcaption", chart.caption), style=wide))
+        shown.append(el("figure", chart.svg, el("figcaption", chart.caption), style=f"width:{chart.width:.2f}in"))
     reasons = el("details", el("summary", "Charts that were left out"), el("ul", left)) if left else None
     return join(el("div", shown, class_="figures"), reasons)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
+from functools import cache
 
 Attribute = str | int | float | bool | None
 Child = str | None | Iterable["Child"]
@@ -25,8 +26,8 @@ def el(tag: str, *children: Child, **attributes: Attribute) -> Markup:
     ``data_value=1`` becomes ``data-value="1"``, a trailing ``_`` is dropped, ``True`` is a bare attribute, and ``None``
     or ``False`` is none.
     """
-    told = "".join([_attribute(name, value) for name, value in attributes.items()])
-    return Markup(f"<{tag}{told}>{join(*children)}</{tag}>")
+    told = "".join([_attribute(name, value) for name, value in attributes.items()]) if attributes else ""
+    return Markup(f"<{tag}{told}>{''.join([_inner(child) for child in children])}</{tag}>")
 
 
 def join(*children: Child) -> Markup:
@@ -40,15 +41,20 @@ def escaped(text: str) -> Markup:
 
 
 def _inner(child: Child) -> str:
-    if child is None:
-        return ""
     if isinstance(child, Markup):
         return child
+    if child is None:
+        return ""
     return escaped(child) if isinstance(child, str) else "".join([_inner(part) for part in child])
 
 
 def _attribute(name: str, value: Attribute) -> str:
     if value is None or value is False:
         return ""
-    word = name.rstrip("_").replace("_", "-")
+    word = _word(name)
     return f" {word}" if value is True else f' {word}="{escaped(str(value))}"'
+
+
+@cache
+def _word(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")

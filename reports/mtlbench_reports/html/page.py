@@ -10,10 +10,10 @@ from importlib import resources
 
 from mtlbench.results.tables import Study, Table
 from mtlbench.results.words import counts
-from mtlbench_reports.charts.drawings import Drawings, drawings
+from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import drawing
 from mtlbench_reports.html.cells import cells
-from mtlbench_reports.html.figures import figures
+from mtlbench_reports.html.figures import figure, figures
 from mtlbench_reports.html.lines import lines, links
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
@@ -25,8 +25,12 @@ def page(study: Study) -> str:
     style, script = _asset("page.css"), _asset("page.js")
     known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{known}'; base-uri 'none'"
-    with drawing(text="text"):
-        sections = [_section(study, drawn) for drawn in drawings(study)]
+    with drawing(text="text"), drawings(study, figure) as drawn:
+        parts = [_parts(study, table, number) for number, table in enumerate(study.tables, start=1)]
+        sections = [
+            el("section", before, figures(charts), after, id=f"table-{charts.number}")
+            for (before, after), charts in zip(parts, drawn(), strict=True)
+        ]
     head = join(
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -40,13 +44,12 @@ def page(study: Study) -> str:
     return whole.encode(errors="replace").decode()  # half a surrogate pair in a message must not spoil the file
 
 
-def _section(study: Study, drawn: Drawings) -> Markup:
-    table = drawn.table
-    told = lines(table, anchor=f"row-{drawn.number}")
+def _parts(study: Study, table: Table, number: int) -> tuple[Markup, Markup]:
+    """What stands before the charts of a table, and after them."""
+    told = lines(table, anchor=f"row-{number}")
     where = links(told)
     alone = len(study.tables) == 1 and study.tables[0].title == study.title
-    return el(
-        "section",
+    before = join(
         None if alone else el("h2", table.title),
         scores(table, links=where),
         beside(table, links=where),
@@ -55,14 +58,15 @@ def _section(study: Study, drawn: Drawings) -> Markup:
         degenerate(table, links=where),
         failures(table, links=where),
         _protocol(table),
-        el("h3", "Charts", id=f"charts-{drawn.number}"),
-        figures(drawn),
-        el("h3", "Cells", id=f"cells-{drawn.number}"),
-        cells(table, told),
-        el("h3", "Records", id=f"records-{drawn.number}"),
-        map(details, told),
-        id=f"table-{drawn.number}",
+        el("h3", "Charts", id=f"charts-{number}"),
     )
+    after = join(
+        el("h3", "Cells", id=f"cells-{number}"),
+        cells(table, told),
+        el("h3", "Records", id=f"records-{number}"),
+        map(details, told),
+    )
+    return before, after
 
 
 def _contents(study: Study) -> Markup:

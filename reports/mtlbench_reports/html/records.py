@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
@@ -64,7 +65,8 @@ def _failure(failure: Failure) -> Markup:
 
 def _cell(line: Line) -> Iterator[Markup | None]:
     cell = line.cell
-    plain = {name: value for name, value in vars(cell).items() if isinstance(value, str | int)}
+    held = {field.name: getattr(cell, field.name) for field in fields(cell)}
+    plain = {name: value for name, value in held.items() if isinstance(value, str | int)}
     yield _pairs("Cell", {"key": line.key, **plain, **cell.plugins})
     yield _pairs("Settings given", cell.settings)
 

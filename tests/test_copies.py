@@ -1,0 +1,83 @@
+"""Work shared out to copies of the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtlbench.errors import MtlbenchError
+from mtlbench.processes.copies import in_copies
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are only made on Linux")
+
+
+def test_results_come_in_order_from_processes_that_hold_what_is_loaded_here():
+    held = {at: object() for at in range(20)}
+
+    def work(at: int) -> tuple[int, bool, int]:
+        time.sleep(0.01 * (at % 3))
+        return at, at in held, os.getpid()
+
+    with in_copies(work, range(20), copies=3) as results:
+        found = results()
+    assert [(at, there) for at, there, _ in found] == [(at, True) for at in range(20)]
+    assert len({pid for _, _, pid in found}) > 1 and os.getpid() not in {pid for _, _, pid in found}
+
+
+@pytest.mark.parametrize(("items", "copies"), [([], 4), ([1], 4), ([1, 2], 1)])
+def test_what_is_not_worth_a_copy_is_done_here_when_it_is_asked_for(items, copies):
+    seen = []
+    with in_copies(seen.append, items, copies=copies) as results:
+        assert seen == []
+        assert results() == [None] * len(items)
+    assert seen == items
+
+
+def test_results_larger_than_a_pipe_do_not_keep_the_others_waiting():
+    with in_copies(lambda at: bytes([at]) * 2**20, range(6), copies=2) as results:
+        time.sleep(0.2)
+        assert [(data[0], len(data)) for data in results()] == [(at, 2**20) for at in range(6)]
+
+
+def test_an_error_is_raised_here_with_the_place_it_came_from():
+    def work(at: int) -> int:
+        if at >= 3:
+            raise KeyError(f"item {at}")
+        return at
+
+    with in_copies(work, range(6), copies=2) as results, pytest.raises(KeyError, match="item 3") as caught:
+        results()
+    assert "in work" in caught.value.__notes__[0]
+
+
+def test_a_killed_copy_is_named_and_nothing_waits_for_it():
+    def work(at: int) -> int:
+        if at == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return at
+
+    with in_copies(work, range(4), copies=2) as results, pytest.raises(MtlbenchError, match="exit code -9"):
+        results()
+
+
+def test_copies_end_with_the_context_and_with_their_process():
+    begun = time.monotonic()
+    with in_copies(time.sleep, [60.0, 60.0], copies=2):
+        pass
+    assert time.monotonic() - begun < 30
+    code = (
+        "import os, signal, time\n"
+        "from mtlbench.processes.copies import in_copies\n"
+        "def work(at): print(os.getpid(), flush=True); time.sleep(1); return bytes(2**20)\n"
+        "with in_copies(work, range(2), copies=2) as results: time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert ended.returncode == -signal.SIGKILL and ended.stdout  # and no copy holds its output open any more
+
+
+def test_more_items_than_a_pipe_holds_are_refused():
+    with pytest.raises(ValueError, match="slices"), in_copies(abs, range(40000), copies=2):
+        pass
