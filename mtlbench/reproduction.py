@@ -127,7 +127,8 @@ def lines(found: Sequence[Difference]) -> Iterator[str]:
         if not mine:
             continue
         other = [difference for difference in mine if not difference.same]
-        yield f"{group}: {len(mine)} fields, {len(other) or 'none'} differ{'s' if len(other) == 1 else ''}"
+        fields = "1 field" if len(mine) == 1 else f"{len(mine)} fields"
+        yield f"{group}: {fields}, {len(other) or 'none'} differ{'s' if len(other) == 1 else ''}"
         for difference in other:
             apart = "" if difference.size is None else f"  (apart {difference.size:.3g})"
             yield f"  {difference.name}: {one_line(str(difference.before))} -> {one_line(str(difference.after))}{apart}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Inventory, Nvidia
 from mtlbench.measuring.request import RANDOM, MeasureRow
+from mtlbench.results.words import duration
 
 PARAMETERS: Mapping[str, int] = {"llama-7b": 6_738_415_616, "t5-large": 737_668_096}
 """Parameters of the shapes with random weights."""
@@ -39,10 +40,10 @@ def forecast(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) 
         return
     tokens = row.batch_size * (row.shortest + row.longest) / 2
     step = _PER_WEIGHT * weights * tokens / _rate()
-    hours = step * (row.steps + row.warmup) * len(rows) / 3600
+    training = step * (row.steps + row.warmup) * len(rows)
     yield (
         f"{row.model} on a processor: {needed / _GIB:.1f} GiB of weights ({available / _GIB:.1f} GiB free), about "
-        f"{step:,.0f} s a step, so about {hours:,.0f} hours for the training of {len(rows)} "
+        f"{step:,.0f} s a step, so about {duration(training)} for the training of {len(rows)} "
         f"row{'s' if len(rows) > 1 else ''}. For the same rows on a small backbone: --model demo"
     )
 

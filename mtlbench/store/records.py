@@ -166,7 +166,7 @@ def read_record(path: Path, key: str) -> Record | None:
         )
     if body.get("key") != key:
         raise Damaged("the record of another cell")
-    other = "Upgrade mtlbench, or use another run folder."
+    other = "Read it with the version that wrote it, or use another run folder."
     try:
         record = Record.from_json(body)
         printable(record.cell)
