@@ -36,6 +36,15 @@ def test_what_is_not_worth_a_copy_is_done_here_when_it_is_asked_for(items, copie
     assert seen == items
 
 
+def test_inside_a_copy_the_work_is_done_there():
+    def outer(at: int) -> tuple[int, list[int]]:
+        with in_copies(lambda _: os.getpid(), range(3), copies=3) as results:
+            return os.getpid(), results()
+
+    with in_copies(outer, range(2), copies=2) as results:
+        assert all(inner == [pid] * 3 for pid, inner in results())
+
+
 def test_results_larger_than_a_pipe_do_not_keep_the_others_waiting():
     with in_copies(lambda at: bytes([at]) * 2**20, range(6), copies=2) as results:
         time.sleep(0.2)

@@ -41,7 +41,8 @@ def in_copies(
 
     A copy starts in milliseconds, holds all that is loaded here, and takes the next item whenever it is done with one:
     put the longest first. Results come back pickled. With one core or one item, and where copying a process is not
-    safe, the work is done here when its results are asked for. Leaving the context ends copies that still work.
+    safe or not allowed, the work is done here when its results are asked for. Leaving the context ends copies that
+    still work.
 
     Args:
         copies: How many; by default one for each core that this process may use, and at most eight.
@@ -51,7 +52,7 @@ def in_copies(
         MtlbenchError: a copy was killed. What ``work`` raises is raised here, for the first item it happens with.
     """
     count = min(len(items), min(cpus(), _MOST) if copies is None else copies)
-    if count < 2 or sys.platform != "linux":
+    if count < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
         yield lambda: [work(item) for item in items]
         return
     if len(items) > _ROOM:
