@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mtlbench.models import check_model, is_embedded, weights_digest
 from mtlbench.plugins import load_suite, offer_of
 from mtlbench.protocols import STANDARD, fields_of
 from mtlbench.protocols.making import make_protocol
-from mtlbench.settings import read_settings, split_methods
+from mtlbench.settings import build, read_settings, split_methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ def make_plan(request: Request) -> Plan:
                 )
             )
     _no_repeats(cells)
-    return Plan(request=request, cells=tuple(cells), suites=suites, source=source)
+    return Plan(request=request, cells=tuple(cells), suites=suites, source=source, notes=tuple(_alike(cells)))
 
 
 def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:
@@ -129,9 +131,8 @@ def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:
     cells = {cell.key: cell for plan in plans for cell in plan.cells}
     suites = {name: suite for plan in plans for name, suite in plan.suites.items()}
     first = plans[0]
-    return Plan(
-        request=first.request, cells=tuple(cells.values()), suites=suites, source=first.source, notes=tuple(notes)
-    )
+    told = tuple(dict.fromkeys([*notes, *(note for plan in plans for note in plan.notes)]))
+    return Plan(request=first.request, cells=tuple(cells.values()), suites=suites, source=first.source, notes=told)
 
 
 def model_words(model: str) -> str:
@@ -165,3 +166,13 @@ def _no_repeats(cells: Sequence[Cell]) -> None:
                 f"{cell.variant} with seed {cell.seed} is asked for twice. Name each method and seed once."
             )
         seen[cell.key] = cell
+
+
+def _alike(cells: Sequence[Cell]) -> Iterator[str]:
+    """Variants that are one method under two names, because a setting is given at its default."""
+    variants = {cell.variant: cell for cell in cells}
+    several = [name for name, count in Counter(cell.method for cell in variants.values()).items() if count > 1]
+    built = {v: build(cell.method, cell.settings) for v, cell in variants.items() if cell.method in several}
+    for one, other in combinations(built, 2):
+        if variants[one].method == variants[other].method and built[one] == built[other]:
+            yield f"{one} and {other} are the same, a setting being given at its default: both run."

@@ -163,3 +163,9 @@ def test_a_backbone_that_changed_since_planning_is_not_trained():
     cell = Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(), weights="0123")
     with pytest.raises(DataError, match="changed since"):
         Bench(device="cpu", threads=None, data="demo").backbone(cell)
+
+
+def test_a_setting_given_at_its_default_is_told():
+    methods = "lora,lora[rank=16],lora[rank=8],mtl_lora,mtl_lora[rank=4]"
+    (note,) = make_plan(Request(methods=methods, tasks="glue/rte")).notes
+    assert note == "lora and lora[rank=16] are the same, a setting being given at its default: both run."
