@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup, SetupTask
 from mtlbench.api.task import TaskSuite
 from mtlbench.engine.linears import projection_names, shapes_of
 from mtlbench.engine.routing import Routing
+from mtlbench.engine.splits import Splits, carve
 from mtlbench.engine.tokens import TokenRow
+from mtlbench.engine.train import Loop
 
 VOCABULARY = 97
+PAD = 0
+"""The token of the toys that pads, and that starts a decoder."""
 
 
 def tiny_causal(seed: int = 0, **changes: Any) -> nn.Module:
@@ -81,6 +86,29 @@ def setup_for(model: nn.Module, *, tasks: int = 3, seed: int = 0, total_steps: i
         total_steps=total_steps,
         max_length=64,
         seed=seed,
+    )
+
+
+def toy_loop(
+    model: nn.Module, method: Method, setup: Setup, protocol: Protocol, *, splits: Splits | None = None, **words: Any
+) -> Loop:
+    """The real training loop on the CPU for :meth:`Method.fit`, with rows that can be learnt where none are given.
+
+    ``words`` are those of :class:`mtlbench.engine.train.Loop`, such as ``on_step``.
+    """
+    return Loop(
+        model=model,
+        method=method,
+        splits=splits or carve(toy_rows(tasks=len(setup.tasks), rows=40), held_out=0.2, seed=0),
+        protocol=protocol,
+        tasks=len(setup.tasks),
+        routing=setup.routing,
+        architecture=setup.architecture,
+        pad_id=PAD,
+        decoder_start_id=PAD,
+        seed=setup.seed,
+        device=torch.device("cpu"),
+        **words,
     )
 
 

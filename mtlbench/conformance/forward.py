@@ -12,10 +12,11 @@ from mtlbench.conformance.compare import TOLERANCE, expect_same, gap
 from mtlbench.conformance.findings import Broken, NotApplicable
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import SAMPLE
-from mtlbench.conformance.rows import PAD, batch_of, draw_rows, padded
+from mtlbench.conformance.rows import batch_of, draw_rows, padded
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.tokens import TokenRow
+from mtlbench.testing import PAD
 
 BEAMS = 3
 NEW_TOKENS = 5

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.conformance.findings import NotApplicable
-from mtlbench.conformance.rows import PAD
 from mtlbench.conformance.watch import Watch
 from mtlbench.engine.checkpoints.recovery import Recovery
 from mtlbench.engine.checkpoints.state import save_adapter, trainable_state
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.splits import carve
 from mtlbench.engine.train import Loop, OnStep
-from mtlbench.testing import toy_rows
+from mtlbench.testing import toy_loop, toy_rows
 
 if TYPE_CHECKING:
     from mtlbench.conformance.lab import Lab, Specimen
@@ -111,18 +110,12 @@ def loop_of(lab: Lab, specimen: Specimen, on_step: OnStep, recovery: Recovery | 
     """The real loop on rows that can be learnt, with a held-out part for methods that search."""
     setup = specimen.setup
     protocol = Protocol(steps=STEPS, batch_size=6, held_out=0.2, evals_per_run=0)
-    return Loop(
-        model=specimen.model,
-        method=lab.method,
+    return toy_loop(
+        specimen.model,
+        lab.method,
+        setup,
+        protocol,
         splits=carve(toy_rows(tasks=len(setup.tasks), rows=10), held_out=protocol.held_out, seed=setup.seed),
-        protocol=protocol,
-        tasks=len(setup.tasks),
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=PAD,
-        decoder_start_id=PAD,
-        seed=setup.seed,
-        device=torch.device("cpu"),
         on_step=on_step,
         recovery=recovery,
     )

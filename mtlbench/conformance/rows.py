@@ -10,10 +10,8 @@ from torch import Tensor
 
 from mtlbench.engine.batches import Batch, collate
 from mtlbench.engine.tokens import TokenRow
-from mtlbench.testing import VOCABULARY
+from mtlbench.testing import PAD, VOCABULARY
 
-PAD = 0
-"""Pads, and starts the decoder of the tiny T5."""
 FIRST = 10
 """Smallest id of an ordinary token of the tiny backbones."""
 

@@ -17,11 +17,9 @@ from mtlbench.engine.checkpoints.checkpoint import Checkpoints
 from mtlbench.engine.checkpoints.recovery import Recovery
 from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.parallel.ranks import ALONE, Ranks
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.processes.stopping import Stop, Stopped
 from mtlbench.settings import build, read_settings, split_methods
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop
 from mtlbench_methods.lora import Lora
 
 STEPS = 12
@@ -108,18 +106,11 @@ class Training:
         files = Checkpoints(self.folder, identity={}) if self.folder else None
         recovery = Recovery(files, stop=self.stop, every_s=self.every_s, writes=self.ranks.first)
         protocol = {"steps": STEPS, "batch_size": 13, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
-        self.loop = Loop(
-            model=model,
-            method=method,
-            splits=carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-            protocol=Protocol(**{**protocol, **self.changes}),
-            tasks=3,
-            routing=setup.routing,
-            architecture=setup.architecture,
-            pad_id=0,
-            decoder_start_id=0,
-            seed=0,
-            device=torch.device("cpu"),
+        self.loop = toy_loop(
+            model,
+            method,
+            setup,
+            Protocol(**{**protocol, **self.changes}),
             on_step=self._stepped,
             recovery=recovery if self.folder else None,
             ranks=self.ranks,

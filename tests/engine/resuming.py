@@ -18,11 +18,10 @@ from mtlbench.api.method import Method, Setup
 from mtlbench.engine.checkpoints.checkpoint import Checkpoints
 from mtlbench.engine.checkpoints.recovery import Recovery
 from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.train import Loop
+from mtlbench.engine.splits import Splits
 from mtlbench.processes.stopping import Stop
 from mtlbench.settings import build, read_settings, split_methods
-from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, toy_loop
 from mtlbench_methods.lora import Lora
 
 STEPS = 16
@@ -59,18 +58,12 @@ class Attempt:
         files = Checkpoints(self.folder, identity=self.identity) if self.folder and self.method.resumes() else None
         self.recovery = Recovery(files, stop=stop, every_s=self.every_s)
         protocol = {"steps": STEPS, "batch_size": 12, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
-        self.loop = Loop(
-            model=model,
-            method=self.method,
-            splits=self.splits or carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-            protocol=Protocol(**{**protocol, **self.changes}),
-            tasks=3,
-            routing=self.setup.routing,
-            architecture=self.setup.architecture,
-            pad_id=0,
-            decoder_start_id=0,
-            seed=0,
-            device=torch.device("cpu"),
+        self.loop = toy_loop(
+            model,
+            self.method,
+            self.setup,
+            Protocol(**{**protocol, **self.changes}),
+            splits=self.splits,
             on_step=self._stepped,
             recovery=self.recovery if self.folder else None,
         )

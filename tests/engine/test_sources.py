@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -16,12 +16,12 @@ from mtlbench.engine.checkpoints.checkpoint import Checkpoints
 from mtlbench.engine.checkpoints.recovery import Recovery
 from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.splits import carve, phases
-from mtlbench.engine.train import Loop, budget_steps
+from mtlbench.engine.train import budget_steps
 from mtlbench.observers.events import Events
 from mtlbench.plan import Request, make_plan
 from mtlbench.processes.stopping import Stop
 from mtlbench.store import RunFolder
-from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench_methods.adalora import AdaLora
 from mtlbench_methods.mtl_lora import MtlLora
 from mtlbench_methods.prefix import Prefix
@@ -73,18 +73,12 @@ def trained(method, protocol=PROTOCOL, *, folder=None, crash_at=None):
         if step + 1 == crash_at:
             raise Crash
 
-    loop = Loop(
-        model=model,
-        method=method,
+    loop = toy_loop(
+        model,
+        method,
+        setup,
+        parts[0][1],
         splits=parts[0][0],
-        protocol=parts[0][1],
-        tasks=4,
-        routing=setup.routing,
-        architecture="causal",
-        pad_id=0,
-        decoder_start_id=None,
-        seed=0,
-        device=torch.device("cpu"),
         on_step=stepped,
         recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )
@@ -203,7 +197,7 @@ def test_a_cell_scores_its_targets_and_records_both_stages(tmp_path, bench):
 
 def test_shots_are_those_of_the_targets_only_and_of_the_seed(bench):
     (cell,) = cells("lora", k_shot="16")
-    other = Cell(**{**vars(cell), "seed": 1})
+    other = replace(cell, seed=1)
     backbone = bench.backbone(cell)
     rows, others = (list(bench.prepared(c, backbone).rows) for c in (cell, other))
     for task, count in ((0, 40), (1, 16), (2, 16)):

@@ -15,9 +15,9 @@ from mtlbench.engine.checkpoints.state import trainable_state
 from mtlbench.engine.loss import task_means
 from mtlbench.engine.splits import Splits, carve
 from mtlbench.engine.stages import share_steps
-from mtlbench.engine.train import DivergedError, Loop
+from mtlbench.engine.train import DivergedError
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
@@ -29,18 +29,12 @@ def loop_for(method, *, build=tiny_causal, splits=None, on_step=None, autocast=N
     model = build(0)
     setup = setup_for(model, tasks=TASKS)
     method.attach(model, setup)
-    return Loop(
-        model=model,
-        method=method,
-        splits=splits or carve(toy_rows(tasks=TASKS, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(**{"steps": 8, "batch_size": 12, "learning_rate": 1e-2, **changes}),
-        tasks=TASKS,
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
+    return toy_loop(
+        model,
+        method,
+        setup,
+        Protocol(**{"steps": 8, "batch_size": 12, "learning_rate": 1e-2, **changes}),
+        splits=splits,
         autocast=autocast,
         on_step=on_step,
     )

@@ -22,10 +22,8 @@ from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
 from mtlbench.engine.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods import adalora
 from mtlbench_methods.adalora import AdaLora
 
@@ -62,18 +60,11 @@ def triplets(model):
 
 
 def loop_for(model, setup, method, *, steps=20, on_step=None):
-    return Loop(
-        model=model,
-        method=method,
-        splits=carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(steps=steps, batch_size=12, learning_rate=1e-2, evals_per_run=10, patience=100),
-        tasks=3,
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
+    return toy_loop(
+        model,
+        method,
+        setup,
+        Protocol(steps=steps, batch_size=12, learning_rate=1e-2, evals_per_run=10, patience=100),
         on_step=on_step,
     )
 

@@ -12,11 +12,9 @@ from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses, task_means
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.settings import build, read_settings, split_methods
-from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 
 STEPS = 16
 SMALL = "prefix_length=4,layers=2,search_share=0.5"
@@ -29,20 +27,7 @@ def method_of(words):
 
 def loop_for(model, method, setup, on_step=None):
     protocol = {"steps": STEPS, "batch_size": 12, "learning_rate": 1e-2, "evals_per_run": 0}
-    return Loop(
-        model=model,
-        method=method,
-        splits=carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(**protocol),
-        tasks=3,
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
-        on_step=on_step,
-    )
+    return toy_loop(model, method, setup, Protocol(**protocol), on_step=on_step)
 
 
 def attached(build_model, words):

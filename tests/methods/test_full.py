@@ -17,11 +17,9 @@ from mtlbench.engine.gradients import checkpointing
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.loss import row_losses
 from mtlbench.engine.routing import Routing
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.errors import PluginError
 from mtlbench.settings import build as build_method
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods.full import Full
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
@@ -53,18 +51,11 @@ def collated(setup):
 
 
 def train(backbone, model, setup, *, method=None, autocast=None, **changes):
-    loop = Loop(
-        model=model,
-        method=method or Full(learning_rate=1e-2),
-        splits=carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(**{"steps": 6, "batch_size": 12, **changes}),
-        tasks=3,
-        routing=setup.routing,
-        architecture=backbone.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
+    loop = toy_loop(
+        model,
+        method or Full(learning_rate=1e-2),
+        setup,
+        Protocol(**{"steps": 6, "batch_size": 12, **changes}),
         autocast=autocast,
     )
     loop.run()

@@ -18,9 +18,9 @@ from mtlbench.engine.loss import row_losses
 from mtlbench.engine.low_rank.layer import LowRankLinear, merge
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.train import DivergedError, Loop
+from mtlbench.engine.train import DivergedError
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.lora_st import LoraSt
 
@@ -70,18 +70,12 @@ def loop_for(method, *, build=tiny_causal, splits=None, on_step=None, **changes)
     setup = setup_for(model, tasks=TASKS)
     method.attach(model, setup)
     settings = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "evals_per_run": 3, "patience": 1}
-    loop = Loop(
-        model=model,
-        method=method,
+    loop = toy_loop(
+        model,
+        method,
+        setup,
+        Protocol(**{**settings, "weight_decay": 0.1, **changes}),
         splits=splits or uneven(),
-        protocol=Protocol(**{**settings, "weight_decay": 0.1, **changes}),
-        tasks=TASKS,
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
         on_step=on_step,
     )
     return loop, setup

@@ -17,10 +17,8 @@ from mtlbench.engine.cost import stored_count
 from mtlbench.engine.guards import label_logits
 from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.engine.prefixes.inject import StaticPrefix
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.peml import Peml
 
@@ -44,20 +42,7 @@ def batch_for(setup, rows=None):
 
 def loop_for(model, method, setup, *, on_step=None, **protocol):
     settings = {"steps": STEPS, "batch_size": 12, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
-    return Loop(
-        model=model,
-        method=method,
-        splits=carve(toy_rows(tasks=3, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(**{**settings, **protocol}),
-        tasks=3,
-        routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=0,
-        decoder_start_id=0,
-        seed=0,
-        device=torch.device("cpu"),
-        on_step=on_step,
-    )
+    return toy_loop(model, method, setup, Protocol(**{**settings, **protocol}), on_step=on_step)
 
 
 def encoder_of(model):

@@ -23,11 +23,9 @@ from mtlbench.engine.low_rank.layer import merge
 from mtlbench.engine.routing import Routing
 from mtlbench.engine.scoring.packable import packable
 from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop
 from mtlbench.errors import RequestError
 from mtlbench.processes.stopping import Stop
-from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench_methods.progressive import Progressive
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -111,18 +109,11 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         if step + 1 == crash_at:
             raise KeyboardInterrupt
 
-    loop = Loop(
-        model=model,
-        method=method,
-        splits=carve(toy_rows(tasks=4, rows=40), held_out=0.2, seed=0),
-        protocol=Protocol(steps=10, batch_size=8, evals_per_run=2, patience=9, learning_rate=1e-2),
-        tasks=4,
-        routing=setup.routing,
-        architecture="causal",
-        pad_id=0,
-        decoder_start_id=None,
-        seed=0,
-        device=torch.device("cpu"),
+    loop = toy_loop(
+        model,
+        method,
+        setup,
+        Protocol(steps=10, batch_size=8, evals_per_run=2, patience=9, learning_rate=1e-2),
         on_step=stepped,
         recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )

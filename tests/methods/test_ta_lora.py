@@ -23,10 +23,9 @@ from mtlbench.engine.routing import Routing
 from mtlbench.engine.scoring.packable import packable
 from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
 from mtlbench.engine.splits import carve, phases
-from mtlbench.engine.train import Loop
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.processes.stopping import Stop
-from mtlbench.testing import check_method, setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.testing import check_method, setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench_methods.prefix_method import encoder_of
 from mtlbench_methods.ta_lora import TaLora
 
@@ -185,18 +184,12 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         if step + 1 == crash_at:
             raise KeyboardInterrupt
 
-    loop = Loop(
-        model=model,
-        method=method,
+    loop = toy_loop(
+        model,
+        method,
+        setup,
+        parts[0][1],
         splits=parts[0][0],
-        protocol=parts[0][1],
-        tasks=4,
-        routing=setup.routing,
-        architecture="causal",
-        pad_id=0,
-        decoder_start_id=None,
-        seed=0,
-        device=torch.device("cpu"),
         on_step=stepped,
         recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )
