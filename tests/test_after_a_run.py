@@ -36,11 +36,13 @@ def invoke(*words: object) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("after")
-    words = ["--methods", "lora,mtl_lora,peml", *SMALL, "--seeds", "0,1", "--out", "run", "--track", "tensorboard"]
-    if not _installed("tensorboard"):
-        words = words[:-2]
-    done = run("run", *words, cwd=path)
-    assert done.returncode == 0, done.stderr
+    words = ["--methods", "lora,mtl_lora,peml", *SMALL, "--seeds", "0,1", "--out", "run"]
+    trackers = [name for name in ("tensorboard", "wandb", "mlflow") if _installed(name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        done = run("run", *words, *(["--track", ",".join(trackers)] if trackers else []), cwd=path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return path / "run"
 
 
@@ -192,6 +194,32 @@ def test_tensorboard_has_the_losses_and_scores_of_every_cell(folder):
         ]
         (score,) = events.Scalars("score/glue/rte")
         assert score.value == pytest.approx(record.scores["glue/rte"].score, abs=1e-3)
+
+
+@pytest.mark.skipif(not _installed("mlflow"), reason="mlflow is not installed")
+def test_mlflow_has_a_run_of_every_cell_with_its_settings(folder):
+    from mlflow import MlflowClient
+
+    client, store = MlflowClient(f"sqlite:///{folder / 'tracking' / 'mlflow.db'}"), RunFolder(folder)
+    (experiment,) = client.search_experiments(filter_string="name = 'mtlbench-run'")
+    runs = {run.info.run_name[-8:]: run for run in client.search_runs([experiment.experiment_id])}
+    for key, record in store.records().items():
+        told = runs.pop(key[:8])
+        assert told.data.metrics["score/glue/rte"] == pytest.approx(record.scores["glue/rte"].score)
+        assert told.data.params["method"] == record.cell.method and told.data.params["seed"] == str(record.cell.seed)
+        losses = client.get_metric_history(told.info.run_id, "loss")
+        assert len(losses) == sum("step" in line for line in store.steps(key))
+    assert not runs
+
+
+@pytest.mark.skipif(not _installed("wandb"), reason="wandb is not installed")
+def test_weights_and_biases_has_a_run_of_every_cell(folder):
+    found = [path.read_bytes() for path in (folder / "tracking" / "wandb").glob("offline-run-*/run-*.wandb")]
+    records = RunFolder(folder).records()
+    assert len(found) == len(records)
+    for key in records:
+        (data,) = (data for data in found if key[:8].encode() in data)
+        assert b"score/glue/rte" in data and b"loss/glue/rte" in data
 
 
 def test_a_tracker_that_cannot_be_had_is_refused_before_the_run(tmp_path):

@@ -90,6 +90,9 @@ class _Tracked:
     """One cell. Where a tracker holds one run at a time, everything is written when the cell ends."""
 
     def __init__(self, kind: Kind, folder: Path, cell: Cell) -> None:
+        from accelerate import PartialState
+
+        PartialState(cpu=True)  # the trackers log through accelerate, whose loggers ask for it
         self._open = partial(kind.make, folder, _label(cell), _settings(cell))
         self._tracker: Any = self._open() if kind.many else None
         self._kept: list[tuple[dict[str, float], int]] = []
