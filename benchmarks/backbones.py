@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtlbench.engine.batches import Batch, collate
-from mtlbench.engine.tokens import TokenRow
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch, collate
 
 TASKS = 8
 """Tasks in every batch, as in GLUE."""

@@ -15,8 +15,8 @@ from timing import Spread, Taken, interleaved, ratio
 from torch import nn
 
 from mtlbench.api.method import Method
-from mtlbench.engine.batches import Batch
-from mtlbench.settings import build as build_method
+from mtlbench.planning.settings import build as build_method
+from mtlbench.training.batches import Batch
 
 RANKS: dict[str, Callable[[Any], int]] = {
     "multilora": lambda m: m.rank * m.modules,

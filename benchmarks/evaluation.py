@@ -27,11 +27,11 @@ from questions import make_tokenizer, mix, mmlu, written
 from timing import Spread, Taken, interleaved, ratio, spread
 from torch import nn
 
-from mtlbench.engine.bench import token_budget
-from mtlbench.engine.machine import probe
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.lm import RoutedLM
-from mtlbench.settings import build as build_method
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.machine import probe
+from mtlbench.cells.bench import token_budget
+from mtlbench.evaluation.lm import RoutedLM
+from mtlbench.planning.settings import build as build_method
 from mtlbench.testing import setup_for
 
 MAX_LENGTH = 2048

@@ -14,8 +14,8 @@ from backbones import fresh
 from sides import Attached, Precision, Side
 from torch import Tensor, nn
 
-from mtlbench.engine.batches import Batch
-from mtlbench.engine.linears import replace
+from mtlbench.nn.linears import replace
+from mtlbench.training.batches import Batch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from reference.adalora import AdaLora, Allocator, penalty

@@ -14,9 +14,9 @@ from sides import Attached, Side
 from torch import Tensor
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.splits import Splits
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.engine.train import Loop
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.loop import Loop
+from mtlbench.training.splits import Splits
 
 BATCH = 32
 

@@ -19,7 +19,7 @@ from forms import agreement, forms_of, reference_side
 from sides import Precision, our_side, peft_side
 
 from mtlbench.api.method import Value
-from mtlbench.settings import build as build_method
+from mtlbench.planning.settings import build as build_method
 
 MODULES = (1, 3, 5)
 RANK = 16

@@ -21,13 +21,13 @@ from timing import spread
 from torch import nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.backbone import load_backbone
-from mtlbench.engine.splits import Splits
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.engine.train import Loop
-from mtlbench.settings import build as build_method
-from mtlbench.settings import read_settings, split_methods
+from mtlbench.backbones.backbone import load_backbone
+from mtlbench.planning.settings import build as build_method
+from mtlbench.planning.settings import read_settings, split_methods
 from mtlbench.testing import setup_for
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.loop import Loop
+from mtlbench.training.splits import Splits
 
 STEPS, BATCH, LENGTH = 24, 32, 60
 LORA = "lora"

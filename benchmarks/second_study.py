@@ -26,10 +26,10 @@ WORDS = [f"{a}{b}{c}" for a in "bklmrst" for b in ("a", "ei", "o", "u") for c in
 def one_study(tasks: str, data: str, folder: Path) -> None:
     """Print the seconds of this process, and by the clock, from the worker being up to training being planned."""
     from mtlbench.api.hooks import hookimpl
-    from mtlbench.engine.bench import Bench
-    from mtlbench.engine.cell import run_cell
+    from mtlbench.cells.bench import Bench
+    from mtlbench.cells.cell import run_cell
     from mtlbench.observers.events import Events
-    from mtlbench.plan import Request, make_plan
+    from mtlbench.planning.plan import Request, make_plan
     from mtlbench.store import RunFolder
 
     request = Request(methods="lora", tasks=tasks, data=data, protocol={"steps": 1, "eval_rows": 4})

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.batches import Batch
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.optimizer import AdamW
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.tail import narrow_tail
+from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for
+from mtlbench.training.batches import Batch
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
+from mtlbench.training.optimizer import AdamW
+from mtlbench.training.tail import narrow_tail
 
 RATE = 1e-5
 """Learning rate: small, as the same rows are trained on again and again."""

@@ -22,11 +22,11 @@ from comparison import Comparison, Conditions, Row
 from sides import Precision
 
 from mtlbench.api.method import Method
-from mtlbench.engine.machine import probe
+from mtlbench.backbones.machine import probe
 from mtlbench.errors import RequestError
+from mtlbench.planning.settings import build as build_method
+from mtlbench.planning.settings import read_settings, split_methods
 from mtlbench.plugins import offers
-from mtlbench.settings import build as build_method
-from mtlbench.settings import read_settings, split_methods
 
 METHODS = (
     "lora[rank=16,dropout=0]",

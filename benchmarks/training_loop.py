@@ -27,11 +27,11 @@ from sides import Precision, our_side, peft_lora
 from timing import Spread, Taken, interleaved, ratio, spread
 from torch import nn
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.machine import probe
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.settings import build as build_method
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.machine import probe
+from mtlbench.planning.settings import build as build_method
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import collate
 
 LENGTHS = ((0.0, 10), (0.25, 34), (0.5, 55), (0.75, 96), (0.95, 190), (0.975, 256), (1.0, 256))
 """Quantiles of the lengths of GLUE-like rows, in tokens: mean 76, median 55, 95th percentile 190, cut at 256."""

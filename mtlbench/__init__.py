@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlbench.api.composite import Composite
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Method, Setup, SetupTask, Trainer
     from mtlbench.api.published import Ledger
     from mtlbench.api.report import Report
     from mtlbench.api.task import Task, TaskSuite
+    from mtlbench.composition import Composite
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,23 +35,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Composite": "composite",
-    "Executor": "executor",
-    "Launch": "executor",
-    "Ledger": "published",
-    "Workers": "executor",
-    "hookimpl": "hooks",
-    "Method": "method",
-    "Setup": "method",
-    "SetupTask": "method",
-    "Trainer": "method",
-    "Report": "report",
-    "Task": "task",
-    "TaskSuite": "task",
+    "Composite": "composition",
+    "Executor": "api.executor",
+    "Launch": "api.executor",
+    "Ledger": "api.published",
+    "Workers": "api.executor",
+    "hookimpl": "api.hooks",
+    "Method": "api.method",
+    "Setup": "api.method",
+    "SetupTask": "api.method",
+    "Trainer": "api.method",
+    "Report": "api.report",
+    "Task": "api.task",
+    "TaskSuite": "api.task",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'mtlbench' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mtlbench.api.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"mtlbench.{_HOMES[name]}"), name)

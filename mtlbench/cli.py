@@ -52,7 +52,7 @@ for command in (
 def main() -> None:
     """Entry point: a wrong request prints one line and exits with 2."""
     from mtlbench.errors import MtlbenchError
-    from mtlbench.redact import guard_terminal, redact
+    from mtlbench.files.redact import guard_terminal, redact
 
     guard_terminal()
     try:

@@ -9,12 +9,12 @@ from torch import nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup, SetupTask
+from mtlbench.api.routing import Routing
 from mtlbench.api.task import TaskSuite
-from mtlbench.engine.linears import projection_names, shapes_of
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.engine.train import Loop
+from mtlbench.nn.linears import projection_names, shapes_of
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.loop import Loop
+from mtlbench.training.splits import Splits, carve
 
 VOCABULARY = 97
 PAD = 0
@@ -94,7 +94,7 @@ def toy_loop(
 ) -> Loop:
     """The real training loop on the CPU for :meth:`Method.fit`, with rows that can be learnt where none are given.
 
-    ``words`` are those of :class:`mtlbench.engine.train.Loop`, such as ``on_step``.
+    ``words`` are those of :class:`mtlbench.training.loop.Loop`, such as ``on_step``.
     """
     return Loop(
         model=model,
@@ -119,7 +119,7 @@ def check_method(method: str | Method) -> None:
         AssertionError: listing every check that failed with what to change. A refusal is no failure.
     """
     from mtlbench.conformance import kit
-    from mtlbench.conformance.names import methods_named
+    from mtlbench.conformance.kit import methods_named
 
     methods = methods_named(method).values() if isinstance(method, str) else [method]
     failed = [f for each in methods for f in kit.check_method(each) if f.outcome == "failed"]

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from mtlbench.cli import cli
 from mtlbench.errors import MtlbenchError, RequestError
-from mtlbench.reproduction import Difference, data_words, find_record, scores_differ
+from mtlbench.files.sealed import seal
+from mtlbench.results.reproduction import Difference, data_words, find_record, scores_differ
 from mtlbench.store import RunFolder
-from mtlbench.store.files import seal
 
 SMALL = ("--tasks", "glue/rte,glue/sst2", "--steps", "4", "--train-rows", "64", "--eval-rows", "24", "--workers", "1")
 
@@ -268,7 +268,7 @@ def test_the_own_form_gives_the_trained_model_and_tells_no_machine(folder, tmp_p
     import torch
 
     from mtlbench.api.record import Record
-    from mtlbench.engine.rebuild import rebuild
+    from mtlbench.cells.rebuild import rebuild
 
     invoke("export", folder, "--method", "mtl_lora", "--seed", "0", "--form", "mtlbench", "--to", tmp_path / "out")
     body = json.loads((tmp_path / "out" / "record.json").read_text())

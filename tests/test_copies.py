@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mtlbench.errors import MtlbenchError
-from mtlbench.processes.copies import in_copies
+from mtlbench.files.copies import in_copies
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies are only made on Linux")
 
@@ -79,7 +79,7 @@ def test_copies_end_with_the_context_and_with_their_process():
     assert time.monotonic() - begun < 30
     code = (
         "import os, signal, time\n"
-        "from mtlbench.processes.copies import in_copies\n"
+        "from mtlbench.files.copies import in_copies\n"
         "def work(at): print(os.getpid(), flush=True); time.sleep(1); return bytes(2**20)\n"
         "with in_copies(work, range(2), copies=2) as results: time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from record_builder import COSTS, accuracy, cell, correlation, done
 
+from mtlbench.api.study import AT_MAJORITY
 from mtlbench.results.degenerate import CONSTANT, STILL, UNDEFINED, UNPARSED, flags_of
-from mtlbench.results.tables import AT_MAJORITY
 from mtlbench.statistics.answers import Answers
 
 RECORD = done(cell(tasks=("a/x",)), 70.0)

@@ -128,7 +128,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_completes(tmp_path: Path):
 def _command(process: Path) -> str:
     try:
         words = (process / "cmdline").read_bytes().decode(errors="replace")
-        return words + os.readlink(process / "cwd") if "mtlbench.processes.worker" in words else ""
+        return words + os.readlink(process / "cwd") if "mtlbench.workers.worker" in words else ""
     except OSError:
         return ""
 

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mtlbench.engine.rebuild import rebuild
-from mtlbench.exporting import trained_record
-from mtlbench.models import BACKBONES
+from mtlbench.backbones.names import BACKBONES
+from mtlbench.cells.export import trained_record
+from mtlbench.cells.rebuild import rebuild
 from mtlbench.store import RunFolder
 
 SMALL = ("--tasks", "glue/rte,glue/sst2", "--steps", "3", "--train-rows", "64", "--eval-rows", "8")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mtlbench import failpoints
 from mtlbench.errors import RequestError
+from mtlbench.files import failpoints
 
 ROOT = Path(__file__).parents[1]
 

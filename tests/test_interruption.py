@@ -16,14 +16,14 @@ import pytest
 import torch
 from toy_worker import wait_for
 
-from mtlbench import failpoints
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
-from mtlbench.engine.bench import Bench
-from mtlbench.engine.cell import run_cell
+from mtlbench.cells.bench import Bench
+from mtlbench.cells.cell import run_cell
+from mtlbench.files import failpoints
 from mtlbench.observers.events import Events
-from mtlbench.plan import Request, make_plan
+from mtlbench.planning.plan import Request, make_plan
 from mtlbench.store import RunFolder
 
 STEPS = 6
@@ -40,7 +40,7 @@ def request(methods: str, path: Path) -> tuple[RunFolder, str, list[Cell]]:
 
 
 def start(folder: RunFolder, request: str, **more: str) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "mtlbench.processes.worker", "--folder", str(folder.path), "--request", request]
+    words = [sys.executable, "-m", "mtlbench.workers.worker", "--folder", str(folder.path), "--request", request]
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "0", **more}
     with folder.log(0).open("ab") as log:
         return subprocess.Popen([*words, "--threads", "1", "--device", "cpu"], env=environment, stdout=log, stderr=log)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.backbones.names import weights_digest
 from mtlbench.errors import DataError, RequestError
-from mtlbench.mixing import ordered, read_mixing
-from mtlbench.models import weights_digest
-from mtlbench.plan import Request, make_plan, make_protocol, resolve_tasks
-from mtlbench.presets import preset
+from mtlbench.planning.mixing import ordered, read_mixing
+from mtlbench.planning.plan import Request, make_plan, make_protocol, resolve_tasks
+from mtlbench.planning.presets import preset
 
 
 def test_suites_and_single_tasks_become_full_names_in_order():
@@ -158,7 +158,7 @@ def test_other_weights_are_another_cell(tmp_path):
 
 
 def test_a_backbone_that_changed_since_planning_is_not_trained():
-    from mtlbench.engine.bench import Bench
+    from mtlbench.cells.bench import Bench
 
     cell = Cell(method="lora", tasks=("glue/rte",), model="demo", protocol=Protocol(), weights="0123")
     with pytest.raises(DataError, match="changed since"):

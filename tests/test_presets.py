@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from mtlbench.cli import cli
 from mtlbench.commands.shared import plan_from
 from mtlbench.errors import RequestError
-from mtlbench.plan import Plan
-from mtlbench.presets import open_preset, preset
+from mtlbench.planning.plan import Plan
+from mtlbench.planning.presets import open_preset, preset
 from mtlbench.store import RunFolder
 
 PEML = [f"peml/table-{number}" for number in range(1, 12)]

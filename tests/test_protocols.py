@@ -10,8 +10,8 @@ from record_builder import cell, done
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import RequestError
-from mtlbench.protocols import about, fields_of, names
-from mtlbench.protocols.making import make_protocol
+from mtlbench.planning.own_protocol import make_protocol
+from mtlbench.planning.protocols import about, fields_of, names
 from mtlbench.results.study import study_of
 from mtlbench.tuning.tuning import Words, make_tuning
 

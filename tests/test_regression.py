@@ -10,9 +10,9 @@ import pytest
 from record_builder import cell as make_cell
 
 from mtlbench.api.record import Record, TaskScore
+from mtlbench.api.study import no_predictions
 from mtlbench.errors import RequestError
-from mtlbench.regression import AVERAGE, Side, changes
-from mtlbench.results.tables import no_predictions
+from mtlbench.results.regression import AVERAGE, Side, changes
 from mtlbench.statistics.answers import answers_in
 from mtlbench.store import RunFolder
 

@@ -17,9 +17,9 @@ from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.runner import run
 from mtlbench.observers import progress
 from mtlbench.observers.display import Bars, Running
-from mtlbench.runner import run
 from mtlbench.store import RunFolder
 
 
@@ -112,7 +112,7 @@ sys.path.insert(0, {tests!r})
 from toy_worker import COMMAND
 from mtlbench.observers import progress
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.runner import run
+from mtlbench.executors.runner import run
 from mtlbench.store import RunFolder
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)

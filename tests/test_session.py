@@ -14,9 +14,9 @@ from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.processes import worker
-from mtlbench.runner import Session
+from mtlbench.executors.runner import Session
 from mtlbench.store import RunFolder
+from mtlbench.workers import worker
 
 
 def session(folder: RunFolder, *, at_once: int = 2, workers: int = 2) -> Session:

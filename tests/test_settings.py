@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtlbench.errors import RequestError
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.planning.settings import build, read_settings, split_methods
 
 
 def test_names_and_brackets():

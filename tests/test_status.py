@@ -7,7 +7,7 @@ from pathlib import Path
 
 from record_builder import PROTOCOL, cell, done, failed, skipped
 
-from mtlbench.status import InFlight, plan_lines, status_lines
+from mtlbench.results.status import InFlight, plan_lines, status_lines
 
 
 def by_key(*records):

@@ -231,7 +231,7 @@ def test_records_read_back_give_the_same_study():
 
 def test_study_status_and_reports_load_nothing_heavy():
     code = (
-        "import sys, mtlbench.results.study, mtlbench.status, mtlbench_reports.markdown, mtlbench_reports.csv;"
+        "import sys, mtlbench.results.study, mtlbench.results.status, mtlbench_reports.markdown, mtlbench_reports.csv;"
         "print(*sorted({'torch', 'transformers', 'pandas', 'pyarrow', 'numpy', 'scipy', 'lm_eval'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

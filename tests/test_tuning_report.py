@@ -17,10 +17,9 @@ from tuning_builder import near, searched, tuning
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.cli import cli
 from mtlbench.errors import RequestError
-from mtlbench.plan import make_plan
+from mtlbench.planning.plan import make_plan
 from mtlbench.results.study import study_of
-from mtlbench.tuning.importance import importances
-from mtlbench.tuning.report import documents, trial_line
+from mtlbench.tuning.report import documents, importances, trial_line
 from mtlbench.tuning.storage import check_storage, export
 
 

@@ -10,11 +10,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tuning_builder import tuning
 
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.planning.settings import build
 from mtlbench.plugins import load_method
-from mtlbench.settings import build
-from mtlbench.tuning.budgets import BUDGETS
 from mtlbench.tuning.sampler import suggest
-from mtlbench.tuning.space import Space, search_space, space_words
+from mtlbench.tuning.space import BUDGETS, Space, search_space, space_words
 from mtlbench.tuning.trials import Trial
 
 

@@ -160,7 +160,7 @@ def test_a_broken_observer_in_a_worker_harms_nothing(tmp_path: Path) -> None:
 
 
 def test_the_worker_module_loads_no_torch() -> None:
-    code = "import sys, mtlbench.processes.worker, mtlbench.runner, mtlbench.executors.local, mtlbench.observers.progress\n"
+    code = "import sys, mtlbench.workers.worker, mtlbench.executors.runner, mtlbench.executors.local, mtlbench.observers.progress\n"
     code += "assert not {'torch', 'transformers', 'rich', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

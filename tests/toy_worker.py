@@ -1,6 +1,6 @@
 """A worker whose cells do what their settings say: everything of a real worker except the engine.
 
-``python toy_worker.py`` takes the words of ``mtlbench.processes.worker``. Each run of a cell appends its key to ``ran`` in the
+``python toy_worker.py`` takes the words of ``mtlbench.workers.worker``. Each run of a cell appends its key to ``ran`` in the
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
@@ -22,8 +22,8 @@ from pathlib import Path
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Failure, Record
 from mtlbench.observers.events import Events
-from mtlbench.processes.worker import Assignment, main
 from mtlbench.store import RunFolder
+from mtlbench.workers.worker import Assignment, main
 
 ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MTLBENCH_FOREIGN_BYTES")
 COMMAND = (sys.executable, __file__)

@@ -14,8 +14,8 @@ from mtlbench_methods.settings import check, check_low_rank
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, Rows
-    from mtlbench.engine.low_rank.rank_budget import RankBudget, TripletLinear
+    from mtlbench.nn.low_rank.layer import Factors, Rows
+    from mtlbench.nn.low_rank.rank_budget import RankBudget, TripletLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class AdaLora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import adapt, generator
-        from mtlbench.engine.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import adapt, generator
+        from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
 
         layers: dict[str, TripletLinear] = {}
         of = partial(factors, scale=self.alpha / (self.init_rank + 1e-5))
@@ -128,21 +128,21 @@ class AdaLora(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.engine.low_rank.layer import merge
+        from mtlbench.nn.low_rank.layer import merge
 
         _budget(model).close()
         merge(model)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """Write an ordinary LoRA checkpoint whose layers have the ranks they were left with."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, dropout=self.dropout)
 
 
 def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
     """``down [rank, in]`` scaled by ``values [rank, 1]``, and ``up [out, rank]``."""
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     return Factors(down=parameters["values"] * parameters["down"], up=parameters["up"], scale=scale)
 

@@ -12,8 +12,8 @@ from mtlbench_methods.settings import check
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.adapters import Adapter
-    from mtlbench.engine.sublayers import Sublayer
+    from mtlbench.nn.blocks.adapters import Adapter
+    from mtlbench.nn.blocks.sublayers import Sublayer
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "swish")
 STD = 0.02
@@ -59,8 +59,8 @@ class Houlsby(Method):
         object.__setattr__(self, "identity_at_start", self.zero_start)
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.engine.norms import train_norms
-        from mtlbench.engine.sublayers import put_after, sublayers
+        from mtlbench.nn.blocks.shifts import train_norms
+        from mtlbench.nn.blocks.sublayers import put_after, sublayers
 
         places = [place for place in sublayers(setup.target_modules) if place.block in self.blocks]
         width = setup.shapes[places[0].name][0]
@@ -76,8 +76,8 @@ class Houlsby(Method):
     def _adapter(self, place: Sublayer, width: int, setup: Setup) -> Adapter:
         import torch
 
-        from mtlbench.engine.adapters import Adapter, AdapterBank
-        from mtlbench.engine.low_rank.layer import generator
+        from mtlbench.nn.blocks.adapters import Adapter, AdapterBank
+        from mtlbench.nn.low_rank.layer import generator
 
         tasks, bottleneck = len(setup.tasks) if self.per_task else 1, width // self.reduction
         draw = generator(setup.seed, place.name)
@@ -93,7 +93,7 @@ class Houlsby(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Round layer norms that trained as the backbone's are."""
-        from mtlbench.engine.norms import round_norms
+        from mtlbench.nn.blocks.shifts import round_norms
 
         round_norms(model)
 

@@ -13,7 +13,7 @@ from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.soft_prompts.prompt import PromptSource
+    from mtlbench.nn.soft_prompts.prompt import PromptSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Attempt(SoftPromptMethod):
         return None
 
     def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.engine.soft_prompts.sources import MixedPrompts
+        from mtlbench.nn.soft_prompts.sources import MixedPrompts
 
         sources = self.start(model, setup, count=setup.sources or len(setup.tasks))
         targets = len(setup.tasks) - setup.sources

@@ -37,7 +37,7 @@ class BitFit(Method):
         object.__setattr__(self, "task_routed", self.per_task)
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.engine.shifts import norm_names, shift
+        from mtlbench.nn.blocks.shifts import norm_names, shift
 
         names = [*setup.target_modules, *norm_names(model)]
         if not self.add_missing:

@@ -15,8 +15,8 @@ from mtlbench_methods.settings import check
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
-    from mtlbench.engine.low_rank.skills import Router
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.skills import Router
 
 MIXES = ("params", "outputs")
 SPECIFIC = ("eye_trainable", "onehot")
@@ -73,9 +73,9 @@ class CPoly(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator
-        from mtlbench.engine.low_rank.skills import Router, SkillNotes, new_logits, new_skills
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
+        from mtlbench.nn.low_rank.skills import Router, SkillNotes, new_logits, new_skills
 
         tasks, splits, names = len(setup.tasks), self.splits, select(setup.target_modules, self.target)
         require_splits(setup.shapes, names, splits)
@@ -109,7 +109,7 @@ class CPoly(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA: of the same rank, or with ``mix=outputs`` of the rank of all its skills together."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task)
 
@@ -130,12 +130,12 @@ def factors(
         parameters: ``down [splits, skills, rank, in / splits]`` and ``up [splits, skills, rank, out / splits]``, common
             skills first and then each task's own; ``logits [tasks, splits, common]``; unless private skills have a
             fixed weight of one, ``specific [tasks, tasks * own]``.
-        noise: As of :func:`~mtlbench.engine.low_rank.skills.mixing_weights`.
+        noise: As of :func:`~mtlbench.nn.low_rank.skills.mixing_weights`.
     """
     import torch
 
-    from mtlbench.engine.low_rank.layer import Factors
-    from mtlbench.engine.low_rank.skills import mix_skills, mixing_weights, pick_skills
+    from mtlbench.nn.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.skills import mix_skills, mixing_weights, pick_skills
 
     down, up, tasks = parameters["down"], parameters["up"], rows.tasks
     logits = parameters["logits"].index_select(0, tasks)

@@ -12,7 +12,7 @@ from mtlbench_methods.settings import check_low_rank, undecayed
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.low_rank.dora import DoraLinear
+    from mtlbench.nn.low_rank.dora import DoraLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Dora(Method):
         check_low_rank(self)
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.dora import DoraLinear
-        from mtlbench.engine.low_rank.layer import adapt, generator, kaiming
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.dora import DoraLinear
+        from mtlbench.nn.low_rank.layer import adapt, generator, kaiming
 
         def make(name: str, base: nn.Linear) -> DoraLinear:
             down = kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name))
@@ -54,12 +54,12 @@ class Dora(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.engine.low_rank.dora import merge_dora
+        from mtlbench.nn.low_rank.dora import merge_dora
 
         merge_dora(model)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        from mtlbench.engine.low_rank.dora import export_dora
+        from mtlbench.nn.low_rank.dora import export_dora
 
         export_dora(model, folder, dropout=self.dropout)
 

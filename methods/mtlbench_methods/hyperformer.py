@@ -59,10 +59,10 @@ class Hyperformer(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.hypernet import GeneratedAdapter, Hypernet, StackHypernet
-        from mtlbench.engine.low_rank.layer import generator
-        from mtlbench.engine.norms import train_norms
-        from mtlbench.engine.sublayers import put_after, sublayers
+        from mtlbench.nn.blocks.hypernet import GeneratedAdapter, Hypernet, StackHypernet
+        from mtlbench.nn.blocks.shifts import train_norms
+        from mtlbench.nn.blocks.sublayers import put_after, sublayers
+        from mtlbench.nn.low_rank.layer import generator
 
         places = sublayers(setup.target_modules)
         width = setup.shapes[places[0].name][0]
@@ -105,9 +105,9 @@ class Hyperformer(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Make the adapters of all tasks once and drop the network; round the norms as the backbone's are."""
-        from mtlbench.engine.hypernet import GeneratedAdapter
-        from mtlbench.engine.norms import round_norms
-        from mtlbench.engine.sublayers import AfterLinear
+        from mtlbench.nn.blocks.hypernet import GeneratedAdapter
+        from mtlbench.nn.blocks.shifts import round_norms
+        from mtlbench.nn.blocks.sublayers import AfterLinear
 
         for module in model.modules():
             if isinstance(module, AfterLinear) and isinstance(module.after, GeneratedAdapter):

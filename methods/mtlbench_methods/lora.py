@@ -14,7 +14,7 @@ from mtlbench_methods.settings import check_low_rank
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Lora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator, kaiming
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
@@ -58,12 +58,12 @@ class Lora(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.engine.low_rank.layer import merge
+        from mtlbench.nn.low_rank.layer import merge
 
         merge(model)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 
@@ -80,7 +80,7 @@ class RsLora(Lora):
 
 def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
     """``down [rank, in]`` and ``up [out, rank]`` as they are."""
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     return Factors(down=parameters["down"], up=parameters["up"], scale=scale)
 

@@ -13,7 +13,7 @@ from mtlbench_methods.lora import Lora
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class LoraSt(Lora):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator, kaiming
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         host: Any = model
         stage = host.mtlbench_stage = Stage(tasks=len(setup.tasks))
@@ -89,7 +89,7 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, stage: Stage, scale
     """``down_t [rank, in]`` and ``up_t [out, rank]`` of the task in training, otherwise those of each row's task."""
     import torch
 
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     if stage.task is not None:
         return Factors(parameters[f"down_{stage.task}"], parameters[f"up_{stage.task}"], scale=scale)

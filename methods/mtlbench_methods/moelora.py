@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 GATE = ("tasks", "gate")
 """Task embeddings and the gate that reads them."""
@@ -67,9 +67,9 @@ class MoeLora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.expert_masks import MaskedExperts
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.expert_masks import MaskedExperts
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
 
         rank = self.rank
         of = partial(factors, experts=self.experts, scale=self.alpha / rank)
@@ -97,7 +97,7 @@ class MoeLora(Method):
     def _gate(self, tasks: int, draw: torch.Generator) -> dict[str, Tensor]:
         import torch
 
-        from mtlbench.engine.low_rank.layer import kaiming
+        from mtlbench.nn.low_rank.layer import kaiming
 
         return {
             "tasks": torch.randn(tasks, self.task_width, generator=draw),
@@ -109,7 +109,7 @@ class MoeLora(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 
@@ -122,7 +122,7 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, experts: int, scale
     """
     import torch
 
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     down = parameters["down"]
     shares = torch.softmax(parameters["tasks"] @ parameters["gate"].t(), dim=-1)

@@ -14,7 +14,7 @@ from mtlbench_methods.settings import check, check_low_rank, undecayed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 ROUTER = ("router", "tasks")
 
@@ -59,8 +59,8 @@ class MoLora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
 
         wide, by_token = self.experts * self.rank, self.gate == "token"
         of = partial(factors, rank=self.rank, top_k=self.top_k, scale=self.alpha / self.rank)
@@ -87,7 +87,7 @@ class MoLora(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """With ``gate=task``, for one task, as a LoRA of rank ``experts * rank``."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 
@@ -96,7 +96,7 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, rank: int, top_k: i
     """``down [experts * rank, in]`` and ``up [out, experts * rank]`` hold all experts; ``router [experts, width]``."""
     import torch
 
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     router, tasks = parameters["router"], parameters.get("tasks")
     if tasks is None:

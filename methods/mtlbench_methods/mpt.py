@@ -13,8 +13,8 @@ from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.loss import Answers
-    from mtlbench.engine.soft_prompts.prompt import PromptSource
+    from mtlbench.nn.soft_prompts.prompt import PromptSource
+    from mtlbench.training.loss import Answers
 
 NOISE = 0.02
 
@@ -63,7 +63,7 @@ class Mpt(SoftPromptMethod):
         return None
 
     def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.engine.soft_prompts.sources import FactoredPrompts
+        from mtlbench.nn.soft_prompts.sources import FactoredPrompts
 
         shared = self.start(model, setup, count=1)[0]
         length, width = shared.shape
@@ -96,7 +96,7 @@ class Mpt(SoftPromptMethod):
     def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
         import torch
 
-        from mtlbench.engine.soft_prompts.distillation import distance, divergence
+        from mtlbench.nn.soft_prompts.transfer import distance, divergence
 
         source: Any = prompt_of(model).source
         if source.teachers is None or source.teaching or not model.training:

@@ -14,7 +14,7 @@ from mtlbench_methods.settings import check, check_low_rank, undecayed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 TABLES = ("transform", "logits")
 """Parameters with a row per task."""
@@ -53,8 +53,8 @@ class MtlLora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator, kaiming
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         tasks, rank = len(setup.tasks), self.rank
         identity = torch.eye(rank) if self.lambda_format == "full" else torch.ones(rank)
@@ -77,7 +77,7 @@ class MtlLora(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 
@@ -91,7 +91,7 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float, tempe
     """
     import torch
 
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     transform, up = parameters["transform"], parameters["up"]
     if transform.dim() == 2:

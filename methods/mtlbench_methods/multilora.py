@@ -14,7 +14,7 @@ from mtlbench_methods.settings import check, check_low_rank, undecayed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class MultiLora(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator, kaiming
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         n, rank = self.modules, self.rank
         of = partial(factors, scale=self.alpha / rank)
@@ -68,20 +68,20 @@ class MultiLora(Method):
 
     def finish(self, model: nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.engine.low_rank.layer import merge
+        from mtlbench.nn.low_rank.layer import merge
 
         merge(model)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """As a LoRA of rank ``modules * rank``."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 
 
 def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
     """``down [modules, rank, in]``, ``up [out, modules, rank]`` and ``scale [out, modules]`` as one wide LoRA."""
-    from mtlbench.engine.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.layer import Factors
 
     down, up = parameters["down"].flatten(0, 1), parameters["up"].flatten(1)
     return Factors(down=down, up=up, up_scale=parameters["scale"], scale=scale)

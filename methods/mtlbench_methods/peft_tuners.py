@@ -130,7 +130,7 @@ class Peft(Method):
         wrapped.save_pretrained(folder, save_embedding_layers=False)
 
     def _targets(self, model: nn.Module, setup: Setup) -> dict[str, list[str]]:
-        from mtlbench.engine.linears import select
+        from mtlbench.nn.linears import select
 
         if self.type == "LN_TUNING":
             norms = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]

@@ -16,8 +16,8 @@ from mtlbench_methods.settings import check, check_low_rank
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, Rows
-    from mtlbench.engine.low_rank.skills import Router
+    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+    from mtlbench.nn.low_rank.skills import Router
 
 GRANULARITIES = ("finegrained", "layerwise", "blockwise", "coderwise", "coarsegrained")
 INIT_BOUNDS = ("peft", "mttl")
@@ -89,9 +89,9 @@ class Poly(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import LowRankLinear, adapt, generator
-        from mtlbench.engine.low_rank.skills import Router, SkillNotes, new_logits, new_skills, router_of
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
+        from mtlbench.nn.low_rank.skills import Router, SkillNotes, new_logits, new_skills, router_of
 
         splits, names = self.blocks, select(setup.target_modules, self.target)
         require_splits(setup.shapes, names, splits)
@@ -134,7 +134,7 @@ class Poly(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task)
 
@@ -147,10 +147,10 @@ def factors(
     Args:
         parameters: ``down [splits, skills, rank, in / splits]``, ``up [splits, skills, rank, out / splits]``,
             ``logits [tasks, splits, skills]``.
-        noise: As of :func:`~mtlbench.engine.low_rank.skills.mixing_weights`.
+        noise: As of :func:`~mtlbench.nn.low_rank.skills.mixing_weights`.
     """
-    from mtlbench.engine.low_rank.layer import Factors
-    from mtlbench.engine.low_rank.skills import mix_skills, mixing_weights
+    from mtlbench.nn.low_rank.layer import Factors
+    from mtlbench.nn.low_rank.skills import mix_skills, mixing_weights
 
     logits = parameters["logits"].index_select(0, rows.tasks)
     weights = mixing_weights(logits, router, training=rows.training, noise=noise)

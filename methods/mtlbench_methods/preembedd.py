@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.prefixes.inject import PrefixSlots
+    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 WIDEST = 1024
 
@@ -35,7 +35,7 @@ class PreEmbedd(PrefixMethod):
         check(self, "width", holds=holds, allowed="none or a whole number of at least 1")
 
     def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.engine.prefixes.nas import PrefixNAS
+        from mtlbench.nn.prefixes.nas import PrefixNAS
 
         width = self.width or min(WIDEST, hidden)
         return PrefixNAS(shape=slots.shape, length=self.prefix_length, width=width, layers=0, draw=draw)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.prefixes.inject import PrefixSlots
+    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Prefix(PrefixMethod):
         check(self, "hidden", holds=self.hidden >= 1, allowed="a whole number of at least 1")
 
     def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.engine.prefixes.encoders import DirectPrefix, ReparameterisedPrefix
+        from mtlbench.nn.prefixes.encoders import DirectPrefix, ReparameterisedPrefix
 
         if self.reparam == "none":
             return DirectPrefix(shape=slots.shape, length=self.prefix_length, draw=draw)

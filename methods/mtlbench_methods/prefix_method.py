@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mtlbench.engine.prefixes.inject import PrefixSlots
+    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class PrefixMethod(Method):
         return None
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.engine.low_rank.layer import generator
-        from mtlbench.engine.prefixes.inject import attach_prefix
+        from mtlbench.nn.low_rank.layer import generator
+        from mtlbench.nn.prefixes.inject import attach_prefix
 
         host: Any = model
         slots = attach_prefix(model, where=self.where, bias=self.bias, last=self.last)
@@ -78,7 +78,7 @@ class PrefixMethod(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """A peft PrefixTuning checkpoint."""
-        from mtlbench.engine.prefixes.export import export_prefix
+        from mtlbench.nn.prefixes.export import export_prefix
 
         encoder = encoder_of(model)
         kv = (encoder.static() if hasattr(encoder, "static") else encoder).kv

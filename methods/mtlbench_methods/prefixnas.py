@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtlbench.engine.prefixes.inject import PrefixSlots
+    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 WIDEST = 1024
 ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
@@ -94,8 +94,8 @@ class PrefixNas(PrefixMethod):
         host.mtlbench_tasks = len(setup.tasks)
 
     def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.engine.prefixes.by_task import TaskPrefixes
-        from mtlbench.engine.prefixes.nas import OPERATIONS, PrefixNAS
+        from mtlbench.nn.prefixes.by_task import TaskPrefixes
+        from mtlbench.nn.prefixes.nas import OPERATIONS, PrefixNAS
 
         left = _names_left(self.without)
 
@@ -131,7 +131,7 @@ class PrefixNas(PrefixMethod):
         ]
 
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
-        from mtlbench.engine.loss import task_means
+        from mtlbench.training.loss import task_means
 
         host: Any = model
         loss = task_means(row_losses, tasks, host.mtlbench_tasks)
@@ -146,7 +146,7 @@ class PrefixNas(PrefixMethod):
         return total
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        from mtlbench.engine.prefixes.search import ArchitectureSearch, SearchPlan
+        from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchPlan
 
         plan = SearchPlan.of(trainer.total_steps, share=self.search_share, warmup_share=self.warmup_share)
         search = ArchitectureSearch(

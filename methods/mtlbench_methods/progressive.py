@@ -12,7 +12,7 @@ from mtlbench_methods.settings import check, check_low_rank
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.branching import BranchingLinear
+    from mtlbench.nn.blocks.branching import BranchingLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Progressive(Method):
     def attach(self, model: nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.engine.branching import BranchingLinear, TaskGradients
-        from mtlbench.engine.linears import select
-        from mtlbench.engine.low_rank.layer import adapt, generator, kaiming
+        from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients
+        from mtlbench.nn.linears import select
+        from mtlbench.nn.low_rank.layer import adapt, generator, kaiming
 
         names = select(setup.target_modules, self.target)
 
@@ -90,7 +90,7 @@ class Progressive(Method):
 
     def _cut(self, linears: dict[str, BranchingLinear]) -> list[list[BranchingLinear]]:
         """The linears of each stage."""
-        from mtlbench.engine.sublayers import place_of
+        from mtlbench.nn.blocks.sublayers import place_of
 
         places = list(dict.fromkeys(place_of(name) for name in linears))
         stages: list[list[BranchingLinear]] = [[] for _ in range(self.stages)]
@@ -105,7 +105,7 @@ class Progressive(Method):
         return [{"params": trained, "lr": learning_rate}, {"params": probes, "lr": 0.0, "weight_decay": 0.0}]
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        from mtlbench.engine.branching import group_counts
+        from mtlbench.nn.blocks.branching import group_counts
 
         host: Any = model
         gradients = host.mtlbench_gradients
@@ -124,7 +124,7 @@ class Progressive(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.engine.low_rank.export import export_lora
+        from mtlbench.nn.low_rank.export import export_lora
 
         export_lora(model, folder, task=task, dropout=self.dropout)
 

@@ -11,7 +11,7 @@ from mtlbench_methods.soft_prompt_method import SoftPromptMethod
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.soft_prompts.prompt import PromptSource
+    from mtlbench.nn.soft_prompts.prompt import PromptSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class PromptTuning(SoftPromptMethod):
         object.__setattr__(self, "task_routed", self.per_task)
 
     def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.engine.soft_prompts.sources import TablePrompts
+        from mtlbench.nn.soft_prompts.sources import TablePrompts
 
         if not self.per_task:
             return TablePrompts(self.start(model, setup, count=1))

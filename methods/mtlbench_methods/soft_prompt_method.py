@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtlbench.engine.soft_prompts.prompt import PromptSource, SoftPrompt
+    from mtlbench.nn.soft_prompts.prompt import PromptSource, SoftPrompt
 
 STARTS = ("vocab", "random", "text")
 
@@ -55,14 +55,14 @@ class SoftPromptMethod(Method):
             raise RequestError(f"{self.name}[text={self.text}]: give text with init=text, and only there.")
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.engine.soft_prompts.prompt import attach_soft_prompt
+        from mtlbench.nn.soft_prompts.prompt import attach_soft_prompt
 
         attach_soft_prompt(model, self.prompts(model, setup), setup.routing, longest=setup.max_length)
 
     def start(self, model: nn.Module, setup: Setup, *, count: int) -> Tensor:
         """Initial values of ``count`` prompts ``[count, length, width]``."""
-        from mtlbench.engine.low_rank.layer import generator
-        from mtlbench.engine.soft_prompts.start import start_prompts
+        from mtlbench.nn.low_rank.layer import generator
+        from mtlbench.nn.soft_prompts.start import start_prompts
 
         return start_prompts(
             model,
@@ -76,7 +76,7 @@ class SoftPromptMethod(Method):
 
     def rate(self, model: nn.Module, learning_rate: float) -> float:
         """The peak learning rate of the prompts."""
-        from mtlbench.engine.soft_prompts.start import prompt_rate
+        from mtlbench.nn.soft_prompts.start import prompt_rate
 
         return learning_rate if self.learning_rate is not None else prompt_rate(model)
 
@@ -97,7 +97,7 @@ class SoftPromptMethod(Method):
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
         """A peft PromptTuning checkpoint; of prompts by task, for one task."""
-        from mtlbench.engine.soft_prompts.export import export_prompt
+        from mtlbench.nn.soft_prompts.prompt import export_prompt
 
         source: Any = prompt_of(model).source
         source = source.static() if hasattr(source, "static") else source
@@ -110,7 +110,7 @@ class SoftPromptMethod(Method):
 
 def prompt_of(model: nn.Module) -> SoftPrompt:
     """The attached prompt."""
-    from mtlbench.engine.soft_prompts.prompt import soft_prompt_of
+    from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 
     prompt = soft_prompt_of(model)
     assert prompt is not None
@@ -119,6 +119,6 @@ def prompt_of(model: nn.Module) -> SoftPrompt:
 
 def draws(setup: Setup, name: str) -> torch.Generator:
     """Draws initial values of what is called ``name``."""
-    from mtlbench.engine.low_rank.layer import generator
+    from mtlbench.nn.low_rank.layer import generator
 
     return generator(setup.seed, name)

@@ -12,8 +12,8 @@ from mtlbench_methods.soft_prompt_method import SoftPromptMethod, prompt_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from mtlbench.engine.soft_prompts.prompt import PromptSource
-    from mtlbench.engine.soft_prompts.transfer import TransferPrompts
+    from mtlbench.nn.soft_prompts.prompt import PromptSource
+    from mtlbench.nn.soft_prompts.transfer import TransferPrompts
 
 TRANSFERS = ("best", "weighted", "mixture", "task")
 
@@ -69,7 +69,7 @@ class Spot(SoftPromptMethod):
         return None
 
     def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.engine.soft_prompts.transfer import TransferPrompts
+        from mtlbench.nn.soft_prompts.transfer import TransferPrompts
 
         names = tuple(task.name for task in setup.tasks)
         return TransferPrompts(self.start(model, setup, count=len(names)), setup.routing, names)
@@ -102,7 +102,7 @@ class Spot(SoftPromptMethod):
         """Start the targets from the sources."""
         import torch
 
-        from mtlbench.engine.soft_prompts.transfer import shares
+        from mtlbench.nn.soft_prompts.transfer import shares
 
         sources, targets = slice(known or None), slice(known, None)
         if self.transfer == "mixture":
@@ -118,7 +118,7 @@ class Spot(SoftPromptMethod):
 
 def _source(model: nn.Module) -> tuple[TransferPrompts, int]:
     """What makes the prompts, and how many of the first tasks are sources and no targets."""
-    from mtlbench.engine.soft_prompts.transfer import transfer_source
+    from mtlbench.nn.soft_prompts.transfer import transfer_source
 
     host: Any = model
     return transfer_source(prompt_of(model).source), host.mtlbench_sources

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mtlbench.engine.prefixes.inject import PrefixSlots
+    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ class TaLora(PrefixMethod):
         return self.layers
 
     def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.engine.prefixes.fast_slow import TaskPrompts
-        from mtlbench.engine.prefixes.prompts import PromptProjections
+        from mtlbench.nn.prefixes.fast_slow import TaskPrompts
+        from mtlbench.nn.prefixes.prompts import PromptProjections
 
         trained = setup.sources or len(setup.tasks)
         return TaskPrompts(

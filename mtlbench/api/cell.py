@@ -26,7 +26,8 @@ def digest(value: Any, *, length: int = 16) -> str:
 class Protocol:
     """Everything that must be equal for two rows to be compared.
 
-    A named protocol (:mod:`mtlbench.protocols`) is a set of these fields; ``data`` and ``prompts`` come with the tasks.
+    A named protocol (:mod:`mtlbench.planning.protocols`) is a set of these fields; ``data`` and ``prompts`` come with
+    the tasks.
     """
 
     name: str = ""
@@ -79,7 +80,7 @@ class Protocol:
     """Largest norm of the gradient; 0 does not clip."""
     mixing: str = "proportional"
     """``proportional``, ``uniform``, ``temperature:T``, ``capped:ROWS``, ``fraction`` or ``weights:TASK=W,...``; see
-    :func:`mtlbench.mixing.read_mixing`."""
+    :func:`mtlbench.planning.mixing.read_mixing`."""
     evals_per_run: int = 4
     """How often the early-stopping split is scored during training; 0 never stops early."""
     patience: int = 2

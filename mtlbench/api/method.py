@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.engine.loss import Answers
-    from mtlbench.engine.routing import Routing
+    from mtlbench.api.routing import Routing
+    from mtlbench.training.loss import Answers
 
 Value = bool | int | float | str | None
 """A setting's value: what fits in JSON as a scalar."""
@@ -136,9 +136,9 @@ class Method(ABC):
     kept between steps; otherwise its cells start from zero."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`; see :mod:`mtlbench.presets`."""
+    """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`."""
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Named protocols: name such as ``peml/strict`` to fields; see :mod:`mtlbench.protocols`."""
+    """Named protocols: name such as ``peml/strict`` to fields; see :mod:`mtlbench.planning.protocols`."""
 
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""

@@ -58,6 +58,6 @@ class TaskSuite:
     demo_fingerprint: Callable[[], str] | None = None
     """A digest that changes when the generated rows can change."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Named requests, such as ``glue/quick``: words of the command line by option name; see :mod:`mtlbench.presets`."""
+    """Named requests, such as ``glue/quick``: options by name; see :mod:`mtlbench.planning.presets`."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Named protocols, such as ``glue/strict``: fields by name; see :mod:`mtlbench.protocols`."""
+    """Named protocols, such as ``glue/strict``: fields by name; see :mod:`mtlbench.planning.protocols`."""

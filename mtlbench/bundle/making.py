@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from mtlbench.api.task import Task
-from mtlbench.bundle import manifest
 from mtlbench.bundle.copying import copy_inside
 from mtlbench.bundle.models import collect_model
+from mtlbench.data import manifest
 from mtlbench.data.folder import FolderSource, relative_path
 from mtlbench.data.source import Source, wanted_splits
 from mtlbench.errors import DataError, RequestError

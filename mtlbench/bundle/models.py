@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mtlbench.backbones.names import BACKBONES, check_model, is_embedded
 from mtlbench.bundle.copying import copy_inside
 from mtlbench.errors import DataError, RequestError
-from mtlbench.models import BACKBONES, check_model, is_embedded
 
 PLAIN = (".json", ".model", ".txt", ".jinja", ".md")
 """Endings of what a model needs beside its weights; code of a model is left out, as it is never run."""

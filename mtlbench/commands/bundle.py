@@ -25,7 +25,7 @@ def make(folder: Path, tasks: str | None, models: tuple[str, ...], data: str) ->
     from mtlbench.bundle.making import make as collect
     from mtlbench.data.choose import open_source
     from mtlbench.errors import RequestError
-    from mtlbench.plan import resolve_tasks
+    from mtlbench.planning.plan import resolve_tasks
 
     if tasks is None and not models:
         raise RequestError(
@@ -45,7 +45,7 @@ def make(folder: Path, tasks: str | None, models: tuple[str, ...], data: str) ->
 @click.argument("folder", type=click.Path(path_type=Path))
 def verify(folder: Path) -> None:
     """Name what is missing from FOLDER, changed or added; exits with 1 if anything is."""
-    from mtlbench.bundle.manifest import problems, read
+    from mtlbench.data.manifest import problems, read
 
     found = list(problems(folder))
     for line in found:

@@ -20,7 +20,7 @@ def check(names: str, data: str | None) -> None:
     Names of suites or tasks (glue, or clue16/tnews,superglue) check tasks on the demo data, or on --data. Prints one
     line per check: ok, skipped with the reason, or failed with what to change. Exit code 1 when one failed.
     """
-    from mtlbench.conformance.names import methods_named, suites_named
+    from mtlbench.conformance.kit import methods_named, suites_named
     from mtlbench.errors import RequestError
 
     suites = suites_named(names)

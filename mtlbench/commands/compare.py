@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record
-    from mtlbench.regression import Change, Side
+    from mtlbench.results.regression import Change, Side
     from mtlbench.store import RunFolder
 
 
@@ -25,7 +25,7 @@ def compare(before: str, after: str) -> None:
     'runs/a:lora[rank=4]'. Differences are paired over seeds and examples; tasks are corrected after Holm.
     """
     from mtlbench.published.views import aligned
-    from mtlbench.regression import changes
+    from mtlbench.results.regression import changes
 
     dropped = False
     for one, other in _pairs(before, after):
@@ -78,7 +78,7 @@ def _done(folder: RunFolder) -> list[Record]:
 
 def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
     from mtlbench.errors import RequestError, did_you_mean
-    from mtlbench.regression import Side
+    from mtlbench.results.regression import Side
     from mtlbench.statistics.answers import answers_in
 
     known = {record.cell.variant for record in records}

@@ -21,7 +21,7 @@ def export(folder: Path, variant: str, seed: int | None, task: str | None, to: P
 
     As a standard peft checkpoint, or as mtlbench saved it, together with the record that says how to load it.
     """
-    from mtlbench.exporting import export_record, siblings_of, trained_record
+    from mtlbench.cells.export import export_record, siblings_of, trained_record
 
     store = run_folder(folder)
     records = store.records().values()

@@ -33,9 +33,8 @@ def measure(out: Path, show: bool, preset: str | None, **words: Any) -> None:
     put into one table, and rows during which something else used the machine are marked.
     """
     from mtlbench.errors import RequestError
-    from mtlbench.measuring.presets import with_preset
     from mtlbench.measuring.records import read_measured
-    from mtlbench.measuring.request import make_rows
+    from mtlbench.measuring.request import make_rows, with_preset
     from mtlbench.measuring.run import measure_rows
     from mtlbench.measuring.table import table_lines
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from mtlbench.commands.options import DEVICES, PROTOCOL, REQUEST, with_options
 from mtlbench.commands.shared import devices_from, plan_from, tell_notes
-from mtlbench.options import DEVICES, PROTOCOL, REQUEST, with_options
 
 
 @click.command()
@@ -22,7 +22,7 @@ from mtlbench.options import DEVICES, PROTOCOL, REQUEST, with_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Forecast for this device.")
 def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **words: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
-    from mtlbench.status import plan_lines
+    from mtlbench.results.status import plan_lines
     from mtlbench.store import RunFolder
 
     devices = devices_from(words)
@@ -34,13 +34,13 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **word
     for line in plan_lines(made.cells, records, folder=path):
         click.echo(line)
     if parameters:
-        from mtlbench.engine.forecast import parameter_lines
+        from mtlbench.forecasting.memory import parameter_lines
 
         for line in parameter_lines(made.cells):
             click.echo(line)
     if forecast:
-        from mtlbench.engine.outlook import outlook_lines, outlooks, place_of, refuse_what_cannot_fit
         from mtlbench.executors.devices import Nvidia
+        from mtlbench.forecasting.forecast import outlook_lines, outlooks, place_of, refuse_what_cannot_fit
 
         todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
         place = place_of(device, Nvidia().devices(), todo=todo, devices=devices)

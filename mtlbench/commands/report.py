@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mtlbench.commands.shared import DRAWS, render_reports, reports_named, run_folder
-from mtlbench.commands.versus import print_versus, tables_named
+
+if TYPE_CHECKING:
+    from mtlbench.published.paper import PublishedTable
+    from mtlbench.store import RunFolder
 
 
 @click.command()
@@ -38,3 +43,24 @@ def report(
         gc.enable()
     if published:
         print_versus(store, published)
+
+
+def tables_named(words: str) -> tuple[PublishedTable, ...]:
+    """The published table that ``--vs`` names, or its parts."""
+    from mtlbench.published import ledger
+
+    return ledger.tables_named(words)
+
+
+def print_versus(store: RunFolder, published: Iterable[PublishedTable]) -> None:
+    """Print published tables beside those of a run folder."""
+    from mtlbench.commands.shared import DRAWS
+    from mtlbench.published.versus import versus_lines
+    from mtlbench.results.study import study_of
+    from mtlbench.statistics.answers import answers_in
+
+    records = store.records().values()
+    study = study_of(records, expected=store.expected(), predictions=answers_in(store, records), draws=DRAWS)
+    for table in published:
+        for line in versus_lines(table, study):
+            click.echo(line)

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record
-    from mtlbench.reproduction import Found
+    from mtlbench.results.reproduction import Found
     from mtlbench.store import RunFolder
 
 
@@ -29,7 +29,7 @@ def reproduce(record: Path, key: str | None, to: Path | None, data: str | None, 
     RECORD is records/<key>.json of a run folder, or a run folder followed by the start of a cell's KEY. Exits with 1
     when a score differs by more than --tolerance points.
     """
-    from mtlbench.reproduction import differences, find_record, lines, scores_differ
+    from mtlbench.results.reproduction import differences, find_record, lines, scores_differ
     from mtlbench.store import RunFolder
 
     found = find_record(record, key)
@@ -47,11 +47,11 @@ def reproduce(record: Path, key: str | None, to: Path | None, data: str | None, 
 
 
 def _run(found: Found, folder: RunFolder, *, data: str | None, device: str) -> Record:
+    from mtlbench.backbones.names import check_model, check_reachable
     from mtlbench.errors import StoreError
-    from mtlbench.models import check_model, check_reachable
+    from mtlbench.executors.runner import run as run_cells
     from mtlbench.plugins import load_executor, load_observer, offers
-    from mtlbench.reproduction import cell_now, data_words
-    from mtlbench.runner import run as run_cells
+    from mtlbench.results.reproduction import cell_now, data_words
 
     cell = cell_now(found.record.cell)
     where = data or data_words(found)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from mtlbench.commands.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import limits_from, plan_from, render_reports, reports_named, tell_notes
-from mtlbench.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
 
 
 @click.command()
@@ -23,12 +23,12 @@ def run(
     out: Path | None, executor: str, workers: int, device: str, formats: str | None, track: str | None, **words: Any
 ) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
-    from mtlbench.executors.words import executor_of
-    from mtlbench.models import check_reachable
+    from mtlbench.backbones.names import check_reachable
+    from mtlbench.executors.options import executor_of
+    from mtlbench.executors.runner import run as run_cells
     from mtlbench.observers.trackers import trackers_named
+    from mtlbench.planning.presets import preset_reports
     from mtlbench.plugins import load_observer, offers
-    from mtlbench.presets import preset_reports
-    from mtlbench.runner import run as run_cells
     from mtlbench.store import RunFolder
 
     reports = reports_named(formats or preset_reports(words["preset"]))

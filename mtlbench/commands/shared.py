@@ -13,14 +13,14 @@ import click
 if TYPE_CHECKING:
     from mtlbench.api.executor import DevicesPerCell
     from mtlbench.api.report import Report
-    from mtlbench.plan import Plan
+    from mtlbench.planning.plan import Plan
     from mtlbench.store import RunFolder
 
 
 def plan_from(words: dict[str, Any]) -> Plan:
     """The plan of a command's words, on top of those of its preset."""
-    from mtlbench.plan import join_plans
-    from mtlbench.presets import Preset, open_preset
+    from mtlbench.planning.plan import join_plans
+    from mtlbench.planning.presets import Preset, open_preset
 
     name = words.pop("preset")
     given = {k: v for k, v in words.items() if v is not None}
@@ -30,7 +30,7 @@ def plan_from(words: dict[str, Any]) -> Plan:
 
 def _planned(words: Mapping[str, Any]) -> Plan:
     from mtlbench.errors import RequestError
-    from mtlbench.plan import Request, make_plan
+    from mtlbench.planning.plan import Request, make_plan
 
     merged = dict(words)
     for needed in ("methods", "tasks"):
@@ -62,13 +62,13 @@ def _seeds(words: str) -> tuple[int, ...]:
 
 
 def limits_from(words: dict[str, Any]) -> dict[str, Any]:
-    """Take the words of :data:`mtlbench.options.LIMITS` out of a command's, as :func:`mtlbench.runner.run` takes."""
+    """Take the options of :data:`mtlbench.commands.options.LIMITS` out of a command's, as :func:`runner.run` takes."""
     given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
     return {"devices": devices_from(words), **given}
 
 
 def devices_from(words: dict[str, Any]) -> DevicesPerCell:
-    """Take the words of :data:`mtlbench.options.DEVICES` out of a command's."""
+    """Take the words of :data:`mtlbench.commands.options.DEVICES` out of a command's."""
     from mtlbench.api.executor import DevicesPerCell
 
     devices = DevicesPerCell.read(words.pop("devices_per_cell") or "1")
@@ -94,9 +94,9 @@ def render_reports(
     ``reference`` and ``draws`` are those of :func:`mtlbench.results.study.study_of`.
     """
     from mtlbench.errors import RequestError
+    from mtlbench.files.sealed import overwrite
     from mtlbench.results.study import study_of
     from mtlbench.statistics.answers import answers_in
-    from mtlbench.store.files import overwrite
 
     if target.is_symlink() and target.parent == store.path:
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from mtlbench.commands.options import LIMITS, PROTOCOL, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import limits_from
-from mtlbench.options import LIMITS, PROTOCOL, TRACK, WORKERS, with_options
 
 
 @click.command()

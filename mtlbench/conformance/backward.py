@@ -7,12 +7,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from mtlbench.conformance.compare import some
-from mtlbench.conformance.findings import Broken, NotApplicable
+from mtlbench.conformance.findings import Broken, NotApplicable, some
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import SAMPLE, STEPS
-from mtlbench.engine.gradients import Gradients, checkpointing
-from mtlbench.engine.loss import row_losses
+from mtlbench.training.gradients import Gradients, checkpointing
+from mtlbench.training.loss import row_losses
 
 FEW, MANY = 5, 7
 """Two numbers of tasks. What differs between the two attached models belongs to tasks."""

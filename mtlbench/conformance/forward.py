@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.conformance.compare import TOLERANCE, expect_same, gap
-from mtlbench.conformance.findings import Broken, NotApplicable
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
+from mtlbench.conformance.findings import TOLERANCE, Broken, NotApplicable, expect_same, gap
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import SAMPLE
 from mtlbench.conformance.rows import batch_of, draw_rows, padded
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.tokens import TokenRow
 from mtlbench.testing import PAD
+from mtlbench.tokens.encode import TokenRow
 
 BEAMS = 3
 NEW_TOKENS = 5

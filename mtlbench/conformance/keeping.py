@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from mtlbench.conformance.compare import expect_equal, expect_same, some
-from mtlbench.conformance.findings import Broken, NotApplicable
+from mtlbench.cells.guards import label_logits
+from mtlbench.conformance.findings import Broken, NotApplicable, expect_equal, expect_same, some
 from mtlbench.conformance.lab import Lab, Specimen
 from mtlbench.conformance.life import SAMPLE, begin, fit
 from mtlbench.conformance.randomness import scramble
-from mtlbench.engine.checkpoints.state import load_adapter, saved_names, shrink, trainable_names
-from mtlbench.engine.guards import label_logits
+from mtlbench.training.checkpoints.state import load_adapter, saved_names, shrink, trainable_names
 
 
 def attach(lab: Lab) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from mtlbench.api.method import Method
+from mtlbench.api.task import TaskSuite
 from mtlbench.conformance import backward, forward, keeping, resuming
 from mtlbench.conformance.findings import Broken, Check, Finding, NotApplicable
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.randomness import scrambled
+from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.planning.plan import resolve_tasks
+from mtlbench.planning.settings import build, read_settings, split_methods
+from mtlbench.plugins import offers
 from mtlbench.testing import tiny_causal, tiny_seq2seq
 
 BACKBONES: Mapping[str, Callable[[], nn.Module]] = {"tiny Llama": tiny_causal, "tiny T5": tiny_seq2seq}
@@ -158,3 +164,44 @@ def _told(error: Exception) -> str:
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in ("mtlbench", "torch", "transformers")
     ]
     return f"{told} ({places[-1]})" if places else told
+
+
+def methods_named(words: str) -> dict[str, Method]:
+    """``"peml,lora[rank=4]"`` to the two methods, by what they are called in the words.
+
+    Raises:
+        RequestError: for an unknown method or setting, or one the method refuses.
+    """
+    methods: dict[str, Method] = {}
+    for name, settings in split_methods(words):
+        _must_be_known(name)
+        inner = ",".join(f"{setting}={word}" for setting, word in settings.items())
+        methods[f"{name}[{inner}]" if inner else name] = build(name, read_settings(name, settings))
+    return methods
+
+
+def suites_named(words: str) -> list[TaskSuite]:
+    """``"glue,superglue/rte"`` to the suites, each with the named tasks only; empty where a name is that of no suite.
+
+    Raises:
+        RequestError: a suite has no such task.
+    """
+    suites, methods = offers("tasks"), offers("methods")
+    heads = [word.strip().partition("/")[0] for word in words.split(",")]
+    if not all(head in suites and head not in methods for head in heads):
+        return []
+    tasks, found = resolve_tasks(words)
+    return [
+        replace(suite, tasks=tuple(task for full, task in tasks.items() if full.partition("/")[0] == name))
+        for name, suite in found.items()
+    ]
+
+
+def _must_be_known(name: str) -> None:
+    suites, methods = offers("tasks"), offers("methods")
+    for member in name.split("+"):
+        if member in methods:
+            continue
+        if member in suites:
+            raise RequestError(f"{member!r} is a suite: check suites and methods with one command each.")
+        raise RequestError(f"Unknown method or suite {member!r}. {did_you_mean(member, {*methods, *suites})}")

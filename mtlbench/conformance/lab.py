@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from mtlbench.api.method import Method, Setup
+from mtlbench.backbones.backbone import Backbone, fingerprint
 from mtlbench.conformance.findings import NotApplicable
 from mtlbench.conformance.life import STEPS, Life, live
 from mtlbench.conformance.rows import batch_of, draw_rows
-from mtlbench.engine.backbone import Backbone, fingerprint
-from mtlbench.engine.batches import Batch
-from mtlbench.engine.checkpoints.state import trainable_names
 from mtlbench.errors import RequestError
 from mtlbench.testing import setup_for
+from mtlbench.training.batches import Batch
+from mtlbench.training.checkpoints.state import trainable_names
 
 TASKS = 3
 SEED = 7

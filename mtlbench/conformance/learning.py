@@ -9,28 +9,29 @@ be learned too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Setup, SetupTask
+from mtlbench.api.routing import Routing
 from mtlbench.api.task import Task
+from mtlbench.backbones.names import BACKBONES
 from mtlbench.conformance.answers import best_constant, generates
 from mtlbench.data.examples import training_pairs
 from mtlbench.data.lm_task import choose_rows, load_lm_task
-from mtlbench.engine.encode import encode_rows
-from mtlbench.engine.linears import projection_names, shapes_of
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.evaluate import evaluate
-from mtlbench.engine.splits import Splits
-from mtlbench.engine.train import Loop
-from mtlbench.models import BACKBONES
-from mtlbench.settings import build
+from mtlbench.evaluation.evaluate import evaluate
+from mtlbench.nn.linears import projection_names, shapes_of
+from mtlbench.planning.settings import build
 from mtlbench.testing import tiny_causal
+from mtlbench.tokens.encode import encode_rows
+from mtlbench.training.loop import Loop
+from mtlbench.training.splits import Splits
 
 if TYPE_CHECKING:
     import datasets
@@ -155,3 +156,39 @@ def _toy(tokenizer: Any) -> torch.nn.Module:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+class Watch:
+    """Watches every trainable parameter of ``model``, also those that training adds; :meth:`look` after each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._first: dict[str, tuple[Tensor, Tensor]] = {}
+        self.fed: set[str] = set()
+        """Names of parameters that got a gradient other than zero."""
+        self.not_finite: set[str] = set()
+        """Names of parameters that got a gradient with nan or infinity."""
+        self.moved: set[str] = set()
+        """Names of parameters whose value was ever another than at first."""
+        self.look()
+
+    def look(self) -> None:
+        """See what moved, and watch what is new."""
+        for name, p in self._model.named_parameters():
+            known, value = self._first.get(name, (None, None))
+            if known is p and value is not None:
+                if not torch.equal(value, p):
+                    self.moved.add(name)
+            elif p.requires_grad:
+                self._first[name] = (p, p.detach().clone())
+                p.register_hook(self._hook(name))  # type: ignore[no-untyped-call]
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        # A hook sees every gradient, also one that is taken beside .grad or cleared before a step ends.
+        def see(grad: Tensor) -> None:
+            if not grad.isfinite().all():
+                self.not_finite.add(name)
+            elif grad.any():
+                self.fed.add(name)
+
+        return see

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
+from mtlbench.cells.guards import label_logits
 from mtlbench.conformance.findings import NotApplicable
-from mtlbench.conformance.watch import Watch
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import save_adapter, trainable_state
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.splits import carve
-from mtlbench.engine.train import Loop, OnStep
+from mtlbench.conformance.learning import Watch
 from mtlbench.testing import toy_loop, toy_rows
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import save_adapter, trainable_state
+from mtlbench.training.loop import Loop, OnStep
+from mtlbench.training.splits import carve
 
 if TYPE_CHECKING:
     from mtlbench.conformance.lab import Lab, Specimen

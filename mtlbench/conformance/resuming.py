@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mtlbench.conformance.compare import expect_equal
-from mtlbench.conformance.findings import Broken, NotApplicable
+from mtlbench.conformance.findings import Broken, NotApplicable, expect_equal
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import STEPS, loop_of
 from mtlbench.conformance.randomness import scramble
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.model_state import Unusable
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.train import OnStep
-from mtlbench.processes.stopping import Stop, Stopped
+from mtlbench.files.stop_request import Stop, Stopped
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.model_state import Unusable
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.loop import OnStep
 
 AT = STEPS // 2
 """Step after which training is interrupted."""

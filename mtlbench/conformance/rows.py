@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.engine.batches import Batch, collate
-from mtlbench.engine.tokens import TokenRow
 from mtlbench.testing import PAD, VOCABULARY
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch, collate
 
 FIRST = 10
 """Smallest id of an ordinary token of the tiny backbones."""

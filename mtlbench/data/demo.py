@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task, TaskSuite
+from mtlbench.data.cache import kept_table
 from mtlbench.data.columns import check_schema, check_values
-from mtlbench.data.kept import kept_table
 from mtlbench.data.source import Source, dataset_of, wanted_splits
 from mtlbench.errors import DataError
 

@@ -19,7 +19,7 @@ from mtlbench.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     import datasets
 
-    from mtlbench.bundle.manifest import Manifest
+    from mtlbench.data.manifest import Manifest
 
 
 def relative_path(task: Task, split: str) -> str:
@@ -86,7 +86,7 @@ class FolderSource(Source):
 
     def _bundle(self) -> Manifest | None:
         """The manifest of the bundle whose data this is, if it is one's."""
-        from mtlbench.bundle import manifest
+        from mtlbench.data import manifest
 
         parent = self.folder.resolve().parent
         return manifest.read(parent) if (parent / manifest.NAME).is_file() else None

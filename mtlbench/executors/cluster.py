@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mtlbench.api.executor import Launch
-from mtlbench.executors.asked import Asked
+from mtlbench.executors.queue import Asked
 
 RESTARTS = 3
 """How often nodes are asked for again in a row while no cell gets done."""

@@ -15,15 +15,15 @@ from typing import ClassVar
 
 from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
-from mtlbench.executors import leases
-from mtlbench.executors.asked import Asked
+from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device, Inventory, Nvidia
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
+from mtlbench.executors.queue import Asked
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
-from mtlbench.processes.cores import cpus
-from mtlbench.processes.stacks import frames, stacks_file
-from mtlbench.processes.worker import MAX_DEATHS
+from mtlbench.files.owner import cpus
+from mtlbench.workers.stacks import frames, stacks_file
+from mtlbench.workers.worker import MAX_DEATHS
 
 RESTARTS = 2
 """How often a seat gets a new worker while nothing gets on."""
@@ -50,7 +50,7 @@ class LocalExecutor(Executor):
     """
 
     name: ClassVar[str] = "local"
-    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.processes.worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.workers.worker")
     inventory: Inventory = field(default_factory=Nvidia)
     only: int | None = None
     first: int = 0
@@ -163,7 +163,7 @@ class LocalWorkers(Workers):
                 if now >= deadline:
                     break
                 if now >= again:
-                    # Once may not be enough: see mtlbench.processes.worker.Stop.
+                    # Once may not be enough: see mtlbench.workers.worker.Stop.
                     for worker in running:
                         worker.signal(signal.SIGTERM)
                     again = now + ASK_AGAIN_S

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlbench.executors.leases import give_back
-from mtlbench.executors.slots import Slot
+from mtlbench.executors.slots import Slot, give_back
 from mtlbench.executors.watch import Signs
-from mtlbench.processes.stacks import ASK
 from mtlbench.store import Claim
+from mtlbench.workers.stacks import ASK
 
 MARK = "MTLBENCH_WORKER"
 """Environment variable that a worker's children inherit: it finds those that left the process group."""

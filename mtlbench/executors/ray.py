@@ -29,7 +29,7 @@ class RayExecutor(Executor):
     """Of a running cluster, or ``auto``; without it ``RAY_ADDRESS``, else a cluster is started on this machine."""
     cpus: float = 1.0
     """CPU cores of each worker, as Ray counts them."""
-    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.processes.worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.workers.worker")
 
     def check(self, device: str) -> None:
         """Refuse a machine without Ray."""

@@ -73,7 +73,7 @@ class SlurmExecutor(Executor):
     """How often a job that ran into its time limit goes on."""
     poll: float = 30.0
     """Seconds between two questions to the scheduler."""
-    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.processes.worker")
+    command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.workers.worker")
 
     def start(self, launch: Launch) -> Workers:
         """Submit the jobs; those of an earlier command that still wait or run are counted in.

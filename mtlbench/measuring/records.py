@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.store.files import overwrite
+from mtlbench.files.sealed import overwrite
 
 SCHEMA = 1
 """Version of the layout of a file."""

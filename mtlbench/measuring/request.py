@@ -8,9 +8,10 @@ from typing import Any
 
 from mtlbench.api.cell import digest
 from mtlbench.api.method import Value
+from mtlbench.backbones.names import check_model
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.models import check_model
-from mtlbench.settings import read_settings, split_methods
+from mtlbench.planning.presets import preset
+from mtlbench.planning.settings import read_settings, split_methods
 
 RANDOM = "random:"
 """What the name of a backbone with random weights begins with."""
@@ -174,3 +175,17 @@ def _variant(name: str, settings: Mapping[str, Value]) -> str:
     from mtlbench.api.cell import Cell, Protocol
 
     return Cell(method=name, settings=settings, tasks=(), model="", protocol=Protocol()).variant
+
+
+def with_preset(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of a preset with those ``given`` on top.
+
+    Raises:
+        RequestError: there is no such preset, or it is one of `mtlbench run`.
+    """
+    if name is None:
+        return dict(given)
+    words = preset(name)
+    if "measure" not in words:
+        raise RequestError(f"The preset {name!r} trains and scores: use mtlbench run --preset {name}.")
+    return {**words["measure"], **given}

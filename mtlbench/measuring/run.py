@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtlbench.api.study import one_line
 from mtlbench.measuring.forecast import forecast
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow
-from mtlbench.results.tables import one_line
 
 
 def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[str], None]) -> bool:
@@ -49,7 +49,7 @@ def _measured(row: MeasureRow) -> Mapping[str, Any]:
         asked, answer = Path(scratch) / "row.json", Path(scratch) / "result.json"
         asked.write_text(json.dumps(row.to_json()))
         done = subprocess.run(
-            [sys.executable, "-m", "mtlbench.engine.measuring.measure", str(asked), str(answer)],
+            [sys.executable, "-m", "mtlbench.measuring.measure", str(asked), str(answer)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pluggy
 
 from mtlbench.api.hooks import PROJECT, EventHooks, NounHooks, hookimpl
-from mtlbench.store.files import overwrite
+from mtlbench.files.sealed import overwrite
 
 if TYPE_CHECKING:
     from torch import Tensor

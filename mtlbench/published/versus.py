@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mtlbench.api.record import Record
+from mtlbench.api.study import Entry, Row, Study, Table, one_line
 from mtlbench.published.paper import METRICS, Column, Printed, PublishedTable
 from mtlbench.published.views import aligned
-from mtlbench.results.tables import Entry, Row, Study, Table, one_line
 from mtlbench.statistics.intervals import Interval
 
 _SIGNED = ("mcc", "pearson")

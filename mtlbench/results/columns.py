@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtlbench.results.tables import Difference, Row, RowCosts, Table, sentences
+from mtlbench.api.study import Difference, Row, RowCosts, Table, sentences
 from mtlbench.results.words import DIFFERS, NONE, duration, interval, memory, points, probability, short_names
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.record import Record
+from mtlbench.api.study import AT_MAJORITY, Flag
 from mtlbench.results.rows import at_majority
-from mtlbench.results.tables import AT_MAJORITY, Flag
 
 if TYPE_CHECKING:
     from mtlbench.statistics.answers import Answers

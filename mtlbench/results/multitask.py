@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mtlbench.results.tables import Beside, Difference, Row, spread
+from mtlbench.api.study import Beside, Difference, Row, spread
 
 REFERENCES = ("lora_st", "lora")
 """Variants that others are compared with, the first that has scores; without one, the table's first row."""

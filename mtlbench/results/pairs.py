@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mtlbench.api.record import Record
+from mtlbench.api.study import Predictions, Row, Table, seed_words
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.results.study import study_of
-from mtlbench.results.tables import Predictions, Row, Table, seed_words
 from mtlbench.results.words import NONE, count, points, probability
 
 if TYPE_CHECKING:

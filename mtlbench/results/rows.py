@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.record import Costs, Record, TaskScore
-from mtlbench.results.tables import Entry, Problem, Row, RowCosts, one_line, spread
+from mtlbench.api.study import Entry, Problem, Row, RowCosts, one_line, spread
 
 
 def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], found: Mapping[int, Record]) -> list[Row]:

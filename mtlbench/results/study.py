@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
 from mtlbench.api.record import Record
-from mtlbench.errors import RequestError, StoreError, did_you_mean
-from mtlbench.results.beside import beside
-from mtlbench.results.multitask import reference_row, with_ranks, with_reference
-from mtlbench.results.notes import table_notes
-from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
-from mtlbench.results.tables import (
+from mtlbench.api.study import (
     Flag,
     Predictions,
     Row,
@@ -23,8 +18,14 @@ from mtlbench.results.tables import (
     no_predictions,
     no_steps,
     one_line,
+    seed_list,
     tasks_words,
 )
+from mtlbench.errors import RequestError, StoreError, did_you_mean
+from mtlbench.results.circumstances import circumstances
+from mtlbench.results.comparison import beside
+from mtlbench.results.multitask import reference_row, with_ranks, with_reference
+from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import Held
@@ -174,3 +175,46 @@ def _owned_words(protocol: Protocol, model: str) -> list[str]:
 def _differing(protocols: Sequence[Protocol]) -> list[str]:
     values = [{k: v for k, v in asdict(protocol).items() if k != "name"} for protocol in protocols]
     return [name for name in (values[0] if values else {}) if len({v[name] for v in values}) > 1]
+
+
+_SAME = {
+    "backbone_fingerprint": "The fingerprint of the backbone's weights",
+    "dtype": "The dtype of the computation",
+    "device": "The device behind times and memory",
+    "host": "The machine behind times and memory",
+    "threads": "The number of threads behind times",
+}
+"""Provenance that should not differ inside a table, in words."""
+
+
+def table_notes(rows: Sequence[Row]) -> Iterable[str]:
+    scored = [row for row in rows if row.seeds]
+    if scored and all(len(row.seeds) == 1 for row in scored):
+        yield "One seed: no spread."
+    if len({row.seeds for row in scored}) > 1:
+        told = "; ".join(f"{row.label} {seed_list(row.seeds)}" for row in scored)
+        yield f"The rows have different seeds: {told}."
+    for name in sorted({name for row in rows for name in row.plugins}):
+        versions = {row.label: row.plugins[name] for row in rows if name in row.plugins}
+        if len(set(versions.values())) > 1:
+            yield f"The rows used different versions of {name}: {'; '.join(f'{k} {v}' for k, v in versions.items())}."
+    records = [record for row in scored for record in row.records if record.status == "ok"]
+    for name, what in _SAME.items():
+        seen = sorted({one_line(str(r.provenance[name])) for r in records if r.provenance.get(name) is not None})
+        if len(seen) > 1:
+            yield f"{what} differs between cells: {', '.join(seen)}."
+    yield from circumstances(scored)
+    for row in scored:
+        yield from _row_notes(row)
+
+
+def _row_notes(row: Row) -> Iterable[str]:
+    for record in row.records:
+        if record.status != "ok":
+            continue
+        broken = [one_line(name) for name, held in record.guards.items() if not held]
+        if broken:
+            yield f"{row.label}, seed {record.cell.seed}: a check did not hold: {', '.join(broken)}."
+        without = [one_line(task) for task in record.cell.scored if task not in record.scores]
+        if without:
+            yield f"{row.label}, seed {record.cell.seed}: no score for {', '.join(without)}, so it is in no average."

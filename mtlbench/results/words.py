@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mtlbench.results.tables import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
+from mtlbench.api.study import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
 from mtlbench.statistics.intervals import Interval
 
 NONE = "–"

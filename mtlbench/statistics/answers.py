@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlbench.api.record import Record
-from mtlbench.results.tables import Predictions
+from mtlbench.api.study import Predictions
 
 if TYPE_CHECKING:
     from pyarrow import Array, DictionaryArray, StringArray

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mtlbench.api.record import Record
-from mtlbench.results.tables import Row
+from mtlbench.api.study import Row
 from mtlbench.statistics.answers import Answers, Numbers
 from mtlbench.statistics.estimate import Measured
 from mtlbench.statistics.metrics import Measure, Sums, finish, measures

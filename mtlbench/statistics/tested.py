@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mtlbench.results.tables import Difference, Entry, Row, Table, one_line, sentences
+from mtlbench.api.study import Difference, Entry, Row, Table, one_line, sentences
 from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.draws import Held, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, student

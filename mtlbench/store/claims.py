@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlbench.store.files import write_new
-from mtlbench.store.owner import Owner
-from mtlbench.store.temporary import temporary_path
+from mtlbench.files.owner import Owner
+from mtlbench.files.sealed import write_new
+from mtlbench.files.temporary import temporary_path
 
 LEASE_S = 600.0
 """A claim of a process that cannot be checked from here is over when it has not beaten for this many seconds."""

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.errors import StoreError
+from mtlbench.errors import RequestError, StoreError
+from mtlbench.files.disk import DiskError
+from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
+from mtlbench.files.temporary import sweep, temporary_path
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
-from mtlbench.store.files import Damaged, file_sha256, folder_sha256
-from mtlbench.store.preflight import preflight
+from mtlbench.store.outputs import latest_attempt, lines_since, read_samples, write_samples
 from mtlbench.store.problems import Problems
 from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.records import Records
 from mtlbench.store.requests import Requests, cells_of
-from mtlbench.store.samples import read_samples, write_samples
 from mtlbench.store.series import Queue, Series
-from mtlbench.store.steps import latest_attempt, lines_since
 
 if TYPE_CHECKING:
-    from mtlbench.status import InFlight
+    from mtlbench.results.status import InFlight
 
 ADAPTER = "adapter_sha256"
 """Provenance of a record: checksum of the cell's adapter."""
@@ -203,7 +203,7 @@ class RunFolder:
 
     def running(self) -> list[InFlight]:
         """The cells that a living worker has, and how far their step logs say they are."""
-        from mtlbench.status import InFlight
+        from mtlbench.results.status import InFlight
 
         found = []
         for key, claim in self.claims().items():
@@ -325,3 +325,54 @@ def newest(parent: Path) -> Path | None:
         inner = [requests, requests.parent / "records"]
         times[requests.parent] = max(path.stat().st_mtime for path in inner if path.is_dir())
     return max(times, key=lambda folder: times[folder], default=None)
+
+
+FOLDERS = (
+    "requests", "records", "published", "conflicts", "claims", "samples", "steps", "adapters", "logs", "quarantine",
+)  # fmt: skip
+IN_PLACE = ("steps", "adapters", "logs", "checkpoints")
+"""Folders whose entries are written to where they are; into the others files come by renaming alone."""
+
+
+def preflight(path: Path) -> None:
+    """Make the run folder, try every part of it, and remove temporary files that dead processes left.
+
+    Raises:
+        RequestError: as :meth:`RunFolder.preflight`.
+        DiskError: there is no room in it.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise RequestError(f"The run folder {str(path)!r} is a file. Name another folder with --out.")
+        whole = path.resolve()
+        if not whole.parent.is_dir() and Path.cwd().resolve() not in whole.parents:
+            raise RequestError(
+                f"The parent of the run folder {str(path)!r} does not exist. Make {str(path.parent)!r} first, "
+                "or name another folder with --out."
+            )
+        for name in FOLDERS:
+            (path / name).mkdir(parents=True, exist_ok=True)
+        for name in FOLDERS:
+            probe = temporary_path(path / name)
+            write_new(probe, b"probe", durable=False)
+            probe.unlink()
+            sweep(path / name)
+        _refuse_links(path)
+    except DiskError:
+        raise
+    except OSError as error:
+        raise RequestError(
+            f"The run folder {str(path)!r} cannot be used: {error.strerror or error}. It must be writable and on a "
+            "file system with hard links; name another one with --out."
+        ) from error
+
+
+def _refuse_links(path: Path) -> None:
+    """A run folder from somebody else must not make us write elsewhere."""
+    for name in IN_PLACE:
+        for entry in (path / name).glob("*"):
+            if entry.is_symlink():
+                raise RequestError(
+                    f"{str(entry)!r} is a symbolic link: a run would write to where it points. Remove it, or name "
+                    "another folder with --out."
+                )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mtlbench.api.record import Record
 from mtlbench.errors import StoreError
-from mtlbench.store.files import Damaged
+from mtlbench.files.sealed import Damaged
 from mtlbench.store.records import Records, read_record
 
 AGAIN = "run the same command again"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtlbench.failpoints import reach
-from mtlbench.store.files import Damaged, overwrite
+from mtlbench.files.failpoints import reach
+from mtlbench.files.sealed import Damaged, overwrite
 
 _log = logging.getLogger(__name__)
 RECORDS = "records"

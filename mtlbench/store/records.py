@@ -14,10 +14,10 @@ from typing import Any
 from mtlbench.api.cell import digest
 from mtlbench.api.record import SCHEMA, Record
 from mtlbench.errors import StoreError
-from mtlbench.redact import redacted
-from mtlbench.store.files import Damaged, overwrite, read_sealed, seal, write_new
-from mtlbench.store.names import printable
+from mtlbench.files.redact import redacted
+from mtlbench.files.sealed import Damaged, overwrite, read_sealed, seal, write_new
 from mtlbench.store.quarantine import Quarantine
+from mtlbench.store.requests import printable
 
 _RETIRED = re.compile(r"[0-9a-f]+\.failed-\d+\.json")
 _log = logging.getLogger(__name__)

@@ -10,9 +10,8 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, digest
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.redact import redacted
-from mtlbench.store.files import Damaged, read_sealed, seal, write_new
-from mtlbench.store.names import printable
+from mtlbench.files.redact import redacted
+from mtlbench.files.sealed import Damaged, read_sealed, seal, write_new
 from mtlbench.store.quarantine import Quarantine
 
 SCHEMA = 1
@@ -108,3 +107,15 @@ def cells_of(request: Mapping[str, Any]) -> list[Cell]:
         return [printable(Cell.from_json(cell)) for cell in request["cells"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"Request {request['id']} was written by another version of mtlbench: {error}.") from error
+
+
+def printable(cell: Cell) -> Cell:
+    """The cell as it is.
+
+    Raises:
+        ValueError: one of its names holds control characters.
+    """
+    for name in (cell.method, cell.model, *cell.tasks, *cell.settings, *map(str, cell.settings.values())):
+        if not name.isprintable():
+            raise ValueError(f"the name {name!r} holds control characters")
+    return cell

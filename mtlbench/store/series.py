@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtlbench.api.cell import Cell
-from mtlbench.store.files import overwrite
-from mtlbench.store.temporary import temporary_path
+from mtlbench.files.sealed import overwrite
+from mtlbench.files.temporary import temporary_path
 
 
 class Series:

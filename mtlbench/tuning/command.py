@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.api.cell import Cell
-from mtlbench.executors.words import executor_of
-from mtlbench.models import check_reachable
+from mtlbench.backbones.names import check_reachable
+from mtlbench.executors.options import executor_of
+from mtlbench.executors.runner import INTERRUPTED, Session
 from mtlbench.observers.trackers import trackers_named
 from mtlbench.plugins import load_observer, offers
-from mtlbench.runner import INTERRUPTED, Session
 from mtlbench.store import RunFolder
 from mtlbench.tuning.report import documents, settings_words, trial_line
 from mtlbench.tuning.search import search
@@ -34,7 +34,8 @@ def tune(
 ) -> int:
     """Search, write the documents and the export, and say what was found; gives the exit code.
 
-    ``limits`` are the words of :class:`mtlbench.runner.Session` for devices and times, ``track`` names trackers.
+    ``limits`` are the options of :class:`~mtlbench.executors.runner.Session` for devices and times, ``track`` names
+    trackers.
     ``say`` gets the result, ``tell`` what happens on the way.
 
     Raises:

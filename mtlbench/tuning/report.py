@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
+from mtlbench.api.study import one_line, sentences
 from mtlbench.results.study import study_of
-from mtlbench.results.tables import one_line, sentences
-from mtlbench.tuning.chart import history_svg
-from mtlbench.tuning.importance import FEWEST, importances
+from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome
-from mtlbench.tuning.space import space_words
+from mtlbench.tuning.space import Space, quiet_study, space_words
 from mtlbench.tuning.trials import Trial
 from mtlbench.tuning.tuning import Tuning
 
@@ -124,3 +124,74 @@ def _code(text: str) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[\\|<*`_~$&]", r"\\\g<0>", text)
+
+
+FEWEST = 10
+"""Complete trials below which importances say nothing."""
+
+
+def importances(space: Space, trials: Sequence[Trial]) -> Mapping[str, float] | None:
+    """Setting to its share of the importance, largest first; ``None`` with fewer than ten complete trials.
+
+    PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255): how far the settings of the best trials differ from all.
+    """
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if len(complete) < FEWEST:
+        return None
+    import optuna
+
+    study = quiet_study(optuna.samplers.RandomSampler(seed=0))
+    study.add_trials([frozen(space, trial) for trial in complete])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+_WIDTH, _HEIGHT, _LEFT, _BELOW, _EDGE = 640, 320, 56, 44, 16
+_INK, _LINE, _DOT = "#444", "#0072b2", "#d55e00"
+
+
+def history_svg(trials: Sequence[Trial], *, title: str) -> str | None:
+    """One dot for each complete trial and a line of the best score so far; ``None`` without a complete trial."""
+    scored = [(trial.number, trial.score) for trial in trials if trial.score is not None]
+    if not scored:
+        return None
+    values = [score for _, score in scored]
+    low, high = min(values), max(values)
+    low, high = (low - 1, high + 1) if low == high else (low, high)
+    last = max(1, max(trial.number for trial in trials))
+
+    def x(number: float) -> float:
+        return round(_LEFT + number / last * (_WIDTH - _LEFT - _EDGE), 1)
+
+    def y(score: float) -> float:
+        return round(_EDGE + (high - score) / (high - low) * (_HEIGHT - _BELOW - 2 * _EDGE), 1)
+
+    best, points = values[0], [f"{x(scored[0][0])},{y(values[0])}"]
+    for number, score in scored[1:]:
+        points.append(f"{x(number)},{y(best)}")
+        if score > best:
+            best = score
+            points.append(f"{x(number)},{y(best)}")
+    points.append(f"{x(last)},{y(best)}")
+    base = _HEIGHT - _BELOW
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        f'font-size="12" fill="{_INK}">',
+        f"<title>{_escape(title)}</title>",
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<path d="M{_LEFT - 8},{_EDGE}V{base}H{_WIDTH - _EDGE}" fill="none" stroke="{_INK}"/>',
+        *(f'<text x="{_LEFT - 12}" y="{y(v) + 4}" text-anchor="end">{v:.1f}</text>' for v in (low, high)),
+        *(f'<text x="{x(n)}" y="{base + 16}" text-anchor="middle">{n}</text>' for n in (0, last)),
+        f'<text x="{(_LEFT + _WIDTH) / 2}" y="{base + 34}" text-anchor="middle">trial; dots: average on the tuning '
+        "rows in percent; line: best so far</text>",
+        f'<polyline points="{" ".join(points)}" fill="none" stroke="{_LINE}" stroke-width="2"/>',
+        *(f'<circle cx="{x(n)}" cy="{y(score)}" r="3.5" fill="{_DOT}"/>' for n, score in scored),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

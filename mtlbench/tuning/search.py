@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.method import Value
-from mtlbench.runner import FAILED, INTERRUPTED, OK
+from mtlbench.executors.runner import FAILED, INTERRUPTED, OK
 from mtlbench.store import RunFolder
 from mtlbench.tuning.pruning import goes_on
 from mtlbench.tuning.sampler import in_space, suggest
@@ -18,7 +18,7 @@ HOPELESS = 5
 """So many failed trials and no other end the search."""
 
 RunCells = Callable[[Sequence[Cell]], int]
-"""Runs cells until each has a record or no worker is left; gives an exit code of :mod:`mtlbench.runner`."""
+"""Runs cells until each has a record or no worker is left; gives an exit code of :mod:`mtlbench.executors.runner`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,10 @@ from typing import Any
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.method import Value
 from mtlbench.errors import RequestError
-from mtlbench.plan import Plan, Request, make_plan
-from mtlbench.settings import split_methods
-from mtlbench.tuning.budgets import Budget, budget_named
+from mtlbench.planning.plan import Plan, Request, make_plan
+from mtlbench.planning.settings import split_methods
 from mtlbench.tuning.pruning import SHARES, check_rule
-from mtlbench.tuning.space import Space, search_space
+from mtlbench.tuning.space import Budget, Space, budget_named, search_space
 
 MOST_TRIALS = 10_000
 """Seeds of the trials of two studies with different seeds differ up to this many trials."""

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
-from mtlbench.results.tables import Entry, Row, RowCosts, Study, Table
+from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
 
 Value = str | int | float | None
 Line = dict[str, Value]

@@ -8,6 +8,8 @@ from functools import partial
 from typing import TypeVar
 
 from mtlbench import Report, hookimpl
+from mtlbench.api.study import Entry, Row, Study, Table, sentences
+from mtlbench.results.circumstances import equal_words
 from mtlbench.results.columns import (
     Column,
     cost_columns,
@@ -16,8 +18,6 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.protocol_words import equal_words
-from mtlbench.results.tables import Entry, Row, Study, Table, sentences
 from mtlbench.results.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
 from mtlbench_reports.latex_text import escaped
 

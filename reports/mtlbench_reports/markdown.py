@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
+from mtlbench.api.study import Entry, Row, Study, Table
+from mtlbench.results.circumstances import equal_words
 from mtlbench.results.columns import (
     Column,
     cost_columns,
@@ -15,8 +17,6 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.protocol_words import equal_words
-from mtlbench.results.tables import Entry, Row, Study, Table
 from mtlbench.results.words import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mtlbench.bundle import manifest
 from mtlbench.bundle.making import make
 from mtlbench.cli import cli
+from mtlbench.data import manifest
 from mtlbench.data.choose import open_source
 from mtlbench.errors import DataError, RequestError
-from mtlbench.plan import Request, make_plan, resolve_tasks
+from mtlbench.planning.plan import Request, make_plan, resolve_tasks
 
 TASKS = "glue/rte,superglue/boolq,commonsense/boolq"
 RTE = "data/nyu-mll/glue/rte/train.parquet"

@@ -15,8 +15,8 @@ import pyarrow.parquet as parquet
 import pytest
 from toy_hub import COMMITS, ToyHub
 
-from mtlbench.bundle import manifest
-from mtlbench.models import BACKBONES
+from mtlbench.backbones.names import BACKBONES
+from mtlbench.data import manifest
 from mtlbench.plugins import load_suite
 
 CARD = """---
@@ -32,7 +32,7 @@ configs:
 LOOK = """
 import json
 from mtlbench.data.choose import open_source
-from mtlbench.plan import resolve_tasks
+from mtlbench.planning.plan import resolve_tasks
 tasks, suites = resolve_tasks("glue/rte")
 source = open_source("hub", suites=suites)
 tasks = list(tasks.values())

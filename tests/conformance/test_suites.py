@@ -12,7 +12,7 @@ import pytest
 
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.conformance import suites
-from mtlbench.conformance.names import suites_named
+from mtlbench.conformance.kit import suites_named
 from mtlbench.conformance.suites import CHECKS, check_suite
 from mtlbench.testing import check_suite as assert_suite
 

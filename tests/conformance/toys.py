@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench import Method, Setup
-from mtlbench.engine.linears import replace
-from mtlbench.engine.low_rank.layer import generator, kaiming
+from mtlbench.nn.linears import replace
+from mtlbench.nn.low_rank.layer import generator, kaiming
 
 RANK = 2
 

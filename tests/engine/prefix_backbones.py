@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mtlbench.engine.prefixes.inject import PrefixSlots
+from mtlbench.nn.prefixes.inject import PrefixSlots
 
 LENGTH = 5
 CAUSAL = ("llama", "qwen2", "qwen3")

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.parallel.ranks import ALONE, Ranks
-from mtlbench.processes.stopping import Stop, Stopped
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.distributed.ranks import ALONE, Ranks
+from mtlbench.files.stop_request import Stop, Stopped
+from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench_methods.lora import Lora
 
 STEPS = 12
@@ -165,7 +165,7 @@ def breaking(ranks: Ranks, *, error: Exception, at: int, times: int = 1) -> Trai
 
 
 def main(out: Path) -> None:
-    from mtlbench.engine.parallel.distributed import join
+    from mtlbench.distributed.collectives import join
 
     torch.set_num_threads(1)
     ranks = join(processes=2, device="cpu")

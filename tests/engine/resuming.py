@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.splits import Splits
-from mtlbench.processes.stopping import Stop
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.files.stop_request import Stop
+from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, toy_loop
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.splits import Splits
 from mtlbench_methods.lora import Lora
 
 STEPS = 16

@@ -14,9 +14,9 @@ from lm_eval.api.instance import Instance
 from ranks_job import Training, outcome
 from torch import nn
 
-from mtlbench.engine.backbone import Backbone, load_backbone
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.lm import RoutedLM
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import Backbone, load_backbone
+from mtlbench.evaluation.lm import RoutedLM
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 
 PEML = f"peml[{ranks_job.SMALL},rank=4,dropout=0]"
@@ -99,10 +99,10 @@ def failing(training: Training, error: Exception, *, at: int, when: str) -> Trai
 
 
 def main(out: Path) -> None:
-    from mtlbench.engine.parallel import shards_gate
-    from mtlbench.engine.parallel.distributed import join
-    from mtlbench.engine.parallel.shards import Sharding, cut, load_sharded
-    from mtlbench.engine.parallel.shards_fit import unfit, unfit_error
+    from mtlbench.distributed import shards_gate
+    from mtlbench.distributed.collectives import join
+    from mtlbench.distributed.shards import Sharding, cut, load_sharded
+    from mtlbench.distributed.shards_fit import unfit, unfit_error
 
     torch.set_num_threads(1)
     cpu = torch.device("cpu")

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from ranks_job import Training
 
-from mtlbench.engine.parallel.distributed import join
-from mtlbench.engine.parallel.shards import Sharding, cut, load_sharded
+from mtlbench.distributed.collectives import join
+from mtlbench.distributed.shards import Sharding, cut, load_sharded
 from mtlbench.testing import tiny_causal
 
 

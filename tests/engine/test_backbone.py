@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from mtlbench.engine.backbone import fingerprint, load_backbone
-from mtlbench.engine.guards import backbone_unchanged
-from mtlbench.engine.linears import projection_names
+from mtlbench.backbones.backbone import fingerprint, load_backbone
+from mtlbench.cells.guards import backbone_unchanged
 from mtlbench.errors import RequestError
+from mtlbench.nn.linears import projection_names
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 from mtlbench_methods.lora import Lora
 

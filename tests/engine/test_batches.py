@@ -8,12 +8,12 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from mtlbench.engine.batches import WINDOW, collate, plan_batches, planned_steps
-from mtlbench.engine.splits import carve
-from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError
-from mtlbench.mixing import read_mixing
+from mtlbench.planning.mixing import read_mixing
 from mtlbench.testing import toy_rows
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import WINDOW, collate, plan_batches, planned_steps
+from mtlbench.training.splits import carve
 
 SIZES = (1000, 100, 10)
 

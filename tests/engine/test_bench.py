@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.cells import bench as bench_module
+from mtlbench.cells.bench import Bench
 from mtlbench.data.choose import open_source
 from mtlbench.data.source import find_task
-from mtlbench.engine import bench as bench_module
-from mtlbench.engine import tokenised
-from mtlbench.engine.bench import Bench
-from mtlbench.engine.scoring.evaluate import evaluate
+from mtlbench.evaluation.evaluate import evaluate
+from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
-from mtlbench.settings import build
 from mtlbench.testing import setup_for
+from mtlbench.tokens import tokenised
 
 TASKS = ("glue/wnli", "glue/rte")
 

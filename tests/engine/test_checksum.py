@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.checksum import Checksum
+from mtlbench.backbones.checksum import Checksum
 from mtlbench.testing import tiny_causal
 
 
@@ -28,7 +28,7 @@ def test_one_bit_of_any_weight_is_seen(dtype):
 
 
 def test_swapped_elements_and_swapped_chunks_are_seen(monkeypatch):
-    monkeypatch.setattr("mtlbench.engine.checksum._CHUNK", 8)
+    monkeypatch.setattr("mtlbench.backbones.checksum._CHUNK", 8)
     model = nn.Linear(16, 2, bias=False)
     checksum = Checksum(model)
     for one, other in ((0, 1), (3, 3 + 8), (5, 5 + 16)):

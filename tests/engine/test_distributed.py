@@ -23,13 +23,13 @@ from toy_worker import wait_for
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch
 from mtlbench.api.record import Record
-from mtlbench.engine.parallel.distributed import join
+from mtlbench.distributed.collectives import join
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.plan import Request, make_plan
-from mtlbench.processes import group
-from mtlbench.processes.stopping import Stop
+from mtlbench.files.stop_request import Stop
+from mtlbench.planning.plan import Request, make_plan
 from mtlbench.store import RunFolder
+from mtlbench.workers import group
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 CELL_STEPS = 6
@@ -40,7 +40,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     out = tmp_path_factory.mktemp("ranks")
     command = group.command([str(out)], processes=2, port=group.free_port())
-    command[command.index("mtlbench.processes.rank") - 1 : command.index("mtlbench.processes.rank") + 1] = [
+    command[command.index("mtlbench.workers.rank") - 1 : command.index("mtlbench.workers.rank") + 1] = [
         ranks_job.__file__
     ]
     done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=300)
@@ -146,7 +146,7 @@ def start(folder: RunFolder, words: list[str], **more: str) -> subprocess.Popen[
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "0", **more}
     with folder.log(0).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "mtlbench.processes.worker", *words, "--threads", "2"],
+            [sys.executable, "-m", "mtlbench.workers.worker", *words, "--threads", "2"],
             env=environment,
             stdout=log,
             stderr=log,

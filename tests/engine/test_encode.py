@@ -7,9 +7,8 @@ from lm_eval.models.huggingface import HFLM
 from tiny_backbones import tiny_backbone, tiny_tokenizer
 
 from mtlbench.data.examples import Pair
-from mtlbench.engine.encode import encode_pairs, encode_rows, fit
-from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import DataError
+from mtlbench.tokens.encode import TokenRow, encode_pairs, encode_rows, fit
 
 PAIRS = [
     ("The concert continued until 10.\nAnswer:", " yes"),

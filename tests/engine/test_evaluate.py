@@ -12,11 +12,11 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tiny_backbones import tiny_backbone
 
+from mtlbench.api.routing import Routing
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import choose_rows, load_lm_task
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.evaluate import evaluate
 from mtlbench.errors import DataError, PluginError
+from mtlbench.evaluation.evaluate import evaluate
 from mtlbench_tasks.glue import GLUE
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))

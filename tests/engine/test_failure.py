@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from store_builder import make_cell
 
 from mtlbench.api.record import FailureClass
-from mtlbench.engine.failure import GuardError, failure_of
+from mtlbench.cells.failure import GuardError, failure_of
 from mtlbench.errors import PluginError, RequestError, StoreError
-from mtlbench.store.disk import DiskError
-from mtlbench.store.files import Damaged
+from mtlbench.files.disk import DiskError
+from mtlbench.files.sealed import Damaged
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 

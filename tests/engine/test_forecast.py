@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.engine.backbone import load_backbone
-from mtlbench.engine.cost import trainable_count
-from mtlbench.engine.forecast import count_parameters, parameter_lines
-from mtlbench.engine.rebuild import setup_of
-from mtlbench.engine.routing import Routing
-from mtlbench.settings import build
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import load_backbone
+from mtlbench.cells.cost import trainable_count
+from mtlbench.cells.rebuild import setup_of
+from mtlbench.forecasting.memory import count_parameters, parameter_lines
+from mtlbench.planning.settings import build
 
 
 def cell_of(method, model="demo", **settings):

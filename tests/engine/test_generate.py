@@ -10,8 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from test_lm_methods import LONGEST, TASKS, attached, scorer, small
 from tiny_backbones import TEXTS, tiny_backbone, tiny_tokenizer
 
-from mtlbench.engine.scoring import generate as generation
-from mtlbench.engine.scoring.preambles import shared_beginnings
+from mtlbench.evaluation import generate as generation
+from mtlbench.evaluation.generate import shared_beginnings
 
 SETTINGS = {"until": ["on", "."], "max_gen_toks": 12, "do_sample": False}
 

@@ -9,9 +9,9 @@ import torch
 from prefix_backbones import ALL, LENGTH, PLACES, Maker, build, inputs, padding, prefix_for, tokens
 from transformers import BloomConfig, BloomForCausalLM
 
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.prefixes.inject import StaticPrefix, attach_prefix
 from mtlbench.errors import RequestError
+from mtlbench.nn.prefixes.inject import StaticPrefix, attach_prefix
+from mtlbench.training.gradients import checkpointing
 
 torch.set_num_threads(1)
 SEQ2SEQ_WORDS = ["enc", "dec", "cross", "enc+dec", ALL]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from prefix_backbones import ALL, PLACES, build, naive, padding, prefix_for, tokens
 
-from mtlbench.engine.prefixes.inject import attach_prefix
+from mtlbench.nn.prefixes.inject import attach_prefix
 
 torch.set_num_threads(1)
 MODES = {"dynamic": {}, "no_cache": {"use_cache": False}, "static": {"cache_implementation": "static"}}

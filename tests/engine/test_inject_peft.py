@@ -27,10 +27,10 @@ from prefix_backbones import (
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.linears import projection_names
-from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, adapt, merge
-from mtlbench.engine.prefixes.inject import PrefixSlots, StaticPrefix, attach_prefix
+from mtlbench.nn.linears import projection_names
+from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge
+from mtlbench.nn.prefixes.inject import PrefixSlots, StaticPrefix, attach_prefix
+from mtlbench.training.gradients import checkpointing
 
 torch.set_num_threads(1)
 GOLDENS = Path(__file__).parents[1] / "goldens"

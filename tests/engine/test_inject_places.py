@@ -18,7 +18,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from mtlbench.engine.prefixes.inject import StaticPrefix, attach_prefix
+from mtlbench.nn.prefixes.inject import StaticPrefix, attach_prefix
 
 torch.set_num_threads(1)
 WORDS = ["enc", "dec", "cross", "dec+enc", "cross+enc", "dec+cross", ALL]

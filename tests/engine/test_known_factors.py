@@ -7,11 +7,10 @@ import torch
 from tiny_backbones import tiny_model
 from torch import nn
 
-from mtlbench.engine.low_rank.fused import Factors
-from mtlbench.engine.low_rank.known_factors import known_factors
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.routing import Routing
-from mtlbench.settings import build
+from mtlbench.api.routing import Routing
+from mtlbench.nn.low_rank.fused import Factors
+from mtlbench.nn.low_rank.layer import LowRankLinear, known_factors
+from mtlbench.planning.settings import build
 from mtlbench.testing import setup_for
 
 TASKS = 3

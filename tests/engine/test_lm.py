@@ -11,12 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from tiny_backbones import TEXTS, tiny_backbone
 from torch import nn
 
-from mtlbench.engine.encode import encode_pairs
-from mtlbench.engine.head import picked_rows
-from mtlbench.engine.prefixes.inject import attach_prefix
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.lm import RoutedLM
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.head import picked_rows
 from mtlbench.errors import DataError
+from mtlbench.evaluation.lm import RoutedLM
+from mtlbench.nn.prefixes.inject import attach_prefix
+from mtlbench.tokens.encode import encode_pairs
 
 CHOICES = {
     "suite/yes": [" yes", " no"],

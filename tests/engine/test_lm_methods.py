@@ -20,10 +20,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from mtlbench.engine.prefixes.inject import attach_prefix
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.lm import RoutedLM
-from mtlbench.settings import build
+from mtlbench.api.routing import Routing
+from mtlbench.evaluation.lm import RoutedLM
+from mtlbench.nn.prefixes.inject import attach_prefix
+from mtlbench.planning.settings import build
 from mtlbench.testing import setup_for
 
 TASKS = ("suite/paragraphs", "suite/shots", "suite/letters")
@@ -198,7 +198,7 @@ def test_models_that_cannot_share_say_so_and_are_scored_row_by_row(caplog, kind,
     model = small(kind, **changes)
     tokenizer = tiny_tokenizer(architecture="seq2seq" if kind == "bart" else "causal")
     requests = requests_of(seed=4)
-    with caplog.at_level(logging.DEBUG, logger="mtlbench.engine.scoring.packable"):
+    with caplog.at_level(logging.DEBUG, logger="mtlbench.evaluation.packable"):
         ours = scorer(model, tokenizer).loglikelihood(requests)
     assert [reason in record.getMessage() for record in caplog.records] == [True]
     backend = "seq2seq" if kind == "bart" else "causal"
@@ -226,7 +226,7 @@ def test_a_method_that_looks_at_whole_rows_is_found_by_the_trial(tmp_path, caplo
     model, tokenizer = tiny_backbone(tmp_path, architecture="causal")
     layer = model.model.layers[0].self_attn
     layer.o_proj = RowMean(layer.o_proj)
-    with caplog.at_level(logging.DEBUG, logger="mtlbench.engine.scoring.packable"):
+    with caplog.at_level(logging.DEBUG, logger="mtlbench.evaluation.packable"):
         lm = scorer(model, tokenizer)
         assert not lm._packable
     assert "trial" in caplog.text

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.loss import row_losses, task_means
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.loss import row_losses, task_means
 
 
 @pytest.mark.parametrize("build", [tiny_causal, tiny_seq2seq])

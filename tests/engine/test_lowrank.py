@@ -7,12 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.fused import Branch, Factors, low_rank
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.nn.low_rank.fused import Branch, Factors, low_rank
+from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.engine.machine import Machine, choose_dtype, probe
-from mtlbench.engine.seeds import axis_seed
+from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, probe
 from mtlbench.errors import RequestError
 
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from mtlbench.api.routing import Routing
 from mtlbench.cli import cli
-from mtlbench.engine.batches import collate
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.measuring import conditions
-from mtlbench.engine.measuring.conditions import Watch, hardware
-from mtlbench.engine.measuring.flops import analytic_flops, counted_flops
-from mtlbench.engine.measuring.measure import measure_row
-from mtlbench.engine.measuring.models import measured_backbone
-from mtlbench.engine.measuring.training import percentiles, timed
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.tokens import TokenRow
+from mtlbench.measuring import conditions
+from mtlbench.measuring.conditions import Watch, hardware
+from mtlbench.measuring.flops import analytic_flops, counted_flops
+from mtlbench.measuring.measure import measure_row
+from mtlbench.measuring.models import measured_backbone
 from mtlbench.measuring.request import make_rows
+from mtlbench.measuring.training import percentiles, timed
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import collate
+from mtlbench.training.loss import row_losses
 
 CPU = torch.device("cpu")
 SMALL = {"steps": 4, "warmup": 1, "lengths": "12:20", "batch_size": 4, "tasks": 2, "serving": "1,3", "threads": 1}

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from mtlbench.api.record import Record
-from mtlbench.engine.bench import Bench
-from mtlbench.engine.cell import run_cell
+from mtlbench.cells.bench import Bench
+from mtlbench.cells.cell import run_cell
 from mtlbench.observers.events import Events
-from mtlbench.plan import Request, make_plan
+from mtlbench.planning.plan import Request, make_plan
 from mtlbench.plugins import load_suite
 from mtlbench.store import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.engine.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.training.optimizer import AdamW, clip_gradients, schedule_factor
 
 
 def parameters():

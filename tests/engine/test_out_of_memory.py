@@ -12,10 +12,10 @@ from test_train_loop import Squared
 from torch import nn
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.failure import failure_of
-from mtlbench.engine.memory import NoRoom, is_out_of_memory
+from mtlbench.backbones.machine import NoRoom, is_out_of_memory
+from mtlbench.cells.failure import failure_of
 from mtlbench.testing import tiny_causal
+from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
 

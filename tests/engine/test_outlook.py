@@ -13,10 +13,10 @@ import pytest
 
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
-from mtlbench.engine.cost import folder_bytes
-from mtlbench.engine.outlook import Outlook, Place, outlook_lines, outlooks, refuse_what_cannot_fit
+from mtlbench.backbones.names import BACKBONES
+from mtlbench.cells.cost import folder_bytes
 from mtlbench.errors import RequestError
-from mtlbench.models import BACKBONES
+from mtlbench.forecasting.forecast import Outlook, Place, outlook_lines, outlooks, refuse_what_cannot_fit
 from mtlbench.store import RunFolder
 
 WORDS = ["--methods", "lora,full", "--tasks", "glue/rte,glue/sst2", "--train-rows", "200", "--epochs", "1"]
@@ -60,7 +60,7 @@ def test_tokens_steps_and_disk_are_those_of_the_recorded_cells(recorded: RunFold
 _ALONE = """
 import json, sys
 from pathlib import Path
-from mtlbench.engine.outlook import Place, outlooks
+from mtlbench.forecasting.forecast import Place, outlooks
 from mtlbench.store import RunFolder
 records = RunFolder(Path(sys.argv[1])).records().values()
 found, _ = outlooks([r.cell for r in records], {}, place=Place(device="cpu", memory=64 * 2**30, workers=1), data="demo")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-from mtlbench.engine.scoring.lm import cuts
-from mtlbench.engine.scoring.packs import pack_of, pack_rows
-from mtlbench.engine.scoring.sharing import Wish, share_rows
+from mtlbench.evaluation.lm import cuts
+from mtlbench.evaluation.packed_rows import Wish, pack_of, pack_rows, share_rows
 
 GROUP = (0, ())
 

@@ -7,8 +7,8 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from mtlbench.engine.passes import like_length, pass_slots
 from mtlbench.testing import tiny_causal, tiny_seq2seq
+from mtlbench.training.batches import like_length, pass_slots
 
 
 def cost(lengths, cuts, extra):

@@ -30,14 +30,14 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from mtlbench.engine.linears import projection_names
-from mtlbench.engine.low_rank.layer import Factors, LowRankLinear, adapt, merge
-from mtlbench.engine.merged import save_merged
-from mtlbench.engine.prefixes.export import export_prefix
-from mtlbench.engine.prefixes.inject import StaticPrefix, attach_prefix
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.lm import RoutedLM
+from mtlbench.api.routing import Routing
 from mtlbench.errors import PluginError
+from mtlbench.evaluation.lm import RoutedLM
+from mtlbench.nn.linears import projection_names
+from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge
+from mtlbench.nn.prefixes.export import export_prefix
+from mtlbench.nn.prefixes.inject import StaticPrefix, attach_prefix
+from mtlbench.nn.prefixes.merged import save_merged
 
 torch.set_num_threads(1)
 KINDS = [

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlbench.engine.prefixes.inject import PrefixShape
-from mtlbench.engine.prefixes.nas import ACTIVATIONS, OPERATIONS, PrefixNAS
-from mtlbench.engine.prefixes.search import ArchitectureSearch, SearchPlan
+from mtlbench.nn.prefixes.inject import PrefixShape
+from mtlbench.nn.prefixes.nas import ACTIVATIONS, OPERATIONS, PrefixNAS
+from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchPlan
 
 torch.set_num_threads(1)
 GOLDENS = Path(__file__).parents[1] / "goldens"

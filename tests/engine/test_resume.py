@@ -10,9 +10,9 @@ import torch
 from resuming import SMALL, Attempt, Crash, assert_equal, method_of
 from torch import Tensor
 
-from mtlbench.engine.splits import Splits
-from mtlbench.processes.stopping import Stopped
+from mtlbench.files.stop_request import Stopped
 from mtlbench.testing import tiny_seq2seq, toy_rows
+from mtlbench.training.splits import Splits
 from mtlbench_methods.lora import Lora
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from resuming import IDENTITY, STEPS, Attempt, Crash, assert_equal, interrupted, method_of
 
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints, Place
-from mtlbench.engine.checkpoints.packing import pack, unpack
-from mtlbench.engine.checkpoints.recovery import checkpoint_seconds
 from mtlbench.errors import RequestError
+from mtlbench.training.checkpoints.checkpoint import Checkpoints, Place
+from mtlbench.training.checkpoints.packing import pack, unpack
+from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 from mtlbench_methods.lora import Lora
 
 

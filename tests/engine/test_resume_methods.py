@@ -11,7 +11,7 @@ from resuming import Attempt, Crash, assert_equal, interrupted, method_of
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method, Setup
-from mtlbench.engine.checkpoints.model_state import Unusable
+from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench_methods.lora import Lora
 
 

@@ -19,8 +19,8 @@ from toy_worker import wait_for
 
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.errors import RequestError
-from mtlbench.processes import group
 from mtlbench.testing import tiny_causal, tiny_seq2seq
+from mtlbench.workers import group
 
 __all__ = ["one_thread"]
 Found = list[dict[str, Any]]
@@ -42,7 +42,7 @@ def both(folder: Path) -> Found:
 
 def job(script: Path, *words: str, **more: str) -> str:
     command = group.command(list(words), processes=2, port=group.free_port())
-    at = command.index("mtlbench.processes.rank")
+    at = command.index("mtlbench.workers.rank")
     command[at - 1 : at + 1] = [str(script)]
     done = subprocess.run(command, env={**os.environ, **QUIET, **more}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]

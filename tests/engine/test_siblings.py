@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.low_rank.siblings import _GATED, GatedBlock, siblings
-from mtlbench.settings import build
+from mtlbench.nn.low_rank.layer import LowRankLinear
+from mtlbench.nn.low_rank.siblings import _GATED, GatedBlock, siblings
+from mtlbench.planning.settings import build
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.loss import row_losses
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 
@@ -157,7 +157,7 @@ def test_known_blocks_compute_the_gated_product():
 def test_an_activation_in_one_kernel_is_the_same_function():
     from transformers.activations import ACT2FN
 
-    from mtlbench.engine.low_rank.fused import _ONE_KERNEL
+    from mtlbench.nn.low_rank.fused import _ONE_KERNEL
 
     seen = set()
     for name in ("gelu_new", "silu", "gelu", "relu"):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mtlbench.engine.low_rank.skills import (
+from mtlbench.nn.low_rank.skills import (
     Router,
     mix_skills,
     mixing_weights,

@@ -7,16 +7,16 @@ import torch
 from test_lm_methods import TASKS, one_by_one, requests_of, scorer
 from tiny_backbones import tiny_backbone
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.soft_prompts.prompt import PromptSource, attach_soft_prompt
-from mtlbench.engine.soft_prompts.sources import TablePrompts
-from mtlbench.engine.tail import narrow_tail
-from mtlbench.engine.tokens import TokenRow
 from mtlbench.errors import RequestError
-from mtlbench.settings import build
+from mtlbench.nn.soft_prompts.prompt import PromptSource, attach_soft_prompt
+from mtlbench.nn.soft_prompts.sources import TablePrompts
+from mtlbench.planning.settings import build
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import collate
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
+from mtlbench.training.tail import narrow_tail
 
 SLOTS = 5
 ROWS = [(11, 12, 13, 14, 15, 16, 17), (21, 22, 23), (31, 32, 33, 34, 35)]

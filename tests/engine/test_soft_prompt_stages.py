@@ -9,7 +9,7 @@ from resuming import Crash as ResumeCrash
 from test_sources import PROTOCOL, Crash, trained
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.soft_prompts.prompt import soft_prompt_of
+from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.testing import setup_for, tiny_causal
 
 SLOTS = "prompt_length=4"

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.api.composite import Sum
-from mtlbench.engine.bench import Bench
-from mtlbench.engine.cell import run_cell
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.splits import carve, phases
-from mtlbench.engine.train import budget_steps
+from mtlbench.cells.bench import Bench
+from mtlbench.cells.cell import run_cell
+from mtlbench.composition import Sum
+from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
-from mtlbench.plan import Request, make_plan
-from mtlbench.processes.stopping import Stop
+from mtlbench.planning.plan import Request, make_plan
 from mtlbench.store import RunFolder
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.loop import budget_steps
+from mtlbench.training.splits import carve, phases
 from mtlbench_methods.adalora import AdaLora
 from mtlbench_methods.mtl_lora import MtlLora
 from mtlbench_methods.prefix import Prefix

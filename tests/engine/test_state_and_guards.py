@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.engine import guards
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import (
+from mtlbench.cells import guards
+from mtlbench.errors import StoreError
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import (
     FILE,
     load_adapter,
     save_adapter,
@@ -15,8 +17,6 @@ from mtlbench.engine.checkpoints.state import (
     trainable_names,
     trainable_state,
 )
-from mtlbench.errors import StoreError
-from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench_methods.mtl_lora import MtlLora
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.tail import narrow_tail
-from mtlbench.engine.tokens import TokenRow
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import collate
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
+from mtlbench.training.tail import narrow_tail
 
 UNEVEN = [
     TokenRow(0, tuple(range(3, 12)), (20,)),

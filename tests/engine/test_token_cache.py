@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from tiny_backbones import tiny_tokenizer
 
+from mtlbench.backbones.backbone import load_backbone
+from mtlbench.data.cache import cache_folder, kept_table
 from mtlbench.data.choose import open_source
-from mtlbench.data.kept import cache_folder, kept_table
 from mtlbench.data.lm_task import load_lm_task
-from mtlbench.engine import tokenised
-from mtlbench.engine.backbone import load_backbone
-from mtlbench.engine.token_cache import kept_pairs
-from mtlbench.engine.token_keys import rows_key, tokenizer_digest
-from mtlbench.engine.tokenised import Tokenised
 from mtlbench.plugins import load_suite
+from mtlbench.tokens import tokenised
+from mtlbench.tokens.cache import kept_pairs
+from mtlbench.tokens.keys import rows_key, tokenizer_digest
+from mtlbench.tokens.tokenised import Tokenised
 
 PAIRS = [((1, 2, 3), (4,)), ((5,), (6, 7)), ((), (8,))]
 KEY = "ab" * 32

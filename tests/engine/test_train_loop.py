@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.loss import task_means
-from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.stages import share_steps
-from mtlbench.engine.train import DivergedError
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.loop import DivergedError
+from mtlbench.training.loss import task_means
+from mtlbench.training.splits import Splits, carve
+from mtlbench.training.stages import share_steps
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora

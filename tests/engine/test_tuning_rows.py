@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mtlbench.cells.bench import Bench
 from mtlbench.data.choose import open_source
-from mtlbench.engine.bench import Bench
-from mtlbench.plan import Request, make_plan
+from mtlbench.planning.plan import Request, make_plan
 
 
 def test_a_trial_never_sees_an_evaluation_row():

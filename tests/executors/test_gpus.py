@@ -17,7 +17,7 @@ from toy_worker import COMMAND, ran, toy_cell, toy_folder, wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch, Workers
-from mtlbench.executors import leases
+from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.store import RunFolder

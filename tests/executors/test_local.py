@@ -20,8 +20,8 @@ from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.slots import Pool, Slot, pool, shares
+from mtlbench.files.owner import cpus
 from mtlbench.plugins import load_executor
-from mtlbench.processes.cores import cpus
 from mtlbench.store import RunFolder
 
 LISTING = """\

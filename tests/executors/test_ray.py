@@ -21,9 +21,9 @@ from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 from mtlbench.api.executor import DevicesPerCell, Launch
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.options import executor_of
 from mtlbench.executors.ray import RayExecutor, RayWorkers
-from mtlbench.executors.words import executor_of
-from mtlbench.runner import run
+from mtlbench.executors.runner import run
 from mtlbench.store import RunFolder
 
 EXECUTOR = RayExecutor(command=COMMAND)
@@ -128,7 +128,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from toy_worker import COMMAND
 from mtlbench.executors.ray import RayExecutor
-from mtlbench.runner import run
+from mtlbench.executors.runner import run
 from mtlbench.store import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 cells = folder.cells(sys.argv[2])

@@ -21,9 +21,9 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Launch
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.options import executor_of
+from mtlbench.executors.runner import run
 from mtlbench.executors.slurm import SlurmExecutor, SlurmWorkers
-from mtlbench.executors.words import executor_of
-from mtlbench.runner import run
 from mtlbench.store import RunFolder
 
 EXECUTOR = SlurmExecutor(command=COMMAND, poll=0.5, array=2, warning=20)

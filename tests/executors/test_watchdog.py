@@ -16,10 +16,10 @@ from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.runner import run
 from mtlbench.executors.watch import Signs, overdue
-from mtlbench.processes.stacks import frames
-from mtlbench.runner import run
 from mtlbench.store import RunFolder
+from mtlbench.workers.stacks import frames
 
 
 def go(

@@ -16,8 +16,8 @@ from fault_run import RUN
 from fault_worker import COMMAND, equal, undisturbed
 
 from mtlbench.api.cell import Cell
-from mtlbench.processes.worker import work
 from mtlbench.store import RunFolder
+from mtlbench.workers.worker import work
 
 _PUBLISHED = re.compile(r"INFO \S+: ([0-9a-f]{24}) .* seed \d+: ok$", re.MULTILINE)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from bench import Bench, Tally
 
-from mtlbench import failpoints
 from mtlbench.api.cell import Cell
+from mtlbench.files import failpoints
 
 REPEATS = 20
 QUICK = 1

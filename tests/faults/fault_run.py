@@ -11,7 +11,7 @@ from fault_worker import COMMAND, take_environment
 
 from mtlbench.errors import MtlbenchError
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.runner import run
+from mtlbench.executors.runner import run
 from mtlbench.store import RunFolder
 
 RUN = (sys.executable, str(Path(__file__).resolve()))

@@ -1,6 +1,6 @@
 """A worker of tiny cells whose scores follow from their keys, so that every disturbed run can be compared.
 
-``python fault_worker.py`` takes the words of ``mtlbench.processes.worker``. Setting ``seconds`` is how long a cell trains.
+``python fault_worker.py`` takes the words of ``mtlbench.workers.worker``. Setting ``seconds`` is how long a cell trains.
 ``FAULT_HOST`` gives the worker another host name, as if it ran on another machine that shares the run folder, and
 ``FAULT_FILE_BYTES`` limits the size of the files it may write, which is what a full disk looks like. With ``FAULT_FAST`` cells take no time.
 """
@@ -21,10 +21,10 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Costs, Failure, FailureClass, Record, TaskScore
-from mtlbench.failpoints import reach
+from mtlbench.files.failpoints import reach
 from mtlbench.observers.events import Events
-from mtlbench.processes.worker import Assignment, main
 from mtlbench.store import RunFolder
+from mtlbench.workers.worker import Assignment, main
 
 COMMAND = (sys.executable, str(Path(__file__).resolve()))
 TASKS = ("toy/a", "toy/b")

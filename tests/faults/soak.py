@@ -23,7 +23,7 @@ import blocks
 from bench import Bench, children, running, wait_for
 from fault_worker import equal, fault_cell
 
-from mtlbench.store.temporary import temporary_path
+from mtlbench.files.temporary import temporary_path
 
 CELLS, WORKERS = 200, 3
 SHARE = 0.35

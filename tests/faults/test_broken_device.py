@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench import Tally
 
-from mtlbench.engine.broken import lost
+from mtlbench.cells.failure import lost
 from mtlbench.store import RunFolder
 
 RUN = (

@@ -14,8 +14,8 @@ from bench import Bench, Tally
 from fault_worker import fault_cell, undisturbed
 
 from mtlbench.api.cell import Cell
+from mtlbench.results.status import status_lines
 from mtlbench.results.study import study_of
-from mtlbench.status import status_lines
 from mtlbench.store import RunFolder
 
 Make = Callable[[Sequence[Cell]], Bench]

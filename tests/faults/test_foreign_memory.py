@@ -11,12 +11,12 @@ from bench import Bench, Tally
 from fault_worker import COMMAND, fault_cell
 
 from mtlbench.api.cell import Cell
-from mtlbench.executors import leases
+from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.runner import run
 from mtlbench.plugins import load_report
 from mtlbench.results.study import study_of
-from mtlbench.runner import run
 
 Make = Callable[[Sequence[Cell]], Bench]
 

@@ -12,12 +12,12 @@ import pytest
 from bench import Bench, Tally
 from fault_worker import fault_cell
 
-from mtlbench import failpoints
 from mtlbench.api.cell import Cell
 from mtlbench.errors import RequestError
+from mtlbench.files import failpoints
+from mtlbench.files.disk import DiskError
+from mtlbench.files.sealed import write_new
 from mtlbench.store import RunFolder
-from mtlbench.store.disk import DiskError
-from mtlbench.store.files import write_new
 
 Make = Callable[[Sequence[Cell]], Bench]
 LIMITED = (

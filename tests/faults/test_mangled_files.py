@@ -15,8 +15,8 @@ from fault_worker import fault_cell, predictions, undisturbed
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import SCHEMA
 from mtlbench.errors import StoreError
+from mtlbench.files.sealed import Damaged, read_sealed, seal, unseal
 from mtlbench.store import RunFolder
-from mtlbench.store.files import Damaged, read_sealed, seal, unseal
 
 Make = Callable[[Sequence[Cell]], Bench]
 

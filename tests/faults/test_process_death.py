@@ -14,8 +14,8 @@ from bench import Bench, Tally, children, running, wait_for
 from fault_worker import fault_cell, undisturbed
 
 from mtlbench.api.cell import Cell
-from mtlbench.processes.worker import work
 from mtlbench.store import RunFolder
+from mtlbench.workers.worker import work
 
 Make = Callable[[Sequence[Cell]], Bench]
 ON_THE_WAY = (

@@ -12,8 +12,8 @@ import pytest
 from bench import Bench, Tally
 from fault_worker import fault_cell
 
-from mtlbench import redact
 from mtlbench.api.cell import Cell
+from mtlbench.files import redact
 from mtlbench.plugins import offers
 
 Make = Callable[[Sequence[Cell]], Bench]

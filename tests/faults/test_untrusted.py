@@ -19,12 +19,12 @@ from fault_worker import fault_cell, undisturbed
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Failure, Record
+from mtlbench.backbones.names import BACKBONES, check_model
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.models import BACKBONES, check_model
+from mtlbench.files.sealed import seal
 from mtlbench.plugins import load_report, offers
 from mtlbench.results.study import study_of
 from mtlbench.store import RunFolder
-from mtlbench.store.files import seal
 
 Make = Callable[[Sequence[Cell]], Bench]
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,8 @@ def test_pickles_in_place_of_anything_are_inert(bench_of: Make, tally: Tally, tm
 def test_a_pickled_adapter_or_backbone_is_refused(tally: Tally, tmp_path: Path) -> None:
     import torch
 
-    from mtlbench.engine.backbone import load_backbone
-    from mtlbench.engine.checkpoints.state import saved_extra
+    from mtlbench.backbones.backbone import load_backbone
+    from mtlbench.training.checkpoints.state import saved_extra
 
     mark = tmp_path / "executed"
     (tmp_path / "adapter").mkdir()
@@ -214,7 +214,7 @@ def test_a_model_that_brings_code_runs_none_of_it(tmp_path: Path, tally: Tally, 
             check_model(str(tmp_path / "model"))
     else:
         check_model(str(tmp_path / "model"))
-        code = "import sys, torch; from mtlbench.engine.backbone import load_backbone\n"
+        code = "import sys, torch; from mtlbench.backbones.backbone import load_backbone\n"
         code += "print(type(load_backbone(sys.argv[1], dtype=torch.float32, attention='sdpa', "
         code += "device=torch.device('cpu')).model).__module__)"
         words = [sys.executable, "-c", code, str(tmp_path / "model")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mtlbench.engine.batches import collate
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 

@@ -15,15 +15,15 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods import adalora
 from mtlbench_methods.adalora import AdaLora
 

@@ -11,16 +11,16 @@ from attached import BUILDERS, attached, batch_for
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mtlbench.engine.adapters import Adapter, AdapterBank
-from mtlbench.engine.checkpoints.state import trainable_names
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.packable import packable
-from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.shifts import Shift
-from mtlbench.engine.sublayers import AfterLinear
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.evaluation.packable import packable
+from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
+from mtlbench.nn.blocks.adapters import Adapter, AdapterBank
+from mtlbench.nn.blocks.shifts import Shift
+from mtlbench.nn.blocks.sublayers import AfterLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
+from mtlbench.training.checkpoints.state import trainable_names
 from mtlbench_methods.adapters import Houlsby, Pfeiffer
 from mtlbench_methods.bitfit import BitFit
 

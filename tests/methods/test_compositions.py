@@ -8,13 +8,13 @@ from attached import BUILDERS, batch_for
 from peft import PeftModel
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, shrink, trainable_names
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses, task_means
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, saved_names, shrink, trainable_names
+from mtlbench.training.loss import row_losses, task_means
 
 STEPS = 16
 SMALL = "prefix_length=4,layers=2,search_share=0.5"

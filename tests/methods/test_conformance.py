@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtlbench.conformance.kit import check_method
-from mtlbench.conformance.names import methods_named
+from mtlbench.conformance.kit import check_method, methods_named
 from mtlbench.plugins import offers
 
 SMALL = {

@@ -13,15 +13,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.dora import DoraLinear, MergedDora, row_norms
-from mtlbench.engine.low_rank.dropout import draw_seed, keep_mask
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.nn.low_rank.dora import DoraLinear, MergedDora, row_norms
+from mtlbench.nn.low_rank.dropout import draw_seed, keep_mask
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.dora import Dora
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

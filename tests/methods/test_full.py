@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.backbone import Backbone, fingerprint
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import Backbone, fingerprint
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError
-from mtlbench.settings import build as build_method
+from mtlbench.planning.settings import build as build_method
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.full import Full
 
 BUILDERS = [tiny_causal, tiny_seq2seq]

@@ -10,16 +10,16 @@ import pytest
 import torch
 from attached import BUILDERS, attached, batch_for
 
-from mtlbench.engine.adapters import Adapter, adapt_rows
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.hypernet import ACTIVATION, Hypernet, StackHypernet
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.packable import packable
-from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.sublayers import AfterLinear, sublayers
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.evaluation.packable import packable
+from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
+from mtlbench.nn.blocks.adapters import Adapter, adapt_rows
+from mtlbench.nn.blocks.hypernet import ACTIVATION, Hypernet, StackHypernet
+from mtlbench.nn.blocks.sublayers import AfterLinear, sublayers
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.hyperformer import Hyperformer, HyperformerPlusPlus
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -9,14 +9,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
 

@@ -10,17 +10,17 @@ import torch
 from peft import PeftModel
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_state
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import LowRankLinear, merge
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.splits import Splits, carve
-from mtlbench.engine.train import DivergedError
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear, merge
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_state
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loop import DivergedError
+from mtlbench.training.loss import row_losses
+from mtlbench.training.splits import Splits, carve
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.lora_st import LoraSt
 

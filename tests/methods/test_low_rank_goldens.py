@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench_methods import lora, moelora, molora, mtl_lora, multilora
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

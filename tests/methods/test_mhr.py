@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.engine.low_rank.layer import LowRankLinear
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 from mtlbench_methods.mhr import Mhr
 from mtlbench_methods.poly import Poly

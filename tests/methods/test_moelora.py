@@ -8,12 +8,12 @@ from attached import BUILDERS, attached, batch_for
 from peft import PeftModel
 from torch import nn
 
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.expert_masks import MaskedExperts
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.expert_masks import MaskedExperts
 from mtlbench.testing import toy_rows
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.moelora import MoeLora
 
 SMALL = {"rank": 4, "experts": 2, "task_width": 6, "target": "all"}

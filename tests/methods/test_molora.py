@@ -8,10 +8,10 @@ from attached import BUILDERS, attached, batch_for
 from peft import PeftModel
 from torch import nn
 
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.low_rank.layer import Rows
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.nn.low_rank.layer import Rows
 from mtlbench.testing import toy_rows
 from mtlbench_methods.molora import MoLora, factors
 

@@ -7,11 +7,11 @@ import torch
 from attached import BUILDERS, attached, batch_for
 from peft import PeftModel
 
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.multilora import MultiLora
 
 

@@ -14,17 +14,17 @@ from peft import PeftModel, PeftType
 from torch import nn
 from transformers import LlamaConfig
 
-from mtlbench.engine.backbone import Backbone, fingerprint
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_names
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits, same_logits
-from mtlbench.engine.loss import row_losses
+from mtlbench.backbones.backbone import Backbone, fingerprint
+from mtlbench.cells.guards import label_logits, same_logits
 from mtlbench.errors import RequestError
-from mtlbench.peft_types import peft_line, peft_types
+from mtlbench.nn.low_rank.peft_types import peft_line, peft_types
+from mtlbench.planning.settings import build, read_settings
 from mtlbench.plugins import offers
-from mtlbench.settings import build, read_settings
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_names
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.peft_catalog import ELSEWHERE, PAPERS, REFUSED
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
@@ -377,7 +377,7 @@ def test_the_list_shows_what_peft_offers_and_loads_neither_peft_nor_torch():
 
 def test_other_methods_are_planned_without_peft():
     code = (
-        "import sys; from mtlbench.settings import read_settings; read_settings('lora', {'rank': '4'});"
+        "import sys; from mtlbench.planning.settings import read_settings; read_settings('lora', {'rank': '4'});"
         "read_settings('mtl_lora', {}); print([m for m in ('peft', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
-from mtlbench.engine.cost import stored_count
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.prefixes.inject import StaticPrefix
+from mtlbench.cells.cost import stored_count
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear
+from mtlbench.nn.prefixes.inject import StaticPrefix
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.peml import Peml
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft import PolyConfig, TaskType, get_peft_model
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.low_rank.layer import LowRankLinear
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter
 from mtlbench_methods.mhr import Mhr
 from mtlbench_methods.poly import Poly
 

@@ -13,19 +13,19 @@ import torch
 from attached import BUILDERS, attached, batch_for
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.branching import BranchingLinear, TaskGradients, branch, group_counts
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import load_adapter, save_adapter, trainable_state
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import merge
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.packable import packable
-from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
-from mtlbench.processes.stopping import Stop
+from mtlbench.evaluation.packable import packable
+from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
+from mtlbench.files.stop_request import Stop
+from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch, group_counts
+from mtlbench.nn.low_rank.layer import merge
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_state
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.progressive import Progressive
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.soft_prompts.distillation import distance, divergence
-from mtlbench.engine.soft_prompts.prompt import Text
-from mtlbench.engine.soft_prompts.sources import FactoredPrompts, MixedPrompts
-from mtlbench.engine.soft_prompts.transfer import shares, similarity
+from mtlbench.api.routing import Routing
+from mtlbench.nn.soft_prompts.prompt import Text
+from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts
+from mtlbench.nn.soft_prompts.transfer import distance, divergence, shares, similarity
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-6)])

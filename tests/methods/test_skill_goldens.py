@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.low_rank.layer import LowRankLinear
-from mtlbench.engine.low_rank.skills import Router
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.nn.low_rank.layer import LowRankLinear
+from mtlbench.nn.low_rank.skills import Router
 from mtlbench_methods import cpoly, poly
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -9,14 +9,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from mtlbench.engine.batches import collate
-from mtlbench.engine.gradients import checkpointing
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.loss import row_losses
-from mtlbench.engine.low_rank.layer import LowRankLinear, merge
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError
+from mtlbench.nn.low_rank.layer import LowRankLinear, merge
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
+from mtlbench.training.batches import collate
+from mtlbench.training.gradients import checkpointing
+from mtlbench.training.loss import row_losses
 from mtlbench_methods.cpoly import CPoly
 from mtlbench_methods.mhr import Mhr
 from mtlbench_methods.poly import Poly

@@ -11,10 +11,10 @@ from attached import BUILDERS, attached
 from peft import PeftModel
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.engine.forecast import count_parameters
-from mtlbench.engine.soft_prompts.prompt import soft_prompt_of
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.forecasting.memory import count_parameters
+from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
+from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 
 

@@ -13,19 +13,19 @@ from attached import BUILDERS, attached, batch_for
 from torch import nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.engine.checkpoints.checkpoint import Checkpoints
-from mtlbench.engine.checkpoints.recovery import Recovery
-from mtlbench.engine.checkpoints.state import trainable_state
-from mtlbench.engine.guards import label_logits
-from mtlbench.engine.prefixes.attention import gated_prefix
-from mtlbench.engine.prefixes.fast_slow import TaskPrompts
-from mtlbench.engine.routing import Routing
-from mtlbench.engine.scoring.packable import packable
-from mtlbench.engine.scoring.readers import CausalReader, Seq2seqReader
-from mtlbench.engine.splits import carve, phases
+from mtlbench.api.routing import Routing
+from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.processes.stopping import Stop
+from mtlbench.evaluation.packable import packable
+from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
+from mtlbench.files.stop_request import Stop
+from mtlbench.nn.prefixes.attention import gated_prefix
+from mtlbench.nn.prefixes.fast_slow import TaskPrompts
 from mtlbench.testing import check_method, setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.splits import carve, phases
 from mtlbench_methods.prefix_method import encoder_of
 from mtlbench_methods.ta_lora import TaLora
 

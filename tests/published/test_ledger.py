@@ -12,12 +12,12 @@ import pytest
 from record_builder import cell
 
 from mtlbench.errors import DataError, RequestError
-from mtlbench.plan import resolve_tasks
+from mtlbench.planning.plan import resolve_tasks
+from mtlbench.planning.presets import carried, open_preset
+from mtlbench.planning.settings import read_settings, split_methods
 from mtlbench.plugins import load_method, offers
-from mtlbench.presets import carried, open_preset
 from mtlbench.published.ledger import papers, papers_named, tables_named
 from mtlbench.published.reading import read_paper
-from mtlbench.settings import read_settings, split_methods
 
 SEED = Path(__file__).parents[3] / "shared" / "published" / "paper_tables.json"
 

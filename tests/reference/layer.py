@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
 
 
 class Reference(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtlbench.settings import build, read_settings, split_methods
+from mtlbench.planning.settings import build, read_settings, split_methods
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from backbones import Shape, make_batch

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlbench.engine.routing import Routing
+from mtlbench.api.routing import Routing
 from reference.adalora import AdaLora, Allocator, penalty
 from reference.lora import Dora, Lora
 from reference.moelora import MoeLora, MoLora, TaskGate

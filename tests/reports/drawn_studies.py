@@ -11,8 +11,8 @@ from record_builder import COSTS, PROTOCOL, cell, done, failed, skipped
 
 import mtlbench
 from mtlbench.api.record import Record
+from mtlbench.api.study import Study
 from mtlbench.results.study import study_of
-from mtlbench.results.tables import Study
 
 TASKS = ("glue/rte", "glue/sst2", "glue/qnli")
 INSTALLED = {"mtlbench": mtlbench.__version__}

@@ -12,8 +12,8 @@ from scipy import stats
 from simulated import error
 
 from mtlbench.api.record import Record, TaskScore
+from mtlbench.api.study import Table
 from mtlbench.results.study import study_of
-from mtlbench.results.tables import Table
 from mtlbench.statistics.answers import Answers
 from mtlbench.statistics.estimate import Measured
 from mtlbench.statistics.intervals import holm

@@ -12,8 +12,8 @@ import pytest
 from store_builder import make_cell, make_folder, make_record, publish
 
 from mtlbench.errors import RequestError, StoreError
+from mtlbench.files.sealed import read_sealed, seal
 from mtlbench.store import RunFolder, newest
-from mtlbench.store.files import read_sealed, seal
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from store_builder import SPAWN, make_cell, make_folder, make_record, publish
 
 from mtlbench.api.record import SCHEMA, Failure, Record, TaskScore
 from mtlbench.errors import StoreError
+from mtlbench.files.sealed import seal
+from mtlbench.files.temporary import temporary_path
 from mtlbench.store import RunFolder
-from mtlbench.store.files import seal
 from mtlbench.store.records import read_record
-from mtlbench.store.temporary import temporary_path
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_what_a_process_that_died_while_moving_a_file_left_is_put_right(folder: 
 
 
 def test_temporary_files_of_dead_processes_are_removed_and_those_of_living_ones_stay(folder: RunFolder) -> None:
-    code = "import os, sys; from pathlib import Path; from mtlbench.store.temporary import temporary\n"
+    code = "import os, sys; from pathlib import Path; from mtlbench.files.temporary import temporary\n"
     code += "with temporary(Path(sys.argv[1]) / 'records' / 'x', b'half', durable=False): os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=False)
     left = list((folder.path / "records").iterdir())

@@ -49,7 +49,7 @@ def test_the_example_is_listed_loaded_and_checked_without_torch(run):
 import sys
 from mtlbench.errors import RequestError
 from mtlbench.plugins import load_method, offer_of
-from mtlbench.settings import read_settings
+from mtlbench.planning.settings import read_settings
 print(offer_of("methods", "scaled_rows").origin, load_method("scaled_rows").name)
 print(read_settings("scaled_rows", {"strength": "2"}))
 for word in ("0", "-1", "nan", "inf"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
-from mtlbench.results.tables import Row, Table
+from mtlbench.api.study import Row, Table
 from mtlbench_reports.charts.style import Look
 from mtlbench_reports.charts.swept import Settings
 

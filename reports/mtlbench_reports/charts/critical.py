@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mtlbench.results.tables import Row
+from mtlbench.api.study import Row
 from mtlbench.results.words import probability
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.sheet import Sheet, short, text_width

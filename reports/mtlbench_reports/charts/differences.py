@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
+from mtlbench.api.study import AT_MAJORITY, Row
 from mtlbench.results.multitask import difference
-from mtlbench.results.tables import AT_MAJORITY, Row
 from mtlbench.results.words import points
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
 from mtlbench_reports.charts.sheet import Sheet, short, text_width

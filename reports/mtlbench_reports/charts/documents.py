@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mtlbench.results.tables import Study
+from mtlbench.api.study import Study
 from mtlbench_reports.charts.chart import Chart, LeftOut
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.face import families

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
-from mtlbench.processes.copies import in_copies
-from mtlbench.results.tables import Study, Table
+from mtlbench.api.study import Study, Table
+from mtlbench.files.copies import in_copies
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.critical import critical
 from mtlbench_reports.charts.differences import differences
@@ -53,7 +53,7 @@ def drawings(
     """Begin to draw the charts of every table, inside :func:`..style.drawing`; what it gives waits for them.
 
     ``show`` makes a value of a chart and of the number of its table, such as the bytes of a file. Figures take most of
-    the time of a report, so they are drawn in ``copies`` of this process (:func:`mtlbench.processes.copies.in_copies`).
+    the time of a report, so they are drawn in ``copies`` of this process (:func:`mtlbench.files.copies.in_copies`).
     """
     styles = looks(row.label for table in study.tables for row in table.rows)
     defaults = cache(defaults_of)  # looking through the installed packages takes longer than a chart

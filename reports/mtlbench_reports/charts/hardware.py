@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlbench.results.tables import Row, one_line
+from mtlbench.api.study import Row, one_line
 
 
 def differing_hardware(rows: Sequence[Row], *, memory: bool) -> str | None:

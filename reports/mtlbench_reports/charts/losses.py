@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from matplotlib.artist import Artist
 
-from mtlbench.results.tables import Row
+from mtlbench.api.study import Row
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.scales import differ_much, plain, spread_axis, step_axis
 from mtlbench_reports.charts.sheet import Sheet, legend_height, legend_width, short

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.artist import Artist
 
-from mtlbench.results.tables import Row, RowCosts
+from mtlbench.api.study import Row, RowCosts
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.hardware import differing_hardware, memory_kind
 from mtlbench_reports.charts.scales import plain, value_axis

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from mtlbench.results.tables import Row
+from mtlbench.api.study import Row
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.scales import step_axis
 from mtlbench_reports.charts.sheet import Sheet, short, text_width

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtlbench.api.cell import Cell, canonical
-from mtlbench.api.composite import Sum
 from mtlbench.api.method import Method, Value
+from mtlbench.api.study import Row, one_line
+from mtlbench.composition import Sum
 from mtlbench.errors import MtlbenchError
 from mtlbench.plugins import load_method, offer_of
-from mtlbench.results.tables import Row, one_line
 
 _log = logging.getLogger(__name__)
 Settings = Mapping[str, Value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from mtlbench.results.tables import Row, RowCosts, Spread
+from mtlbench.api.study import Row, RowCosts, Spread
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
 from mtlbench_reports.charts.hardware import differing_hardware, memory_kind
 from mtlbench_reports.charts.scales import plain, spread_axis

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mtlbench import Report, hookimpl
 
 if TYPE_CHECKING:
-    from mtlbench.results.tables import Study
+    from mtlbench.api.study import Study
 
 
 class Html(Report):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtlbench.results.tables import Table
+from mtlbench.api.study import Table
 from mtlbench.results.words import NONE, duration, memory
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.results.tables import Row, Table
+from mtlbench.api.study import Row, Table
 
 
 @dataclass(frozen=True, kw_only=True)

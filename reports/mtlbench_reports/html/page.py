@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import resources
 
-from mtlbench.results.tables import Study, Table
+from mtlbench.api.study import Study, Table
 from mtlbench.results.words import counts
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import drawing

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
-from mtlbench.results.tables import sentences
+from mtlbench.api.study import sentences
 from mtlbench.results.words import NONE
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el, join

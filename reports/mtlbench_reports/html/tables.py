@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from mtlbench.api.study import Entry, Row, Table
 from mtlbench.results.columns import (
     Column,
     cost_columns,
@@ -13,7 +14,6 @@ from mtlbench.results.columns import (
     difference_legend,
     over_tasks_columns,
 )
-from mtlbench.results.tables import Entry, Row, Table
 from mtlbench.results.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 

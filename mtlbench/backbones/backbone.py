@@ -1,0 +1,198 @@
+"""Loading a frozen backbone, and copies of it that share its weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.backbones.checksum import Checksum
+from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, remote_code
+from mtlbench.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen pretrained model. Nothing may be attached to ``model``: take :meth:`fresh` for that."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    architecture: str
+    """``causal`` or ``seq2seq``."""
+    parameters: int
+    fingerprint: str
+    """SHA-256 of names and bytes of all weights and buffers."""
+    checksum: Checksum = field(init=False)
+    """Tells whether a weight was written to since."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checksum", Checksum(self.model))
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows; the end token where the backbone has no padding token."""
+        for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+            if value is not None:
+                return int(value)
+        raise AssertionError("unreachable")
+
+    @property
+    def decoder_start_id(self) -> int | None:
+        """First token of the decoder's input; ``None`` for a causal backbone."""
+        config: Any = self.model.config
+        return config.decoder_start_token_id if self.architecture == "seq2seq" else None
+
+    def fresh(self) -> nn.Module:
+        """A copy of the structure over the same storage: no weight is copied, and tied weights stay tied."""
+        memo: dict[int, Any] = {}
+        for module in self.model.modules():
+            for p in module.parameters(recurse=False):
+                if id(p) not in memo:
+                    memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+            for b in module.buffers(recurse=False):
+                memo.setdefault(id(b), b.detach())
+        return copy.deepcopy(self.model, memo)
+
+
+def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> Backbone:
+    """The backbone ``name``, frozen and in evaluation mode.
+
+    The words are those of :func:`load_model`.
+
+    Raises:
+        RequestError: as :func:`load_model`.
+    """
+    model, tokenizer, architecture = load_model(name, dtype=dtype, attention=attention, device=device)
+    return Backbone(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        parameters=sum(p.numel() for p in model.parameters()),
+        fingerprint=fingerprint(model),
+    )
+
+
+def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> tuple[nn.Module, Any, str]:
+    """The model ``name``, frozen and in evaluation mode, its tokenizer and its architecture.
+
+    Args:
+        name: ``demo``, ``demo-t5``, a folder, or a hub id.
+        attention: ``sdpa`` or ``eager``.
+
+    Raises:
+        RequestError: when it is not there, the hub cannot be reached, or it is neither causal nor seq2seq.
+    """
+    where = _locate(name)
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        auto, architecture = _auto_class(name, config)
+        # accelerate puts each weight straight on the device: no second copy on the host
+        placed = {"": str(device)}
+        model = auto.from_pretrained(
+            where,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            device_map=placed,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
+    return model.eval().requires_grad_(False), tokenizer, architecture
+
+
+def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
+    """The structure of a backbone on the meta device, frozen, and its architecture; no weight is read.
+
+    Raises:
+        RequestError: as :func:`load_backbone`.
+    """
+    where = _locate(name)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
+    auto, architecture = _auto_class(name, config)
+    with torch.device("meta"):
+        model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
+    return model.eval().requires_grad_(False), architecture
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a backbone.
+
+    Raises:
+        RequestError: as :func:`load_backbone`.
+    """
+    where = _locate(name)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(_unloadable(name, error)) from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _locate(name: str) -> str:
+    """What transformers can load: a folder, or a hub id."""
+    check_model(name)
+    return str(BACKBONES / name) if is_embedded(name) else name
+
+
+def _auto_class(name: str, config: Any) -> tuple[Any, str]:
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+    )
+
+    classes = config.architectures or []
+    if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return AutoModelForSeq2SeqLM, "seq2seq"
+    masked = any("MaskedLM" in word or "PreTraining" in word for word in classes)
+    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked:
+        return AutoModelForCausalLM, "causal"
+    raise RequestError(
+        f"The backbone {name!r} ({config.model_type}{', ' + classes[0] if classes else ''}) is neither a causal "
+        "language model nor an encoder-decoder. Take one that generates text, such as a Llama or a T5, or `demo`."
+    )
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "custom code" in first:
+        return remote_code(name)
+    if Path(name).expanduser().is_dir():
+        return f"The backbone in {name!r} cannot be loaded: {first}"
+    return (
+        f"The backbone {name!r} cannot be loaded from the hub: {first} "
+        "Check the id and the network, or give a local folder, or use the embedded `demo`."
+    )

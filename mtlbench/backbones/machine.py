@@ -1,0 +1,109 @@
+"""What the device can do, measured at start, and the dtype that follows from it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import platform
+import time
+from dataclasses import dataclass
+
+import torch
+
+from mtlbench.errors import RequestError
+
+BUDGET_S = 0.02
+"""Time for each dtype's products; one product more is made to warm up."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device as measured. Rates in GFLOP/s of square matrix products."""
+
+    device: str
+    name: str
+    threads: int
+    float32_gflops: float
+    bfloat16_gflops: float
+
+
+def probe(device: torch.device) -> Machine:
+    """Measure the matrix rate of ``device`` in float32 and bfloat16, in about 50 ms."""
+    on_cpu = device.type == "cpu"
+    return Machine(
+        device=str(device),
+        name=(platform.processor() or platform.machine()) if on_cpu else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        float32_gflops=_rate(device, torch.float32),
+        bfloat16_gflops=_rate(device, torch.bfloat16),
+    )
+
+
+def choose_dtype(asked: str, machine: Machine) -> torch.dtype:
+    """``auto`` takes bfloat16 only on an accelerator that measured faster in it; otherwise what was asked.
+
+    Raises:
+        RequestError: for another word.
+    """
+    match asked:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto":
+            faster = not machine.device.startswith("cpu") and machine.bfloat16_gflops > 1.2 * machine.float32_gflops
+            return torch.bfloat16 if faster else torch.float32
+    raise RequestError(f"dtype={asked!r} is not known. Known: auto, float32, bfloat16.")
+
+
+def _rate(device: torch.device, dtype: torch.dtype) -> float:
+    size = 384 if device.type == "cpu" else 4096
+    a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    _timed(a, b)
+    end = time.perf_counter() + BUDGET_S
+    while True:
+        best = min(best, _timed(a, b))
+        if time.perf_counter() >= end:
+            return 2 * size**3 / best / 1e9
+
+
+def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Seconds of one product, the device idle before and after."""
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    started = time.perf_counter()
+    a @ b
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - started
+
+
+_WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""CUDA and other accelerators; torch's allocator of the processor; cuBLAS and cuDNN."""
+
+
+class NoRoom(MemoryError):
+    """There is too little memory even for the smallest part."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on the device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps. Call it outside the ``except``: the error holds the tensors of its frames."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def axis_seed(seed: int, axis: str) -> int:
+    """A seed in ``[0, 2**63)`` from the SHA-256 of ``seed`` and ``axis``.
+
+    ``axis`` names what is drawn: ``data-order``, ``split``, ``dropout``, ``search-order``, ``init/<layer name>``.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{axis}".encode()).digest()[:8], "big") >> 1

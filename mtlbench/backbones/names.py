@@ -1,0 +1,135 @@
+"""What a model's name means, decided without loading anything: embedded, local folder or hub id."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+from mtlbench.errors import RequestError, did_you_mean
+
+BACKBONES = Path(__file__).parents[1] / "demo" / "backbones"
+"""Folder of the embedded backbones; each has a folder of its own."""
+
+_WHOLE, _EDGE = 64 * 2**20, 2**20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+
+
+def embedded() -> tuple[str, ...]:
+    """Names of the embedded backbones."""
+    return tuple(sorted(p.parent.name for p in BACKBONES.glob("*/config.json")))
+
+
+def is_embedded(model: str) -> bool:
+    """Whether ``model`` names an embedded backbone."""
+    return model in embedded()
+
+
+def weights_digest(model: str) -> str:
+    """Short digest of the files of an embedded or local backbone; empty for a hub id.
+
+    Of a file larger than 64 MiB its size, its first and its last MiB count: enough to tell checkpoints apart without
+    reading gigabytes.
+    """
+    folder = BACKBONES / model if is_embedded(model) else Path(model)
+    if not folder.is_dir():
+        return ""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                total.update(file.read())
+                continue
+            total.update(file.read(_EDGE))
+            file.seek(-_EDGE, 2)
+            total.update(file.read())
+    return total.hexdigest()[:16]
+
+
+def check_model(model: str) -> None:
+    """Fail early when ``model`` can be neither an embedded backbone, a model folder nor a hub id.
+
+    Raises:
+        RequestError: with what is wrong and what to name instead.
+    """
+    if is_embedded(model):
+        return
+    path = Path(model)
+    if model and path.is_dir():
+        _check_folder(path)
+        return
+    if "/" not in model and difflib.get_close_matches(model.lower(), embedded(), n=1, cutoff=0.7):
+        raise RequestError(f"There is no model {model!r}. {did_you_mean(model, embedded())}")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local or not _HUB_ID.fullmatch(model):
+        raise RequestError(
+            f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}."
+        )
+
+
+def check_reachable(model: str) -> None:
+    """Prove that a hub model can be had: cached here, or its config can be fetched. Opens a socket only for hub ids.
+
+    Raises:
+        RequestError: saying how to go on without the hub.
+    """
+    if is_embedded(model) or Path(model).is_dir():
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    hint = f"Use a local folder, or {_names()}. {did_you_mean(model, embedded())}"
+    try:
+        HfApi().model_info(model, timeout=10)
+    except GatedRepoError as error:
+        raise RequestError(
+            f"The hub gates model {model!r}: accept its terms and set HF_TOKEN, or use {_names()}."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(f"The hub knows no model {model!r}. {hint}") from error
+    except Exception as error:
+        raise RequestError(f"Model {model!r} is not on this machine and the hub cannot be reached. {hint}") from error
+
+
+def _check_folder(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        raise RequestError(
+            f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote."
+        )
+    try:
+        told = json.loads(config.read_text())
+    except ValueError as error:
+        raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
+    if isinstance(told, dict) and "AutoConfig" in (told.get("auto_map") or {}) and not _known(told.get("model_type")):
+        raise RequestError(remote_code(str(path)))
+
+
+def remote_code(model: str) -> str:
+    """Why a model that brings its own Python code is refused."""
+    return (
+        f"The model {model!r} needs Python code that it brings along, and mtlbench runs no code of a model. Name one "
+        "of an architecture that transformers has, or a version of this one that was converted to it."
+    )
+
+
+def _known(architecture: object) -> bool:
+    """Whether transformers has a package for a ``model_type``; told from its files, without importing it."""
+    found = importlib.util.find_spec("transformers")
+    if found is None or not found.submodule_search_locations or not isinstance(architecture, str):
+        return False
+    name = architecture.replace("-", "_").lower()
+    return name.isidentifier() and (Path(found.submodule_search_locations[0]) / "models" / name).is_dir()
+
+
+def _names() -> str:
+    return "an embedded backbone (" + ", ".join(embedded()) + ")"

@@ -1,0 +1,1 @@
+"""Running one cell: from its names to its record."""

@@ -1,0 +1,216 @@
+"""One attempt at training a cell: what it needs is got ready, the method attached and fitted, its cost added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.method import Method, Setup
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.machine import axis_seed
+from mtlbench.cells.bench import Bench, Prepared
+from mtlbench.cells.cost import Peak, read_peak, reset_peak
+from mtlbench.cells.identity import training_identity
+from mtlbench.cells.rebuild import setup_of
+from mtlbench.distributed.ranks import ALONE, Ranks
+from mtlbench.errors import RequestError
+from mtlbench.files.failpoints import reach
+from mtlbench.files.stop_request import Stop
+from mtlbench.planning.settings import build
+from mtlbench.store import RunFolder
+from mtlbench.training.checkpoints.checkpoint import Checkpoints
+from mtlbench.training.checkpoints.recovery import EVERY_S, Recovery
+from mtlbench.training.loop import Loop, OnStep, budget_steps
+from mtlbench.training.splits import Splits, carve, phases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where cells are trained."""
+
+    bench: Bench
+    folder: RunFolder
+    stop: Stop
+    checkpoint_s: float = EVERY_S
+    """Seconds between two checkpoints."""
+    ranks: Ranks = ALONE
+    """The processes that share the training."""
+
+
+class Attempt:
+    """A cell on the way through its training; it goes on from the checkpoint of an earlier attempt where there is one.
+
+    Args:
+        on_step: As :class:`~mtlbench.training.loop.Loop` has it.
+        begun: When the cell was begun, in seconds of the performance counter.
+
+    Raises:
+        MtlbenchError: something that the cell needs is not there or changed.
+    """
+
+    def __init__(self, cell: Cell, around: Surroundings, *, on_step: OnStep, begun: float) -> None:
+        self.cell, self._around, self._begun = cell, around, begun
+        self._was_reset = False
+        bench = around.bench
+        reach("cell.started")
+        self.method: Method = build(cell.method, cell.settings)
+        self.backbone: Backbone = bench.backbone(cell)
+        self.prepared: Prepared = bench.prepared(cell, self.backbone)
+        reach("cell.prepared")
+        self.splits: Splits = carve(self.prepared.rows, held_out=cell.protocol.held_out, seed=self._seed("split"))
+        self.routing = Routing()
+        self.model: nn.Module = self.backbone.fresh()
+        self.recovery = self._recovery()
+        self._first, *self._later = phases(self.splits, cell.protocol)
+        self.loop = self._loop(on_step)
+
+    @cached_property
+    def setup(self) -> Setup:
+        """What the method is told when it is attached."""
+        counts = [0] * len(self.prepared.tasks)
+        for row in self.splits.train:
+            counts[row.task] += 1
+        return setup_of(
+            self.model,
+            self.cell,
+            architecture=self.backbone.architecture,
+            train_rows=counts,
+            total_steps=self.loop.total_steps,
+            routing=self.routing,
+            tokenizer=self.backbone.tokenizer,
+        )
+
+    def attach(self) -> str | None:
+        """Attach the method, or say why it cannot be."""
+        setup = self.setup
+        self._was_reset = reset_peak(self._around.bench.device)
+        reason = self.method.refuse(setup)
+        if reason is not None:
+            return reason
+        try:
+            self.method.attach(self.model, setup)
+        except RequestError as error:
+            return str(error)
+        except Exception as error:
+            if (reason := self._unfit(error)) is None:
+                raise
+            return reason
+        reach("cell.attached")
+        return self._unfit()
+
+    def _unfit(self, error: Exception | None = None) -> str | None:
+        """Why the method cannot train a backbone of which each process keeps a part."""
+        if not self._around.ranks.sharded:
+            return None
+        from mtlbench.distributed.shards_fit import unfit, unfit_error
+
+        reason = unfit(self.model) if error is None else unfit_error(error)
+        if reason is None:
+            return None
+        return f"{self.method.name!r} cannot be sharded: {reason}. Leave --shard out of the command that runs it."
+
+    def planned_steps(self) -> int:
+        """Steps of the budgets."""
+        return sum(budget_steps(*phase) for phase in (self._first, *self._later))
+
+    def fit(self, *, trains: bool) -> None:
+        """Train through all phases; later ones only where the method ``trains`` anything."""
+        self.method.fit(self.model, self.loop)
+        for phase in self._later if trains else []:
+            self.loop.turn_to(*phase)
+            self.method.adapt(self.model, self.loop)
+        reach("cell.trained")
+
+    # What it cost, with the attempts that it goes on from
+
+    def told(self) -> dict[str, Any]:
+        """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
+        told: dict[str, Any] = {}
+        before = self.recovery.before
+        if before:
+            told["attempts"] = before["attempts"] + 1
+            told["resumed_from_step"] = [*before["resumed_from_step"], before["steps"]]
+        if self.recovery.problems:
+            told["checkpoint_problems"] = list(self.recovery.problems)
+        if self.loop.progress.micro_batches:
+            found = self.loop.progress.micro_batches
+            told["micro_batch"] = [{"after_step": step, "rows": rows} for step, rows in found]
+        return told
+
+    def seconds(self) -> float:
+        """Of this attempt, and of earlier ones up to the checkpoints that were gone on from."""
+        return float(self.recovery.before.get("seconds", 0.0)) + time.perf_counter() - self._begun
+
+    def peak(self) -> Peak:
+        """Of all attempts."""
+        peak = read_peak(self._around.bench.device, was_reset=self._was_reset)
+        earlier = self.recovery.before.get("peak")
+        return peak if earlier is None or peak.amount is None else replace(peak, amount=max(peak.amount, earlier))
+
+    def _about(self) -> Mapping[str, Any]:
+        """What a checkpoint tells beside the state of training: how far it is, and what attempts so far cost."""
+        before = self.recovery.before
+        resumed = [*before["resumed_from_step"], before["steps"]] if before else []
+        return {
+            "steps": self.loop.progress.steps,
+            "seconds": self.seconds(),
+            "peak": self.peak().amount,
+            "attempts": len(resumed) + 1,
+            "resumed_from_step": resumed,
+        }
+
+    # How it is made
+
+    def _seed(self, axis: str) -> int:
+        return axis_seed(self.cell.seed, axis)
+
+    def _recovery(self) -> Recovery:
+        around, ranks = self._around, self._around.ranks
+        identity = training_identity(
+            self.cell,
+            self.method,
+            self.backbone,
+            device=around.bench.device,
+            dtypes=around.bench.dtypes(self.cell),
+            processes=ranks.size,
+        )
+        files = Checkpoints(around.folder.checkpoints(self.cell.key), identity=identity)
+
+        def look() -> Recovery:
+            return Recovery(
+                files if self.method.resumes() else None,
+                stop=around.stop,
+                every_s=around.checkpoint_s,
+                writes=ranks.first,
+                about=self._about,
+            )
+
+        # The first process may have removed checkpoints that did not fit: the others look when it is through.
+        return ranks.first_then_others(look, digest=lambda recovery: recovery.goes_on_from)
+
+    def _loop(self, on_step: OnStep) -> Loop:
+        around, backbone = self._around, self.backbone
+        return Loop(
+            model=self.model,
+            method=self.method,
+            splits=self._first[0],
+            protocol=self.cell.protocol,
+            tasks=len(self.cell.tasks),
+            routing=self.routing,
+            architecture=backbone.architecture,
+            pad_id=backbone.pad_id,
+            decoder_start_id=backbone.decoder_start_id,
+            seed=self.cell.seed,
+            device=around.bench.device,
+            autocast=around.bench.dtypes(self.cell)[1],
+            on_step=on_step,
+            recovery=self.recovery,
+            ranks=around.ranks,
+        )

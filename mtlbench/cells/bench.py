@@ -1,0 +1,158 @@
+"""What one worker keeps warm between cells: the measured device, loaded backbones, tokenised tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.task import Task
+from mtlbench.backbones.backbone import Backbone, load_backbone
+from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, probe
+from mtlbench.backbones.names import weights_digest
+from mtlbench.data.choose import open_source
+from mtlbench.data.examples import evaluation_golds
+from mtlbench.data.from_train import splits_under
+from mtlbench.data.k_shot import chosen_rows
+from mtlbench.data.lm_task import choose_rows, load_lm_task
+from mtlbench.data.source import Source, find_task
+from mtlbench.errors import DataError
+from mtlbench.plugins import load_suite
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.tokens.tokenised import Tokenised
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+    from mtlbench.distributed.shards import Sharding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tasks of a cell, ready for training and evaluation."""
+
+    tasks: Mapping[str, Task]
+    """Full task name to task; the order gives the task ids."""
+    lm_tasks: Mapping[str, ConfigurableTask]
+    rows: Sequence[TokenRow]
+    """Training rows of all tasks."""
+
+
+class Bench:
+    """What stays warm between the cells of one worker.
+
+    Args:
+        device: ``auto`` (an accelerator where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads; ``None`` leaves torch's choice.
+        data: ``demo``, ``hub`` or a folder.
+        sharding: The processes that keep a part of each backbone; ``None`` where every process keeps all.
+    """
+
+    def __init__(self, *, device: str, threads: int | None, data: str, sharding: Sharding | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        word = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(word)
+        self.machine: Machine = probe(self.device)
+        self.sharding = sharding
+        self._data = data
+        self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
+        self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
+        self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
+
+    def dtypes(self, cell: Cell) -> tuple[torch.dtype, torch.dtype | None]:
+        """Dtype of the frozen weights, and of autocast where it is on."""
+        chosen = choose_dtype(cell.protocol.dtype, self.machine)
+        return chosen, None if chosen is torch.float32 else chosen
+
+    def backbone(self, cell: Cell) -> Backbone:
+        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is kept at a time.
+
+        Raises:
+            DataError: its files changed since the cell was planned.
+        """
+        dtype, _ = self.dtypes(cell)
+        key = (cell.model, cell.protocol.attention, dtype)
+        if key not in self._backbones:
+            if cell.weights and cell.weights != weights_digest(cell.model):
+                raise DataError(
+                    f"The backbone {cell.model!r} changed since this cell was planned. Start the same command again to "
+                    "plan with what is there."
+                )
+            self._backbones.clear()
+            self._backbones[key] = self._load(cell.model, dtype=dtype, attention=cell.protocol.attention)
+        return self._backbones[key]
+
+    def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:
+        if self.sharding is None:
+            return load_backbone(name, dtype=dtype, attention=attention, device=self.device)
+        from mtlbench.distributed.shards import load_sharded
+
+        return load_sharded(name, dtype=dtype, attention=attention, sharding=self.sharding)
+
+    def prepared(self, cell: Cell, backbone: Backbone) -> Prepared:
+        """The tasks of a cell, read and tokenised once.
+
+        Raises:
+            DataError: rows are missing, changed since the cell was planned, or not shaped as the task needs.
+        """
+        protocol = cell.protocol
+        key = (
+            cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train,
+            protocol.holdout, protocol.k_shot, protocol.sources, cell.seed if protocol.k_shot else None,
+        )  # fmt: skip
+        if key not in self._prepared:
+            tasks, lm_tasks = self._tasks(cell)
+            rows: list[TokenRow] = []
+            tokenised = Tokenised(backbone)
+            for index, (name, lm_task) in enumerate(lm_tasks.items()):
+                evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
+                shots = "" if name in protocol.source_tasks else protocol.k_shot
+                draw = axis_seed(axis_seed(cell.seed, "split"), f"k-shot/{name}")
+                wanted = chosen_rows(lm_task, limit=protocol.train_rows, k_shot=shots, seed=draw)
+                rows += tokenised.rows(tasks[name], lm_task, wanted, index=index, max_length=protocol.max_length)
+                logger.info("%s: %d training rows", name, len(wanted))
+            self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
+        return self._prepared[key]
+
+    def revisions(self, cell: Cell) -> Mapping[str, str]:
+        """Data set to its revision on the hub, where that is known; once the cell is :meth:`prepared`."""
+        return self._revisions.get(cell.tasks, {})
+
+    def _tasks(self, cell: Cell) -> tuple[dict[str, Task], dict[str, ConfigurableTask]]:
+        protocol = cell.protocol
+        share = protocol.eval_from_train
+        key = (cell.tasks, protocol.data, protocol.holdout, share, protocol.train_rows if share else None)
+        if key not in self._lm_tasks:
+            suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in cell.tasks)}
+            tasks = {name: find_task(suites, name) for name in cell.tasks}
+            source = open_source(self._data, suites=suites)
+            _same_data(source, list(tasks.values()), cell)
+            self._revisions[cell.tasks] = dict(source.revisions(list(tasks.values())))
+            lm_tasks = {}
+            for name, task in tasks.items():
+                lm_tasks[name] = load_lm_task(task, splits_under(task, source.splits(task), protocol), name=name)
+            self._lm_tasks[key] = (tasks, lm_tasks)
+        return self._lm_tasks[key]
+
+
+def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:
+    """Rows that changed between planning and running would be counted under the wrong identity."""
+    found = source.identity(tasks)
+    if found != cell.protocol.data:
+        raise DataError(
+            f"The data changed since this cell was planned: it was {cell.protocol.data}, now it is {found}. "
+            "Start the same command again to plan with the data that is there."
+        )
+
+
+def token_budget(device: torch.device) -> int:
+    """Rows x length of an evaluation batch: small enough for a CPU's caches, large enough to fill an accelerator."""
+    return 1024 if device.type == "cpu" else 32768

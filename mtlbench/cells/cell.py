@@ -1,0 +1,306 @@
+"""One cell from names to record: attach, fit, save, finish, evaluate, guard. Never raises but to end the worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.record import Costs, Failure, Record
+from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.machine import free_memory, is_out_of_memory
+from mtlbench.cells import guards
+from mtlbench.cells.attempt import Attempt, Surroundings
+from mtlbench.cells.bench import Bench, token_budget
+from mtlbench.cells.cost import Peak, folder_bytes, stored_count, trainable_count
+from mtlbench.cells.failure import GuardError, failure_of, lost_unseen
+from mtlbench.cells.provenance import notes_of, provenance_of
+from mtlbench.distributed.ranks import ALONE, Ranks
+from mtlbench.evaluation.evaluate import Evaluation, evaluate
+from mtlbench.files.failpoints import reach
+from mtlbench.files.stop_request import Stop
+from mtlbench.observers.events import Events
+from mtlbench.store import RunFolder
+from mtlbench.training.batches import Batch, collate
+from mtlbench.training.checkpoints.model_state import Unusable
+from mtlbench.training.checkpoints.recovery import EVERY_S
+from mtlbench.training.checkpoints.state import (
+    load_adapter,
+    save_adapter,
+    saved_names,
+    shrink,
+    trainable_names,
+    trainable_state,
+)
+from mtlbench.training.splits import Splits
+
+__all__ = ["Bench", "run_cell"]
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest difference of logits that counts as equal, relative to the largest logit."""
+
+
+def run_cell(
+    cell: Cell,
+    *,
+    bench: Bench,
+    folder: RunFolder,
+    events: Events,
+    stop: Stop | None = None,
+    checkpoint_s: float = EVERY_S,
+    ranks: Ranks = ALONE,
+) -> Record:
+    """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step.
+
+    Training goes on from the checkpoint of an earlier attempt where there is one. When ``stop`` is asked, training ends
+    after its step with a checkpoint. Where ``ranks`` share the training, this is the first of them.
+
+    Raises:
+        Stopped: the worker was asked to end.
+    """
+    started = time.time()
+    around = Surroundings(
+        bench=bench,
+        folder=folder,
+        stop=Stop() if stop is None else stop,
+        checkpoint_s=checkpoint_s,
+        ranks=ranks,
+    )
+    run = _Run(cell, around, events=events)
+    try:
+        try:
+            record = run.record()
+        except Unusable as error:
+            run.forget(str(error))
+            record = run.record()
+    except Exception as error:
+        logger.exception("cell %s (%s) failed", cell.key, cell.variant)
+        record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
+    if record.failure is None or record.failure.kind != "device":
+        free_memory(bench.device)
+    shared = {"processes": ranks.size, **({"shards": ranks.size} if ranks.sharded else {})} if ranks.size > 1 else {}
+    told = {**run.told(), **shared}
+    provenance = {**provenance_of(bench), **record.provenance, **told, "started": started, "finished": time.time()}
+    return Record(**{**vars(record), "provenance": provenance})
+
+
+def run_along(cell: Cell, around: Surroundings) -> None:
+    """What :func:`run_cell` does, in another process than the first: of a sharded backbone all run every layer.
+
+    Nothing is written.
+
+    Raises:
+        Stopped: the worker was asked to end.
+    """
+    run = _Along(cell, around, events=Events({}))
+    try:
+        run.record()
+    except Unusable:
+        # the first process removes the checkpoints
+        run.record()
+
+
+@dataclass
+class _Run:
+    """The stages of one cell, in the order of :meth:`record`."""
+
+    cell: Cell
+    around: Surroundings
+    events: Events
+    checks: dict[str, bool] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """Why earlier checkpoints were not used."""
+    begun: float = field(default_factory=time.perf_counter)
+    attempt: Attempt | None = None
+    token_budget: int = 0
+
+    @property
+    def bench(self) -> Bench:
+        return self.around.bench
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.around.folder
+
+    def record(self) -> Record:
+        cell, bench = self.cell, self.bench
+        self.checks = {}
+        attempt = self.attempt = Attempt(cell, self.around, on_step=self._stepped, begun=self.begun)
+        reason = attempt.attach()
+        if reason is not None:
+            return Record(cell=cell, status="skipped", failure=_refusal(reason))
+        model, backbone, method, routing = attempt.model, attempt.backbone, attempt.method, attempt.routing
+        attached = trainable_count(model)
+        sample = self._sample(attempt.splits, backbone)
+        before = trainable_state(model)
+        if method.identity_at_start:
+            stock = guards.label_logits(backbone.fresh(), sample, routing)
+            self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
+        planned = attempt.planned_steps() if before else 0
+        self.events.training_planned(cell, planned, attempt.recovery.before.get("steps", 0))
+        attempt.fit(trains=bool(before))
+        peak = attempt.peak()
+        model.eval()
+        trainable = trainable_count(model)
+        if before:
+            self._check("trained", guards.trained(before, trainable_state(model)))
+            self._reload(attempt, sample)
+        reach("cell.saved")
+        method.finish(model)
+        evaluated = time.perf_counter()
+        evaluation = self._evaluate(attempt)
+        eval_seconds = time.perf_counter() - evaluated
+        reach("cell.evaluated")
+        self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
+        if self.around.ranks.first:
+            self.folder.put_samples(cell.key, evaluation.samples)
+        done = attempt.loop.progress
+        return Record(
+            cell=cell,
+            status="ok",
+            scores=evaluation.scores,
+            costs=Costs(
+                trainable_parameters=trainable,
+                backbone_parameters=backbone.parameters,
+                inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
+                train_seconds=done.seconds,
+                eval_seconds=eval_seconds,
+                total_seconds=attempt.seconds(),
+                steps=done.steps,
+                train_rows=done.rows,
+                train_tokens=done.real_tokens,
+                padded_tokens=done.padded_tokens,
+                tokens_per_second=done.real_tokens / done.seconds if done.seconds else 0.0,
+                adapter_bytes=folder_bytes(self.folder.adapter(cell.key)),
+                **_peak_fields(peak),
+            ),
+            guards=self.checks,
+            notes=notes_of(model, done, cell.tasks, attached=attached),
+            provenance={
+                "backbone_fingerprint": backbone.fingerprint,
+                "dtype": str(bench.dtypes(cell)[0]),
+                "protocol_hash": cell.protocol.hash(),
+                **({"data_revisions": dict(revisions)} if (revisions := bench.revisions(cell)) else {}),
+            },
+        )
+
+    def forget(self, reason: str) -> None:
+        """Start from zero the next time, without checkpoints."""
+        logger.warning("cell %s starts from zero: %s", self.cell.key, reason)
+        self.folder.drop_checkpoints(self.cell.key)
+        earlier = self.attempt.recovery.problems if self.attempt is not None else []
+        self.problems += [*earlier, f"started from zero: {reason}"]
+        self.attempt = None
+
+    def told(self) -> dict[str, Any]:
+        """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
+        told = self.attempt.told() if self.attempt is not None else {}
+        if self.problems:
+            told["checkpoint_problems"] = [*self.problems, *told.get("checkpoint_problems", [])]
+        if self.token_budget and self.token_budget < token_budget(self.bench.device):
+            told["eval_tokens_per_batch"] = self.token_budget
+        return told
+
+    def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        reach("cell.step")
+        self.events.step_finished(self.cell, step + 1, losses, tasks)
+
+    def _sample(self, splits: Splits, backbone: Backbone) -> Batch:
+        """One short row of each task, at most eight, for the checks."""
+        shortest = {row.task: row for row in sorted(splits.train, key=lambda row: row.length, reverse=True)}
+        return collate(
+            list(shortest.values())[:8],
+            architecture=backbone.architecture,
+            pad_id=backbone.pad_id,
+            decoder_start_id=backbone.decoder_start_id,
+            device=self.bench.device,
+        )
+
+    def _reload(self, attempt: Attempt, sample: Batch) -> None:
+        """Save the adapter, read it into a fresh copy, and compare."""
+        path, model, setup, routing = self.folder.adapter(self.cell.key), attempt.model, attempt.setup, attempt.routing
+        rows = [task.train_rows for task in setup.tasks]
+        extra = {"cell": self.cell.to_json(), "train_rows": rows, "total_steps": setup.total_steps}
+        ranks = self.around.ranks
+        ranks.first_then_others(
+            lambda: save_adapter(model, path, extra) if ranks.first else path, digest=lambda path: None
+        )
+        again = attempt.backbone.fresh()
+        attempt.method.attach(again, setup)
+        shrink(again, saved_names(path))
+        self._check("keys_equal", guards.same_names(trainable_names(again), trainable_names(model), saved_names(path)))
+        load_adapter(again, path)
+        logits = guards.label_logits(again, sample, routing)
+        self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
+
+    def _evaluate(self, attempt: Attempt) -> Evaluation:
+        """Score the tasks; where memory runs out, again with half the tokens at once, until one row is left.
+
+        The longest rows come first, so that little is computed twice.
+        """
+        self.token_budget = token_budget(self.bench.device)
+        while True:
+            try:
+                with self.around.ranks.in_step(attempt.model):
+                    return self._scored(attempt)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.token_budget == 1:
+                    raise
+                self.token_budget //= 2
+                logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
+            free_memory(self.bench.device)
+
+    def _scored(self, attempt: Attempt) -> Evaluation:
+        prepared = attempt.prepared
+        return evaluate(
+            attempt.model,
+            attempt.backbone.tokenizer,
+            architecture=attempt.backbone.architecture,
+            lm_tasks={name: prepared.lm_tasks[name] for name in self.cell.scored},
+            task_ids={name: i for i, name in enumerate(prepared.tasks)},
+            metrics={name: task.metrics for name, task in prepared.tasks.items()},
+            routing=attempt.routing,
+            max_length=self.cell.protocol.max_length,
+            token_budget=self.token_budget,
+            eval_rows=self.cell.protocol.eval_rows,
+        )
+
+    def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        return guards.same_logits(one, other, tolerance=_TOLERANCE[self.bench.dtypes(self.cell)[0]])
+
+    def _check(self, name: str, held: bool) -> None:
+        self.checks[name] = held
+        if not held:
+            raise GuardError(f"the check {name!r} did not hold for {self.cell.variant}: {_MEANING[name]}")
+
+
+class _Along(_Run):
+    """The same in a process that is not the first."""
+
+    def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        reach("rank.step")
+
+
+_MEANING: Mapping[str, str] = {
+    "equal_to_backbone_at_start": "its logits differ from the backbone's before the first step; set identity_at_start "
+    "= False if that is meant.",
+    "trained": "no trainable parameter moved.",
+    "keys_equal": "attached, trained and saved parameter names are not the same set.",
+    "reloaded_equal": "the saved adapter gives other logits when it is read back.",
+    "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
+}
+
+
+def _refusal(reason: str) -> Failure:
+    return Failure(kind="refused", message=reason, next_step="Change the setting or leave the method out.")
+
+
+def _peak_fields(peak: Peak) -> dict[str, Any]:
+    return {"peak_memory": peak.amount, "peak_memory_kind": peak.kind}

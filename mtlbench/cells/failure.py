@@ -1,0 +1,119 @@
+"""An exception to one failure class and one sentence that says what to do next."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.record import Failure, FailureClass
+from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.errors import PluginError, RequestError, StoreError
+from mtlbench.files.disk import disk_error
+from mtlbench.files.sealed import Damaged
+from mtlbench.plugins import offer_of
+
+_NEXT: dict[FailureClass, str] = {
+    "oom": "Give the cell less at once: a smaller --micro-batch, --max-length, or --checkpointing.",
+    "user": "Correct the request as the message says and run the same command again.",
+    "disk": "Free space or raise the quota of the run folder, then run the same command again.",
+    "corrupt": "Remove or restore the file that the message names, then run the same command again.",
+    "plugin": "The failure is in the method's own code: report it to its authors with the frames of this record.",
+    "device": "The worker ended, because its process cannot use the device any more; run the same command again with "
+    "CUDA_LAUNCH_BLOCKING=1 set, which makes the frames show the operation, or on another device after an ECC error.",
+    "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
+}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class GuardError(Exception):
+    """A check made on every cell did not hold, so its scores cannot be trusted."""
+
+
+def failure_of(error: BaseException, cell: Cell) -> Failure:
+    """The class, message and next step of an exception raised while running ``cell``."""
+    kind = _class_of(error, cell)
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    return Failure(
+        kind=kind,
+        message=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+        next_step=_NEXT[kind],
+        frames=tuple(f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames),
+    )
+
+
+def _class_of(error: BaseException, cell: Cell) -> FailureClass:
+    if lost(error) is not None:
+        return "device"
+    if is_out_of_memory(error):
+        return "oom"
+    if (isinstance(error, OSError) and error.errno in _DISK) or disk_error(error, Path(), needed=0):
+        return "disk"
+    if isinstance(error, (StoreError, Damaged, SafetensorError)):
+        return "corrupt"
+    if isinstance(error, RequestError):
+        return "user"
+    if isinstance(error, (PluginError, GuardError)):
+        return "plugin"
+    return "plugin" if _in_method_code(error, cell) else "infra"
+
+
+def _in_method_code(error: BaseException, cell: Cell) -> bool:
+    """Whether the traceback passes through the package that owns the cell's method."""
+    try:
+        package = offer_of("methods", cell.method).module.partition(".")[0]
+    except (PluginError, RequestError, metadata.PackageNotFoundError):
+        return True
+    step = error.__traceback__
+    while step is not None:
+        if str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+            return True
+        step = step.tb_next
+    return False
+
+
+_WORDS = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "invalid program counter",
+    "not supported on global/shared address space",
+    "unspecified launch failure",
+    "launch timed out",
+    "hardware stack error",
+    "uncorrectable ECC",
+    "uncorrectable NVLink",
+    "context is destroyed",
+    "CUDA error: unknown error",
+    "HIP error: unknown error",
+    "STATUS_EXECUTION_FAILED",
+)
+"""What CUDA and HIP call the errors that no later call of the process survives (CUDA runtime API, `cudaError_t`: "the
+process must be terminated"); cuBLAS and cuDNN report them as their own failure to execute."""
+
+
+def lost(error: BaseException) -> BaseException | None:
+    """The error behind ``error``, or itself, that says that the state of the device is lost; ``None`` if none does."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError) and any(word in str(seen) for word in _WORDS):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def lost_unseen(device: torch.device) -> BaseException | None:
+    """The error that waits on the device for the next call, as kernels fail after the call that started them."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return lost(error)
+    return None

@@ -1,0 +1,62 @@
+"""What a record tells beside scores and costs: how training went, what the model says of itself, where it ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from torch import nn
+
+from mtlbench.cells.bench import Bench
+from mtlbench.training.progress import Progress
+
+_PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+
+
+def notes_of(model: nn.Module, done: Progress, tasks: Sequence[str], *, attached: int) -> dict[str, Any]:
+    """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
+
+    Modules with a method ``notes`` add their own.
+    """
+    notes: dict[str, Any] = {
+        "parameters_attached": attached,
+        "best_step": done.best_step,
+        "stopped_early": done.stopped_early,
+        "stop_losses": done.stop_losses,
+        "rows_per_task": {tasks[i]: n for i, n in sorted(done.rows_per_task.items())},
+        "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
+    }
+    if len(done.stages) > 1:
+        notes["stages"] = [
+            {
+                "tasks": [tasks[task] for task in stage.tasks],
+                "steps": [stage.first_step, stage.steps],
+                "best_step": stage.best_step,
+                "stopped_early": stage.stopped_early,
+            }
+            for stage in done.stages
+        ]
+    for module in model.modules():
+        told = getattr(module, "notes", None)
+        if callable(told):
+            notes.update(told())
+    return notes
+
+
+def provenance_of(bench: Bench) -> dict[str, Any]:
+    """Versions, system, process and machine."""
+    return {
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+        **({"foreign_device_bytes": int(taken)} if (taken := os.environ.get("MTLBENCH_FOREIGN_BYTES")) else {}),
+        "device": bench.machine.name,
+        "threads": bench.machine.threads,
+        "float32_gflops": round(bench.machine.float32_gflops, 1),
+        "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
+    }

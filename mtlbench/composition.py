@@ -1,0 +1,308 @@
+"""Several methods on one backbone as one method."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mtlbench.api.method import Holder, Method, Setup, Trainer, Value
+from mtlbench.errors import PluginError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mtlbench.training.loss import Answers
+
+Verb = Literal["fit", "adapt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composite(Method):
+    """Its parts, attached to one backbone and trained under one loss.
+
+    The loss over rows is that of the first part that defines one, plus the penalties of the others. What a part does
+    while it trains (search, rank budgets, stages) goes on inside the training of the others.
+    """
+
+    resumable: ClassVar[bool] = True
+
+    @abstractmethod
+    def parts(self) -> tuple[Method, ...]:
+        """The methods, in the order they are attached."""
+
+    def turns(self) -> tuple[int, ...] | None:
+        """Positions of the parts in the order in which they train one after another; ``None`` trains all in every step.
+
+        Each part then has an equal share of the budget, in which the others are frozen and those to come switched off.
+        """
+        return None
+
+    def resumes(self) -> bool:
+        return super().resumes() and all(part.resumes() for part in self.parts())
+
+    def refuse(self, setup: Setup) -> str | None:
+        reasons = (part.refuse(self._share(setup)) for part in self.parts())
+        return next((reason for reason in reasons if reason), None)
+
+    def attach(self, model: nn.Module, setup: Setup) -> None:
+        host: Any = model
+        owned: list[list[Any]] = []
+        for part in self.parts():
+            before = {id(p) for p in model.parameters() if p.requires_grad}
+            part.attach(model, self._share(setup))
+            owned.append([p for p in model.parameters() if p.requires_grad and id(p) not in before])
+        host.mtlbench_parts = owned
+
+    def _share(self, setup: Setup) -> Setup:
+        if self.turns() is None:
+            return setup
+        return dataclasses.replace(setup, total_steps=max(1, round(setup.total_steps / len(self.parts()))))
+
+    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = []
+        for at, part in enumerate(self.parts()):
+            trained = [p for p in _owned(model)[at] if p.requires_grad]
+            if not trained:
+                continue
+            rate = learning_rate if part.learning_rate is None or self.learning_rate is not None else part.learning_rate
+            with _only(model, trained):
+                groups += part.param_groups(model, rate)
+        return groups
+
+    def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
+        """Those of the first part that defines them."""
+        parts = self.parts()
+        leader = next((part for part in parts if type(part).row_losses is not Method.row_losses), parts[0])
+        return leader.row_losses(model, answers)
+
+    def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
+        parts = self.parts()
+        leader = next((part for part in parts if type(part).loss is not Method.loss), parts[0])
+        loss = leader.loss(row_losses, tasks, model)
+        for part in parts:
+            penalty = None if part is leader else part.penalty(model)
+            loss = loss if penalty is None else loss + penalty
+        return loss
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        for part, own in zip(self.parts(), _owned(model), strict=True):
+            if any(p.requires_grad for p in own):
+                part.after_step(model, step)
+
+    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+        self._by_parts(model, trainer, "fit")
+
+    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+        self._by_parts(model, trainer, "adapt")
+
+    def _by_parts(self, model: nn.Module, trainer: Trainer, verb: Verb) -> None:
+        parts, owned, turns = self.parts(), _owned(model), self.turns()
+        if turns is None:
+            _nested(model, trainer, parts, verb)
+            return
+        try:
+            for at, turn in enumerate(turns):
+                for other in range(len(parts)):
+                    _train(owned[other], other == turn)
+                    parts[other].switch(model, on=other in turns[: at + 1])
+                _nested(model, _Share(trainer, 1 / len(parts)), [parts[turn]], verb)
+        finally:
+            for own in owned:
+                _train(own, True)
+
+    def finish(self, model: nn.Module) -> None:
+        for part in self.parts():
+            part.finish(model)
+
+    def switch(self, model: nn.Module, *, on: bool) -> None:
+        for part in self.parts():
+            part.switch(model, on=on)
+
+    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+        """Each part into ``folder/<its name>``.
+
+        With weights and a prefix there is also ``folder/merged``, the backbone with the weights merged, on which plain
+        peft loads the prefix. ``model`` is merged afterwards.
+        """
+        from mtlbench.nn.low_rank.layer import merge
+        from mtlbench.nn.prefixes.merged import save_merged
+
+        weights = [part for part in self.parts() if part.adapts == "weights"]
+        for part in weights:
+            part.export(model, folder / part.name, task=task if part.task_routed else None)
+        host: Any = model
+        if weights and len(weights) < len(self.parts()):
+            merge(model, task)
+            save_merged(model, folder / "merged")
+            host.config.name_or_path = str(folder / "merged")
+        for part in self.parts():
+            if part.adapts != "weights":
+                part.export(model, folder / part.name, task=task if part.task_routed else None)
+
+
+_ORDERS = ("parallel", "in_turn", "in_reverse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(Composite):
+    """``prefixnas+lora``: methods composed by name; their settings are named ``prefixnas.layers``."""
+
+    name: ClassVar[str] = "+"
+    source: ClassVar[str] = "composition"
+    members: tuple[Method, ...] = ()
+    order: str = "parallel"
+    """``parallel`` trains all members in every step, ``in_turn`` one after another, ``in_reverse`` from the last to the
+    first."""
+
+    def __post_init__(self) -> None:
+        if self.order not in _ORDERS:
+            raise RequestError(f"+[order={self.order}]: order must be {' or '.join(_ORDERS)}.")
+        promises: Mapping[str, Any] = {
+            "name": "+".join(part.name for part in self.members),
+            "source": "; ".join(part.source for part in self.members),
+            "task_routed": any(part.task_routed for part in self.members),
+            "identity_at_start": all(part.identity_at_start for part in self.members),
+        }
+        for name, value in promises.items():
+            object.__setattr__(self, name, value)  # they depend on the members, so each object says them for itself
+        for part in self.members:
+            if not part.composable:
+                raise RequestError(f"{self.name}: {part.name} cannot be composed with other methods.")
+            same = [other.name for other in self.members if other.adapts == part.adapts]
+            if len(same) > 1:
+                raise RequestError(
+                    f"{self.name}: {' and '.join(same)} both change the {part.adapts} of the backbone. Compose a "
+                    "method that adapts weights with one that trains a prefix, such as prefixnas+mtl_lora."
+                )
+
+    def parts(self) -> tuple[Method, ...]:
+        return self.members
+
+    def turns(self) -> tuple[int, ...] | None:
+        if self.order == "parallel":
+            return None
+        forward = tuple(range(len(self.members)))
+        return forward if self.order == "in_turn" else forward[::-1]
+
+    @classmethod
+    def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:
+        """Its own; those of the members are theirs."""
+        return {name: hint for name, hint in super().setting_types(words).items() if name != "members"}
+
+    def settings(self) -> dict[str, Value]:
+        """Those of all members, as ``member.setting``, and ``order``."""
+        found = {f"{part.name}.{name}": value for part in self.members for name, value in part.settings().items()}
+        return {"order": self.order, "learning_rate": self.learning_rate, **found}
+
+
+def _nested(model: nn.Module, trainer: Trainer, parts: Sequence[Method], verb: Verb) -> None:
+    """``fit`` or ``adapt`` of all parts at once, each inside the one before."""
+    inner = trainer
+    for part in reversed(parts):
+        inner = _Inside(inner, part, model, verb)
+    inner.run()
+
+
+class _Inside:
+    """A trainer whose every run is a whole ``fit`` or ``adapt`` of one part, with the caller's hooks in it."""
+
+    def __init__(self, trainer: Trainer, part: Method, model: nn.Module, verb: Verb) -> None:
+        self._trainer, self._part, self._model, self._verb = trainer, part, model, verb
+
+    @property
+    def total_steps(self) -> int:
+        return self._trainer.total_steps
+
+    def run(self, **given: Any) -> None:
+        train = self._part.fit if self._verb == "fit" else self._part.adapt
+        train(self._model, _With(self._trainer, given))
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
+
+    def search_loss(self, *, share: float = 1.0) -> Tensor:
+        return self._trainer.search_loss(share=share)
+
+
+class _With:
+    """A trainer that adds what another caller gave to every run."""
+
+    def __init__(self, trainer: Trainer, given: Mapping[str, Any]) -> None:
+        self._trainer, self._given = trainer, given
+
+    @property
+    def total_steps(self) -> int:
+        return self._trainer.total_steps
+
+    def run(self, **own: Any) -> None:
+        both = [hook for hook in (self._given.get("before_step"), own.get("before_step")) if hook is not None]
+        merged = {**self._given, **{name: value for name, value in own.items() if value is not None}}
+        merged["patience_from"] = max(self._given.get("patience_from", 0), own.get("patience_from", 0))
+        merged["before_step"] = _all_of(both) if both else None
+        if self._given.get("tasks") is not None and own.get("tasks") is not None:
+            raise PluginError("Two composed methods both train tasks one after another. Compose at most one of them.")
+        self._trainer.run(**merged)
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
+
+    def search_loss(self, *, share: float = 1.0) -> Tensor:
+        return self._trainer.search_loss(share=share)
+
+
+class _Share:
+    """A trainer with a share of the budget."""
+
+    def __init__(self, trainer: Trainer, share: float) -> None:
+        self._trainer, self._share = trainer, share
+
+    @property
+    def total_steps(self) -> int:
+        return max(1, round(self._trainer.total_steps * self._share))
+
+    def run(self, **given: Any) -> None:
+        self._trainer.run(**{**given, "share": self._share * given.get("share", 1.0)})
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        self._trainer.keep(holder, modules=modules)
+
+    def search_loss(self, *, share: float = 1.0) -> Tensor:
+        return self._trainer.search_loss(share=share)
+
+
+def _all_of(hooks: Sequence[Callable[[int], None]]) -> Callable[[int], None]:
+    def run(step: int) -> None:
+        for hook in hooks:
+            hook(step)
+
+    return run
+
+
+def _owned(model: nn.Module) -> list[list[Any]]:
+    """For each part the parameters it attached and still has."""
+    host: Any = model
+    alive = {id(p) for p in model.parameters()}
+    return [[p for p in own if id(p) in alive] for own in host.mtlbench_parts]
+
+
+def _train(parameters: Sequence[Any], on: bool) -> None:
+    for p in parameters:
+        p.requires_grad_(on)
+
+
+class _only:
+    """Inside, only these parameters require gradients, so that a part sees what is its own."""
+
+    def __init__(self, model: nn.Module, wanted: Sequence[Any]) -> None:
+        keep = {id(p) for p in wanted}
+        self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in keep]
+
+    def __enter__(self) -> None:
+        _train(self._others, False)
+
+    def __exit__(self, *_: object) -> None:
+        _train(self._others, True)

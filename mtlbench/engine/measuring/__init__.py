@@ -1,1 +1,0 @@
-"""The side of ``mtlbench measure`` that needs torch."""

@@ -1,0 +1,251 @@
+"""The parent of a run: starts workers, watches the run folder, tells observers; computes nothing itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.executor import SILENCE_S, DevicesPerCell, Executor, Launch, Workers
+from mtlbench.errors import MtlbenchError
+from mtlbench.executors.interrupts import Interrupts
+from mtlbench.observers.events import Events
+from mtlbench.store import RunFolder
+from mtlbench.workers.stacks import forget_stacks
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+POLL_S = 0.2
+GRACE_S = 30.0
+"""How long workers may take to end when they are asked to: they keep what their cells have done so far."""
+FINISH_S = 60.0
+"""How long workers may take to end by themselves when every cell has its record."""
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """Runs request after request with the same workers. A context manager: at its end no worker runs any more.
+
+    Args:
+        at_once: Cells that a request has at most, where several follow one another; ``None`` for a single one.
+
+    The other words are those of :class:`Launch`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        executor: Executor,
+        observers: Mapping[str, object],
+        *,
+        device: str = "auto",
+        workers: int = 0,
+        devices: DevicesPerCell | None = None,
+        silence_s: float = SILENCE_S,
+        cell_timeout_s: float | None = None,
+        at_once: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._executor = executor
+        self._events = Events(observers)
+        self._series = folder.series() if at_once is not None else None
+        self._launch = Launch(
+            folder=folder.path,
+            request="",
+            workers=workers,
+            device=device,
+            devices=devices or DevicesPerCell(),
+            silence_s=silence_s,
+            cell_timeout_s=cell_timeout_s,
+            series=self._series.name if self._series is not None else None,
+            at_once=at_once or 1,
+        )
+        self._workers: Workers | None = None
+        self._interrupts = Interrupts()
+        self._interrupted = False
+
+    def __enter__(self) -> Session:
+        self._interrupts.listen()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            with self._interrupts.raised():
+                self._end()
+        except KeyboardInterrupt:
+            self._stop()
+        finally:
+            self._interrupts.forget()
+
+    def run(self, request: str, cells: Sequence[Cell]) -> int:
+        """Run the cells of ``request`` that have no record; failed ones are tried again.
+
+        Gives the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted. What
+        was finished stays in every case.
+
+        Raises:
+            RequestError: the executor cannot carry out the request on this machine.
+            StoreError: a record was written by a newer version.
+        """
+        folder, keys = self._folder, [cell.key for cell in cells]
+        retired = folder.retire_failed(keys)
+        if retired:
+            _log.info("%d failed cells are tried again", len(retired))
+        folder.forget_deaths(keys)
+        running = folder.claims()
+        forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
+        self._events.run_started(cells)
+        interrupted = False
+        try:
+            watch = _Watch(folder, cells, self._events)
+            if watch.missing:
+                interrupted = self._supervise(request, watch)
+                # A worker that was killed after it published has left its claim.
+                folder.forget_deaths(key for key in keys if key not in watch.missing)
+        finally:
+            self._events.run_finished()
+        if interrupted:
+            _log.warning(
+                "Interrupted with %d of %d cells done. Run the same command again: it goes on where this one ended.",
+                len(cells) - len(watch.missing),
+                len(cells),
+            )
+            return INTERRUPTED
+        return _exit_code(folder, cells, missing=len(watch.missing))
+
+    def _supervise(self, request: str, watch: _Watch) -> bool:
+        """Keep workers running until nothing is missing or none is left; says whether it was interrupted."""
+        stays = False
+        if self._interrupted:
+            return True
+        try:
+            with self._interrupts.raised():
+                workers = self._begin(request)
+                while watch.missing:
+                    alive = workers.alive()
+                    watch.look()
+                    if not alive:
+                        break
+                    time.sleep(POLL_S)
+                stays = self._series is not None
+                if not stays:
+                    self._end()
+        except KeyboardInterrupt:
+            _log.warning(
+                "Stopping: cells in training end after their step and keep what they have done. Press Ctrl-C again to "
+                "stop at once."
+            )
+            self._interrupted = True
+        finally:
+            if not stays:
+                self._stop()
+            watch.look()
+        return self._interrupted
+
+    def _begin(self, request: str) -> Workers:
+        if self._series is not None:
+            self._series.add(request)
+        if self._workers is None:
+            self._workers = self._executor.start(dataclasses.replace(self._launch, request=request))
+        return self._workers
+
+    def _end(self) -> None:
+        """Let the workers end by themselves, and stop those that do not: observers in them may still be busy."""
+        if self._series is not None:
+            self._series.close()
+        deadline = time.monotonic() + FINISH_S
+        while self._workers is not None and self._workers.alive() and time.monotonic() < deadline:
+            time.sleep(POLL_S / 4)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Stop the workers; a second interrupt ends the wait."""
+        workers, self._workers = self._workers, None
+        if self._series is not None:
+            self._series.close()
+        if workers is None:
+            return
+        try:
+            with self._interrupts.raised():
+                workers.stop(grace_s=GRACE_S)
+        except KeyboardInterrupt:
+            workers.stop(grace_s=0)
+
+
+def run(
+    folder: RunFolder,
+    request: str,
+    cells: Sequence[Cell],
+    executor: Executor,
+    observers: Mapping[str, object],
+    **how: Any,
+) -> int:
+    """Run the cells of one request, as :meth:`Session.run` does; ``how`` are the words of :class:`Session`."""
+    with Session(folder, executor, observers, **how) as session:
+        return session.run(request, cells)
+
+
+class _Watch:
+    """Turns what appears in the run folder into events, each once."""
+
+    def __init__(self, folder: RunFolder, cells: Sequence[Cell], events: Events) -> None:
+        self.missing: dict[str, Cell] = {}
+        self._folder = folder
+        self._events = events
+        self._tokens: dict[str, str] = {}
+        self._offsets: dict[str, int] = {}
+        for cell in cells:
+            record = folder.record(cell.key)
+            if record is not None:
+                events.cell_finished(record)
+                continue
+            self.missing[cell.key] = cell
+            # What earlier runs logged is not news.
+            self._offsets[cell.key] = folder.steps_since(cell.key, 0)[1]
+
+    def look(self) -> None:
+        """Tell what is new."""
+        running = self._folder.claims()
+        for key, cell in list(self.missing.items()):
+            claim = running.get(key)
+            if claim is not None and self._tokens.get(key) != claim.token:
+                self._tokens[key] = claim.token
+                self._events.cell_started(cell)
+            record = self._folder.record(key)
+            if record is not None and key not in self._tokens:
+                self._events.cell_started(cell)
+            lines, self._offsets[key] = self._folder.steps_since(key, self._offsets[key])
+            for line in lines:
+                self._events.step_logged(cell, line)
+            if record is not None:
+                del self.missing[key]
+                self._events.cell_finished(record)
+
+
+def _exit_code(folder: RunFolder, cells: Sequence[Cell], *, missing: int) -> int:
+    records = folder.records()
+    counts = Counter(records[cell.key].status for cell in cells if cell.key in records)
+    if missing:
+        why = _unusable(folder) or _log_tail(folder)
+        _log.error("No worker is left and %d of %d cells have no record.%s", missing, len(cells), why)
+    return FAILED if missing or counts["failed"] else OK
+
+
+def _unusable(folder: RunFolder) -> str:
+    """What is wrong with the run folder itself, such as a full disk, on which logs end too."""
+    try:
+        folder.preflight()
+    except MtlbenchError as error:
+        return f" {error}"
+    return ""
+
+
+def _log_tail(folder: RunFolder, *, lines: int = 15) -> str:
+    path = folder.newest_log()
+    if path is None:
+        return ""
+    last = path.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join([f" Last lines of {path}:", *(f"  {line}" for line in last)])

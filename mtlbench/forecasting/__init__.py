@@ -1,0 +1,1 @@
+"""What cells will need in time and memory."""

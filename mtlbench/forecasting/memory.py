@@ -1,0 +1,142 @@
+"""What a method will train on a backbone, counted without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import empty_backbone
+from mtlbench.cells.cost import stored_count, trainable_count
+from mtlbench.cells.rebuild import setup_of
+from mtlbench.errors import RequestError
+from mtlbench.planning.settings import build
+
+TRAINING_BYTES = 16
+"""Of a float32 parameter in training: itself, its gradient and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters."""
+
+    backbone: int
+    training: int
+    """That train at the start."""
+    dropped: int
+    """Of these, what a search drops."""
+    footprint: Footprint
+    architecture: str
+
+
+def count_parameters(cell: Cell) -> Counts:
+    """What the method of ``cell`` attaches to its backbone, on the meta device.
+
+    Raises:
+        RequestError: the method refuses the backbone, or the backbone's configuration cannot be had.
+    """
+    model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
+    found = footprint(model)
+    method = build(cell.method, cell.settings)
+    setup = setup_of(
+        model,
+        cell,
+        architecture=architecture,
+        train_rows=[1] * len(cell.tasks),
+        total_steps=cell.protocol.steps or 1000,
+        routing=Routing(),
+    )
+    reason = method.refuse(setup)
+    if reason is not None:
+        raise RequestError(reason)
+    with torch.no_grad():
+        method.attach(model, setup)
+    searched = (getattr(module, "temporary_parameters", None) for module in model.modules())
+    dropped = sum(int(count()) for count in searched if callable(count))
+    return Counts(
+        backbone=found.parameters,
+        training=trainable_count(model),
+        dropped=dropped,
+        footprint=found,
+        architecture=architecture,
+    )
+
+
+def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
+    """One line for each variant: parameters in training, their share of the backbone, memory, what is left."""
+    seen: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        seen.setdefault((cell.variant, cell.model), cell)
+    for (variant, model), cell in seen.items():
+        try:
+            counts = count_parameters(cell)
+        except RequestError as error:
+            yield f"{variant}: refused by {model}: {error}"
+            continue
+        line = (
+            f"{variant}: trains {counts.training:,} parameters, {_share(counts.training, counts.backbone)} of {model}; "
+            f"{counts.training * TRAINING_BYTES / 2**20:,.1f} MiB with gradients and optimizer"
+        )
+        if counts.dropped:
+            left = counts.training - counts.dropped
+            line += f"; {left:,} after training ({_share(left, counts.backbone)})"
+        yield line
+
+
+def _share(part: int, whole: Any) -> str:
+    return f"{100 * part / whole:.3g} %"
+
+
+KEPT_PER_NORM = 2
+"""Times its width that a norm keeps for backward: its input, and the same in float32 or normalised."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one token costs in a backbone. An encoder-decoder's row is nearly all encoder: its decoder is left out."""
+
+    parameters: int
+    multiplied: int
+    """Weights that each token is multiplied with."""
+    kept: int
+    """Numbers kept for backward for each token."""
+    kept_checkpointed: int
+    """The same where layers are computed again in backward: the input of every layer, and one layer's own."""
+
+
+def footprint(model: nn.Module) -> Footprint:
+    """The outputs of linear layers and the inputs of norms stay for backward; the head is computed on few tokens."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linears = norms = 0
+    multiplied = 0
+    width = 0
+    for name, module in model.named_modules():
+        if ".decoder." in f".{name}." and hasattr(model, "get_encoder") and _is_encoder_decoder(model):
+            continue
+        if isinstance(module, nn.Linear) and module is not head:
+            linears += module.out_features
+            multiplied += module.in_features * module.out_features
+            width = width or module.in_features
+        elif "norm" in type(module).__name__.lower():
+            norms += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 1)
+    layers = _layers(model)
+    kept = linears + KEPT_PER_NORM * norms
+    return Footprint(
+        parameters=stored_count(model),
+        multiplied=multiplied,
+        kept=kept,
+        kept_checkpointed=layers * width + kept // max(layers, 1),
+    )
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _layers(model: nn.Module) -> int:
+    return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)

@@ -1,0 +1,133 @@
+"""What it costs to serve many tasks: switching adapters, and batches that mix tasks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mtlbench.api.routing import Routing
+from mtlbench.composition import Composite
+from mtlbench.measuring.training import Subject, forward, timed
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch
+from mtlbench.training.checkpoints.state import FILE, save_adapter, trainable_state
+
+REPEATS = 5
+ROWS_AT_ONCE = 32
+"""Rows of a forward pass that serves a mixed batch."""
+HOST_BYTES = 4 * 2**30
+"""Memory for separate adapters; beyond it they take turns."""
+State = dict[str, Tensor]
+
+
+def measure_serving(subject: Subject) -> list[dict[str, Any]]:
+    """One entry for each way of serving and each number of tasks; every task has one row waiting. Seconds, medians.
+
+    ``routed``: one model whose layers look at each row's task. ``unified``: one finished adapter for all tasks.
+    ``separate``: an adapter per task, copied in from the host's memory before its row, as it cannot be mixed.
+    """
+    found = []
+    for tasks in subject.row.serving:
+        if subject.method.task_routed:
+            model, setup = subject.attached(tasks=tasks)
+            found.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="routed"))
+            continue
+        model, setup = subject.attached(tasks=1)
+        if _switchable(subject, model):
+            found.append(_separate(subject, model.eval(), setup.routing, tasks=tasks))
+        subject.method.finish(model)
+        found.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="unified"))
+    return found
+
+
+def _together(subject: Subject, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> dict[str, Any]:
+    """One model: rows one after another, and mixed in batches."""
+    rows = _waiting(subject, tasks)
+    singles = [subject.batch([row]) for row in rows]
+    batches = [subject.batch(rows[at : at + ROWS_AT_ONCE]) for at in range(0, tasks, ROWS_AT_ONCE)]
+
+    def serve(waiting: list[Batch]) -> None:
+        for batch in waiting:
+            forward(subject, model, batch, routing)
+
+    return {
+        "way": way,
+        "tasks": tasks,
+        "one_by_one_seconds": _median(subject, partial(serve, singles)),
+        "switching_seconds": 0.0,
+        "mixed_seconds": _median(subject, partial(serve, batches)),
+    }
+
+
+def _separate(subject: Subject, model: nn.Module, routing: Routing, *, tasks: int) -> dict[str, Any]:
+    """An adapter per task: each row waits for its own."""
+    singles = [subject.batch([TokenRow(0, row.context, row.target)]) for row in _waiting(subject, tasks)]
+    held = _adapters(model, tasks)
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def switch(task: int) -> None:
+        with torch.no_grad():
+            for name, value in held[task % len(held)].items():
+                own[name].copy_(value, non_blocking=True)
+
+    def switch_all() -> None:
+        for task in range(tasks):
+            switch(task)
+
+    def serve() -> None:
+        for task, batch in enumerate(singles):
+            switch(task)
+            forward(subject, model, batch, routing)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_adapter(model, Path(folder), {}).parent / FILE
+
+        def from_disk() -> None:
+            with torch.no_grad():
+                for name, value in load_file(path).items():
+                    own[name].copy_(value)
+
+        disk = _median(subject, from_disk)
+    total = _median(subject, serve)
+    return {
+        "way": "separate",
+        "tasks": tasks,
+        "one_by_one_seconds": total,
+        "switching_seconds": _median(subject, switch_all),
+        "mixed_seconds": total,  # rows of different adapters cannot share a forward pass
+        "disk_switch_seconds": disk,
+        "adapters_held": len(held),
+    }
+
+
+def _switchable(subject: Subject, model: nn.Module) -> bool:
+    """Whether one task's adapter is a set of weights that can be exchanged as it was trained."""
+    composed = isinstance(subject.method, Composite) or subject.method.adapts != "weights"
+    return not composed and any(p.requires_grad for p in model.parameters())
+
+
+def _adapters(model: nn.Module, tasks: int) -> list[State]:
+    """States on the host, all different memory; as many as tasks, or as fit :data:`HOST_BYTES`."""
+    state = trainable_state(model)
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    count = max(1, min(tasks, HOST_BYTES // max(1, size)))
+    pin = next(iter(state.values())).is_cuda
+    held = [{name: value.to("cpu", copy=True) for name, value in state.items()} for _ in range(count)]
+    return [{name: value.pin_memory() for name, value in one.items()} for one in held] if pin else held
+
+
+def _waiting(subject: Subject, tasks: int) -> list[TokenRow]:
+    """One row of each task."""
+    return [TokenRow(task, row.context, row.target) for task, row in enumerate(subject.rows(tasks))]
+
+
+def _median(subject: Subject, act: Callable[[], None]) -> float:
+    return float(np.median(timed(act, subject.device, repeats=REPEATS, warmup=1)))

@@ -1,0 +1,260 @@
+"""Training and inference of one method, timed with the device idle before and after."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.method import Method, Setup
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.backbone import Backbone
+from mtlbench.cells.cost import folder_bytes, read_peak, reset_peak, stored_count, trainable_count
+from mtlbench.cells.rebuild import setup_of
+from mtlbench.errors import RequestError
+from mtlbench.measuring.conditions import device_memory, joules, synchronize
+from mtlbench.measuring.flops import analytic_flops, counted_flops, gradient_step
+from mtlbench.measuring.models import measured_rows
+from mtlbench.measuring.request import MeasureRow
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch, collate
+from mtlbench.training.checkpoints.state import save_adapter
+from mtlbench.training.gradients import Gradients
+from mtlbench.training.loop import Loop
+from mtlbench.training.splits import Splits
+
+REPEATS = 30
+"""Forward passes that are timed."""
+NEW_TOKENS = 16
+
+
+@dataclass
+class Subject:
+    """One method on one backbone."""
+
+    row: MeasureRow
+    method: Method
+    backbone: Backbone
+    device: torch.device
+    autocast: torch.dtype | None
+
+    def attached(self, *, tasks: int) -> tuple[nn.Module, Setup]:
+        """A fresh copy of the backbone with the method for ``tasks`` tasks.
+
+        Raises:
+            RequestError: the method refuses this backbone.
+        """
+        model, routing = self.backbone.fresh(), Routing()
+        cell = Cell(
+            method=self.row.method,
+            settings=self.row.settings,
+            tasks=tuple(f"measure/{task}" for task in range(tasks)),
+            model=self.row.model,
+            protocol=self.protocol,
+            seed=self.row.seed,
+        )
+        setup = setup_of(
+            model,
+            cell,
+            architecture=self.backbone.architecture,
+            train_rows=[100] * tasks,
+            total_steps=self.row.warmup + self.row.steps,
+            routing=routing,
+            tokenizer=self.backbone.tokenizer,
+        )
+        reason = self.method.refuse(setup)
+        if reason is not None:
+            raise RequestError(reason)
+        self.method.attach(model, setup)
+        return model, setup
+
+    @property
+    def protocol(self) -> Protocol:
+        return Protocol(
+            max_length=self.row.longest,
+            steps=self.row.warmup + self.row.steps,
+            batch_size=self.row.batch_size,
+            evals_per_run=0,
+            checkpointing=self.row.checkpointing,
+        )
+
+    def rows(self, count: int) -> list[TokenRow]:
+        """Random rows that the backbone can read."""
+        vocabulary = self.backbone.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        return measured_rows(self.row, vocabulary=vocabulary, count=count)
+
+    def batch(self, rows: list[TokenRow]) -> Batch:
+        return collate(
+            rows,
+            architecture=self.backbone.architecture,
+            pad_id=self.backbone.pad_id,
+            decoder_start_id=self.backbone.decoder_start_id,
+            device=self.device,
+        )
+
+
+class _Clock:
+    """Seconds of each step after the warm-up, and what the tokens and the energy were in them."""
+
+    def __init__(self, device: torch.device, *, warmup: int) -> None:
+        self.seconds: list[float] = []
+        self.loop: Loop | None = None
+        self._device, self._left = device, warmup
+        self.start()
+
+    def start(self) -> None:
+        synchronize(self._device)
+        self.tokens = self._tokens()
+        self.energy = joules(self._device)
+        self._last = time.perf_counter()
+
+    def __call__(self, step: int, losses: Tensor, tasks: Tensor) -> None:
+        synchronize(self._device)
+        now = time.perf_counter()
+        if self._left > 0:
+            self._left -= 1
+            if self._left == 0:
+                self.start()
+            return
+        self.seconds.append(now - self._last)
+        self._last = time.perf_counter()
+
+    def stop(self) -> tuple[int, int, float | None]:
+        """Real tokens, token slots and joules since the warm-up."""
+        energy, tokens = joules(self._device), self._tokens()
+        used = None if energy is None or self.energy is None else energy - self.energy
+        return tokens[0] - self.tokens[0], tokens[1] - self.tokens[1], used
+
+    def _tokens(self) -> tuple[int, int]:
+        done = self.loop.progress if self.loop else None
+        return (done.real_tokens, done.padded_tokens) if done else (0, 0)
+
+
+def measure_training(subject: Subject) -> tuple[dict[str, Any], nn.Module]:
+    """What training costs, and the trained model. Times in seconds, memory in bytes.
+
+    Steps are those of ``Method.fit`` on the real loop, so a method's search counts as it does in a run.
+    """
+    row, device = subject.row, subject.device
+    gc.collect()
+    before = read_peak(device, was_reset=reset_peak(device)).amount
+    model, setup = subject.attached(tasks=row.tasks)
+    clock = _Clock(device, warmup=row.warmup)
+    rows = subject.rows(max(4 * row.batch_size, 8 * row.tasks))
+    loop = clock.loop = Loop(
+        model=model,
+        method=subject.method,
+        splits=Splits(rows, [], subject.rows(max(row.batch_size, row.tasks))),
+        protocol=subject.protocol,
+        tasks=row.tasks,
+        routing=setup.routing,
+        architecture=subject.backbone.architecture,
+        pad_id=subject.backbone.pad_id,
+        decoder_start_id=subject.backbone.decoder_start_id,
+        seed=row.seed,
+        device=device,
+        autocast=subject.autocast,
+        on_step=clock,
+    )
+    attached = trainable_count(model)
+    clock.start()
+    subject.method.fit(model, loop)
+    found: dict[str, Any] = {"trainable_parameters": attached, "kept_parameters": trainable_count(model)}
+    if not clock.seconds:
+        return {**found, "trains": False}, model
+    real, slots, used = clock.stop()
+    total = sum(clock.seconds)
+    found["trains"] = True
+    found["step_seconds"] = percentiles(clock.seconds)
+    found["tokens_per_second"] = real / total
+    found["padded_tokens_per_second"] = slots / total
+    peak = read_peak(device, was_reset=before is not None).amount
+    found["memory"] = asdict(device_memory(device, resident=peak))
+    found["memory_before"] = before
+    found["joules_per_step"] = None if used is None else used / len(clock.seconds)
+    found["adapter_bytes"] = _adapter_bytes(model)
+    batch = subject.batch(rows[: row.batch_size])
+    gradients = Gradients(model=model, method=subject.method, routing=setup.routing, autocast=subject.autocast)
+    found["flops_counted"] = counted_flops(gradient_step(gradients, batch, model))
+    found["flops_backbone"] = analytic_flops(subject.backbone, batch)
+    return found, model
+
+
+@torch.no_grad()
+def measure_inference(subject: Subject, model: nn.Module) -> dict[str, Any]:
+    """Latency of the finished model: a prompt of one row, a batch, and each further token of an answer."""
+    subject.method.finish(model)
+    host: Any = model.eval()
+    device, row = subject.device, subject.row
+    routing = _routing_of(model) or Routing()
+    rows = [TokenRow(0, *_parts(r)) for r in subject.rows(row.batch_size)]
+    one, many = subject.batch(rows[:1]), subject.batch(rows)
+    found: dict[str, Any] = {
+        "added_parameters": max(0, stored_count(model) - stored_count(subject.backbone.model)),
+        "prompt_seconds": percentiles(timed(lambda: forward(subject, host, one, routing), device)),
+        "batch_seconds": percentiles(timed(lambda: forward(subject, host, many, routing), device)),
+    }
+    ids = one.inputs["input_ids"]
+    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def answer(tokens: int) -> None:
+        with routing.of(one.tasks), _autocast(subject):
+            host.generate(**texts, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+
+    times = {n: float(np.median(timed(partial(answer, n), device, repeats=5))) for n in (1, NEW_TOKENS)}
+    found["seconds_per_new_token"] = (times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
+    return found
+
+
+def forward(subject: Subject, model: Any, batch: Batch, routing: Routing) -> None:
+    """Logits of the last position, as an answer begins with them."""
+    logits = {"logits_to_keep": 1} if subject.backbone.architecture == "causal" else {}
+    with torch.no_grad(), routing.of(batch.tasks), _autocast(subject):
+        model(**batch.inputs, use_cache=False, **logits)
+
+
+def timed(act: Callable[[], object], device: torch.device, *, repeats: int = REPEATS, warmup: int = 3) -> list[float]:
+    """Seconds of each of ``repeats`` calls, the device idle before and after."""
+    seconds = []
+    for at in range(warmup + repeats):
+        synchronize(device)
+        began = time.perf_counter()
+        act()
+        synchronize(device)
+        if at >= warmup:
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """``p50``, ``p95``, ``p99`` and how many were timed."""
+    p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99)))
+    return {"p50": p50, "p95": p95, "p99": p99, "n": len(seconds)}
+
+
+def _routing_of(model: nn.Module) -> Routing | None:
+    return next((r for m in model.modules() if isinstance(r := getattr(m, "routing", None), Routing)), None)
+
+
+def _parts(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return row.context, row.target
+
+
+def _autocast(subject: Subject) -> Any:
+    return torch.autocast(subject.device.type, dtype=subject.autocast, enabled=subject.autocast is not None)
+
+
+def _adapter_bytes(model: nn.Module) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, Path(folder), {})
+        return folder_bytes(Path(folder))

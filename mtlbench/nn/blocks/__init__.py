@@ -1,0 +1,1 @@
+"""Adapters behind attention and feed-forward blocks."""

@@ -1,0 +1,89 @@
+"""Vectors added to what linears and norms give, for each row those of its task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.routing import Routing
+from mtlbench.nn.linears import replace
+
+
+class Shift(nn.Module):
+    """``y + b_t`` behind a frozen module, which keeps all its attributes at ``base``.
+
+    Args:
+        base: A linear or a norm.
+        tasks: Vectors ``b_t``; with 1 all rows have the same.
+        width: Of its output.
+    """
+
+    def __init__(self, base: Any, tasks: int, width: int, routing: Routing) -> None:
+        super().__init__()
+        self.base, self.routing = base, routing
+        self.shift = nn.Parameter(torch.zeros(tasks, width, device=base.weight.device))
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self.base.weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = getattr(self.base, "bias", None)
+        return bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output ``[rows, ..., width]``, shifted."""
+        y: Tensor = self.base(x)
+        shift: Tensor = self.shift
+        if len(shift) > 1:
+            shift = shift.index_select(0, self.routing.ids(y.shape[0])).view(-1, *(1,) * (y.dim() - 2), y.shape[-1])
+        return y + shift.to(y.dtype)
+
+
+def norm_names(model: nn.Module) -> tuple[str, ...]:
+    """Qualified names of the layer norms of a backbone, those of single heads and of numbered layers included."""
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
+    )
+
+
+def shift(model: nn.Module, name: str, *, tasks: int, routing: Routing) -> None:
+    """Put a :class:`Shift` around the named module."""
+    base: Any = model.get_submodule(name)
+    width = base.out_features if isinstance(base, nn.Linear) else base.weight.shape[-1]
+    replace(model, name, Shift(base, tasks, width, routing))
+
+
+def train_norms(model: nn.Module) -> None:
+    """Make the weights and biases of every layer norm trainable; the backbone's own tensors stay as they are.
+
+    What a norm gives stays in the type that it gets, with autocast and without.
+    """
+    host: Any = model
+    host.mtlbench_norms = {}
+    for path, module in model.named_modules():
+        if not type(module).__name__.endswith("Norm"):
+            continue
+        for name, p in list(module._parameters.items()):
+            if p is not None:
+                module._parameters[name] = nn.Parameter(p.detach().to(torch.float32, copy=True))
+                host.mtlbench_norms[f"{path}.{name}"] = p.dtype
+        module.register_forward_hook(_as_given)
+
+
+def round_norms(model: nn.Module) -> None:
+    """Give them the dtypes of the backbone again."""
+    host: Any = model
+    for name, dtype in getattr(host, "mtlbench_norms", {}).items():
+        p = model.get_parameter(name)
+        p.data = p.data.to(dtype)
+
+
+def _as_given(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(args[0].dtype)

@@ -1,0 +1,247 @@
+"""Soft prompts: trained vectors before the embeddings of a row (prompt tuning, Lester et al. 2021, section 2).
+
+The prompt is put in where the stack that reads it begins, and its slots are taken out where that stack ends. Outside of
+it ids, masks, labels and logits keep the length of the row, so training, generation and scoring need to know nothing.
+An encoder-decoder's prompt stands in its encoder's input, and the decoder sees what the encoder made of it.
+
+In a cache the slots stand before the tokens: what is read behind one finds the prompt there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.routing import Routing
+from mtlbench.errors import RequestError
+from mtlbench.nn.soft_prompts.rows import among, behind, joined, padding_before, token_places, tokens_of
+
+NAME = "mtlbench_soft_prompt"
+"""Where an attached prompt is in its model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The rows that a prompt is made for."""
+
+    rows: int
+    embeddings: Tensor
+    """Of their tokens ``[rows, length, width]``."""
+    asked: Tensor | None
+    """Which tokens are the question, not padding and not its answer ``[rows, length]``; ``None`` for all. Always
+    ``None`` for a source that does not read the text."""
+
+
+class PromptSource(nn.Module):
+    """What makes soft prompts."""
+
+    length: int
+    """Slots of a prompt."""
+    reads_text: bool = False
+    """Whether a row's prompt depends on its tokens. What rows share is then not read once for all when scoring."""
+
+    def forward(self, text: Text) -> Tensor:
+        """Prompts ``[1 or rows, length, width]``, in any floating type; of one row for all rows."""
+        raise NotImplementedError
+
+
+class SoftPrompt(nn.Module):
+    """The place of a soft prompt in one model; a submodule of it, ``model.mtlbench_soft_prompt``.
+
+    Attributes:
+        source: Makes the prompts, inside autograd, whenever rows are read from their beginning.
+        on: Setting it to false leaves the stock model.
+    """
+
+    def __init__(self, source: PromptSource, routing: Routing) -> None:
+        super().__init__()
+        self.source, self.routing, self.on = source, routing, True
+        self._flight = _Flight()
+
+    def feed(self, source: PromptSource) -> None:
+        """Take the prompts from another source of as many slots."""
+        self.source = source.train(self.training)
+
+    def moved(self, index: Tensor, *, rows: int) -> Tensor:
+        """Flat positions of the ``[rows * length]`` tokens of the batch in flight, as positions inside the stack."""
+        slots, before, length = self._flight.slots, self._flight.before, self._flight.length
+        if not slots:
+            return index
+        places = token_places(length, slots=slots, before=before, device=index.device).expand(rows, -1)
+        start = torch.arange(rows, device=index.device)[:, None] * (slots + length)
+        return (places + start).reshape(-1)[index]
+
+    def enter_causal(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Forward-pre-hook of a decoder-only stack."""
+        self._flight = _Flight()
+        if not self.on:
+            return None
+        given = _by_name(stack, args, kwargs)
+        slots, mask, positions = self.source.length, given.get("attention_mask"), given.get("position_ids")
+        flat = mask is not None and mask.dim() == 2
+        before = padding_before(mask) if mask is not None and flat else None
+        cache = given.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            given["position_ids"] = None if positions is None else positions + slots
+            if mask is not None:
+                given["attention_mask"] = self._mask(mask, before) if flat else behind(mask, slots)
+            return (), given
+        tokens = self._join(stack, given, before)
+        if mask is not None:
+            given["attention_mask"] = self._mask(mask, before) if flat else among(mask, slots)
+        if positions is not None:
+            positions = positions.expand(tokens.shape[0], -1)
+            first = torch.arange(slots, device=positions.device).expand(tokens.shape[0], -1)
+            given["position_ids"] = joined(first, positions + slots, before)
+        return (), given
+
+    def enter_encoder(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Forward-pre-hook of an encoder."""
+        self._flight = _Flight()
+        if not self.on:
+            return None
+        given = _by_name(stack, args, kwargs)
+        mask = given.get("attention_mask")
+        before = None if mask is None else padding_before(mask)
+        self._join(stack, given, before)
+        if mask is not None:
+            given["attention_mask"] = self._mask(mask, before)
+        return (), given
+
+    def enter_decoder(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Forward-pre-hook of a decoder behind an encoder: it sees the encoder's output at the slots too."""
+        mask = kwargs.get("encoder_attention_mask")
+        if not self.on or mask is None:
+            return None
+        return args, {**kwargs, "encoder_attention_mask": self._mask(mask, padding_before(mask))}
+
+    def leave_causal(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook of a decoder-only stack: its last hidden states, of tokens alone."""
+        slots, before = self._flight.slots, self._flight.before
+        if not slots:
+            return None
+        if isinstance(output, tuple):
+            return (tokens_of(output[0], slots=slots, before=before), *output[1:])
+        output.last_hidden_state = tokens_of(output.last_hidden_state, slots=slots, before=before)
+        return output
+
+    def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None) -> Tensor:
+        """Put the prompts before the embeddings of ``given``, in place; the embeddings without them."""
+        tokens = given.get("inputs_embeds")
+        if tokens is None:
+            tokens = stack.get_input_embeddings()(given["input_ids"])
+        assert isinstance(tokens, Tensor)
+        rows, length = tokens.shape[:2]
+        asked = self._asked(given.get("attention_mask"), rows, tokens) if self.source.reads_text else None
+        prompts = self.source(Text(rows, tokens, asked)).expand(rows, -1, -1)
+        given["input_ids"] = None
+        # last, so that the gradients of the rows are summed in the prompt's own type
+        given["inputs_embeds"] = joined(prompts.to(tokens.dtype), tokens, before)
+        self._flight = _Flight(self.source.length, length, before)
+        return tokens
+
+    def _asked(self, mask: Tensor | None, rows: int, tokens: Tensor) -> Tensor | None:
+        contexts = self.routing.contexts(rows)
+        if mask is not None and mask.dim() != 2:
+            raise RuntimeError("a soft prompt that reads the text cannot tell padding by a mask of pairs of tokens")
+        if contexts is None:
+            return None if mask is None else mask != 0
+        if mask is None:
+            return torch.arange(tokens.shape[1], device=tokens.device) < contexts[:, None]
+        return (mask != 0) & (mask.cumsum(1) <= contexts[:, None])
+
+    def _mask(self, mask: Tensor, before: Tensor | None) -> Tensor:
+        return joined(mask.new_ones(mask.shape[0], self.source.length), mask, before)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """What the stack last read; kept for layers that are computed again in the backward."""
+
+    slots: int = 0
+    """0 where no prompt was put in."""
+    length: int = 0
+    before: Tensor | None = None
+
+
+def attach_soft_prompt(model: nn.Module, source: PromptSource, routing: Routing, *, longest: int) -> SoftPrompt:
+    """Put the prompts of ``source`` before every row that ``model`` reads: a causal model, or an encoder-decoder.
+
+    Rows may be padded on either side; masks of pairs of tokens (``[rows, 1, queries, keys]``) on the right alone.
+
+    Args:
+        model: A transformers model.
+        longest: Tokens of the longest row.
+
+    Raises:
+        RequestError: the model has one already, or no positions for so many slots.
+    """
+    host: Any = model
+    if hasattr(model, NAME):
+        raise RequestError(f"{type(model).__name__} already has a soft prompt: attach one per model.")
+    encoder = bool(host.config.is_encoder_decoder)
+    stack = host.get_encoder() if encoder else host.get_decoder()
+    room = getattr(host.config, "max_position_embeddings", None)
+    if room is not None and source.length + longest > room:
+        raise RequestError(
+            f"A prompt of {source.length} slots and rows of {longest} tokens do not fit the {room} positions of "
+            f"{type(model).__name__}. Take a shorter prompt or a smaller max_length."
+        )
+    prompt = SoftPrompt(source, routing).train(model.training)
+    model.add_module(NAME, prompt.to(host.get_input_embeddings().weight.device))
+    if encoder:
+        stack.register_forward_pre_hook(prompt.enter_encoder, with_kwargs=True)
+        host.get_decoder().register_forward_pre_hook(prompt.enter_decoder, with_kwargs=True)
+    else:
+        stack.register_forward_pre_hook(prompt.enter_causal, with_kwargs=True)
+        stack.register_forward_hook(prompt.leave_causal)
+    return prompt
+
+
+def soft_prompt_of(model: nn.Module) -> SoftPrompt | None:
+    """The prompt attached to ``model``."""
+    return getattr(model, NAME, None)
+
+
+def _by_name(stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a forward by their names."""
+    return {**dict(zip(inspect.signature(stack.forward).parameters, args, strict=False)), **kwargs}
+
+
+def export_prompt(model: nn.Module, prompt: Tensor, folder: Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` that ``peft.PeftModel.from_pretrained`` reads.
+
+    peft puts the prompt of an encoder-decoder before its encoder's input alone, as we do, with
+    ``num_transformer_submodules=1``. Rows padded on the left are another function there, as peft drops their positions.
+
+    Args:
+        prompt: ``[length, width]``.
+    """
+    from peft import PromptTuningConfig
+    from safetensors.torch import save_file
+
+    host: Any = model
+    config = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM" if host.config.is_encoder_decoder else "CAUSAL_LM",
+        base_model_name_or_path=host.config.name_or_path or None,
+        num_virtual_tokens=prompt.shape[0],
+        token_dim=prompt.shape[1],
+        num_transformer_submodules=1,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    state = {"prompt_embeddings": prompt.detach().float().cpu().contiguous()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})

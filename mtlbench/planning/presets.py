@@ -1,0 +1,99 @@
+"""Named requests: words of the command line that a suite or a method carries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.planning.protocols import overlaid
+from mtlbench.plugins import load_method, load_suite, offers
+
+OF_THE_COMMAND = ("parts", "notes", "reports")
+"""Words of a preset that are no option of a request: several requests, lines to say, reports to end in."""
+_BETWEEN = re.compile(r",(?![^\[]*\])")
+"""A comma between methods, not inside the brackets of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named request, taken apart."""
+
+    parts: tuple[Mapping[str, Any], ...]
+    """One or more requests, words by option name: a table of a paper may need several."""
+    notes: tuple[str, ...] = ()
+    """What the one who uses it should know."""
+
+
+def preset(name: str) -> Mapping[str, Any]:
+    """The words of the preset ``name``: of the suite or the method that its first part names, or of any suite.
+
+    Raises:
+        RequestError: there is no such preset.
+    """
+    found, known = carried("presets", name)
+    if found is None:
+        raise RequestError(f"Unknown preset {name!r}. {did_you_mean(name, known)}")
+    return found
+
+
+def open_preset(name: str, given: Mapping[str, Any]) -> Preset:
+    """The requests of the preset ``name``; words ``given`` win in each of them.
+
+    Methods of the preset that no installed package offers are left out, and a note says so.
+
+    Raises:
+        RequestError: there is no such preset, or none of its methods is installed and none is given.
+    """
+    words = preset(name)
+    common = {word: value for word, value in words.items() if word not in OF_THE_COMMAND}
+    missing: dict[str, None] = {}
+    parts = []
+    for part in words.get("parts", ({},)):
+        own = {**common, **part}
+        if "methods" in own and "methods" not in given:
+            own["methods"], absent = _installed(own["methods"])
+            missing.update(dict.fromkeys(absent))
+        parts.append(overlaid(own, given))
+    notes = [f"{name}: {note}" for note in words.get("notes", ())]
+    if missing:
+        notes.append(f"{name}: left out, as no installed package offers them: {', '.join(missing)}.")
+    if not all(part.get("methods", "-") for part in parts):
+        raise RequestError(
+            f"None of the methods of preset {name!r} is installed ({', '.join(missing)}). Install a package that "
+            "offers them, or give --methods."
+        )
+    return Preset(parts=tuple(parts), notes=tuple(notes))
+
+
+def preset_reports(name: str | None) -> str | None:
+    """Reports that a preset ends in, as ``--as`` takes them."""
+    return preset(name).get("reports") if name else None
+
+
+def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
+    """What the plugins carry under ``name``, and all names among which it was looked for."""
+    first = name.partition("/")[0]
+    suites, methods = offers("tasks"), offers("methods")
+    known: dict[str, Mapping[str, Any]] = {}
+    if first in methods:
+        known.update(getattr(load_method(first), kind))
+    for suite in [first] if first in suites else []:
+        known.update(getattr(load_suite(suite), kind))
+    for suite in [] if name in known else suites:
+        for key, value in getattr(load_suite(suite), kind).items():
+            known.setdefault(key, value)
+    return known.get(name), set(known)
+
+
+def _installed(methods: str) -> tuple[str, list[str]]:
+    """The methods that are installed, and the others."""
+    known = offers("methods")
+    there: list[str] = []
+    absent: list[str] = []
+    for word in _BETWEEN.split(methods):
+        members = word.partition("[")[0].split("+")
+        (there if all(member in known for member in members) else absent).append(word)
+    return ",".join(there), absent

@@ -1,0 +1,206 @@
+"""The model card of an exported adapter, from its record and those of its other seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mtlbench.api.cell import Protocol
+from mtlbench.api.record import Record
+from mtlbench.api.study import one_line, spread, tasks_words
+from mtlbench.backbones.names import is_embedded
+from mtlbench.errors import PluginError
+from mtlbench.planning.settings import build
+from mtlbench.plugins import load_suite
+
+FILE = "README.md"
+
+
+def write_card(record: Record, siblings: Sequence[Record], folder: Path, *, task: str | None) -> None:
+    """Write ``README.md`` beside what was exported to ``folder``.
+
+    Args:
+        siblings: Finished records of the same method, settings and protocol, this one included.
+        task: Full name of the task that the adapter was written for, if it is one task's.
+    """
+    (folder / FILE).write_text("\n".join(_lines(record, siblings, folder, task)) + "\n")
+
+
+def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
+    """Python that loads what is in ``folder`` when it runs there, and generates an answer with it."""
+    if (folder / "record.json").exists():
+        return _native_code(record, task)
+    base, adapter = "backbone", "."
+    if not (folder / "adapter_config.json").exists():
+        prefixes = [config.parent.name for config in sorted(folder.glob("*/adapter_config.json")) if _prefix(config)]
+        if not (folder / "merged").is_dir() or len(prefixes) != 1:
+            raise PluginError(
+                f"{record.cell.method} wrote a checkpoint whose loading is not known: neither adapter_config.json nor "
+                "merged/ with one prefix is in it. Take --form mtlbench."
+            )
+        base, adapter = '"merged"', prefixes[0]
+    auto = "AutoModelForSeq2SeqLM" if _is_seq2seq(folder / adapter) else "AutoModelForCausalLM"
+    return "\n".join(
+        [
+            *(["from mtlbench.backbones.names import BACKBONES"] if is_embedded(record.cell.model) else []),
+            "from peft import PeftModel",
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            f"backbone = {_backbone_code(record.cell.model)}",
+            "tokenizer = AutoTokenizer.from_pretrained(backbone)",
+            f"model = PeftModel.from_pretrained({auto}.from_pretrained({base}), {json.dumps(adapter)}).eval()",
+            'inputs = tokenizer("a prompt as in training", return_tensors="pt")',
+            'ids, mask = inputs["input_ids"], inputs["attention_mask"]',
+            "answer = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)",
+            "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
+        ]
+    )
+
+
+def _native_code(record: Record, task: str | None) -> str:
+    first = task or record.cell.tasks[0]
+    return "\n".join(
+        [
+            "import json",
+            "from pathlib import Path",
+            "",
+            "import torch",
+            "from mtlbench.api.record import Record",
+            "from mtlbench.cells.rebuild import rebuild",
+            "",
+            'folder = Path(".")',
+            'record = Record.from_json(json.loads((folder / "record.json").read_text()))',
+            "rebuilt = rebuild(record, folder)  # loads the backbone, attaches the method, reads the adapter",
+            f"task = record.cell.tasks.index({json.dumps(first)})",
+            "ids = torch.tensor([[5, 6, 7, 8]])  # a prompt as the backbone's tokenizer gives it",
+            "with torch.no_grad(), rebuilt.setup.routing.of(torch.tensor([task])):",
+            "    answer = rebuilt.model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)",
+            "print(answer[0].tolist())",
+        ]
+    )
+
+
+def _lines(record: Record, siblings: Sequence[Record], folder: Path, task: str | None) -> Iterator[str]:
+    cell, native = record.cell, (folder / "record.json").exists()
+    model = one_line(cell.model if is_embedded(cell.model) else _shared_name(cell.model))
+    yield "---"
+    yield f"base_model: {json.dumps(model)}"
+    yield f"library_name: {'mtlbench' if native else 'peft'}"
+    yield f"tags: {json.dumps(['mtlbench', *cell.method.split('+')])}"
+    yield "---"
+    yield ""
+    yield f"# {one_line(cell.variant)} on {model}: {tasks_words(cell.tasks)}"
+    yield ""
+    if cell.protocol.data.startswith("demo") or is_embedded(cell.model):
+        yield "**Made with generated demo data or a demo backbone: a test of the machinery, no model to use.**"
+        yield ""
+    if task is not None:
+        yield f"This is what rows of the task `{task}` see; the method was trained on all tasks together."
+        yield ""
+    yield from _scores(record, siblings)
+    yield from _method(record)
+    yield from _protocol(cell.protocol)
+    yield "## How to load it"
+    yield ""
+    yield "Run this in the folder of this file:"
+    yield ""
+    yield "```python"
+    yield loading_code(record, folder, task=task)
+    yield "```"
+    yield ""
+    yield from _licences(record, model)
+    yield from _origin(record)
+
+
+def _scores(record: Record, siblings: Sequence[Record]) -> Iterator[str]:
+    seeds = sorted({sibling.cell.seed for sibling in siblings})
+    yield "## Scores"
+    yield ""
+    yield f"In percent, on the evaluation rows. This adapter has seed {record.cell.seed}; seeds run: " + (
+        f"{', '.join(map(str, seeds))}."
+    )
+    yield ""
+    yield "| task | this adapter | mean ± sd | seeds | rows | metrics |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for task, score in record.scores.items():
+        found = spread(s.scores[task].score for s in siblings if task in s.scores)
+        sd = "" if found.sd is None else f" ± {found.sd:.2f}"
+        metrics = ", ".join(f"{name.partition(',')[0]} {100 * value:.2f}" for name, value in score.metrics.items())
+        yield f"| {task} | {score.score:.2f} | {found.mean:.2f}{sd} | {found.n} | {score.rows} | {metrics} |"
+    yield ""
+
+
+def _method(record: Record) -> Iterator[str]:
+    cell, costs = record.cell, record.costs
+    method = build(cell.method, cell.settings)
+    yield "## Method"
+    yield ""
+    yield f"{one_line(cell.method)}: {method.source}."
+    yield ""
+    if costs is not None:
+        share = 100 * costs.trainable_parameters / costs.backbone_parameters
+        yield (
+            f"{costs.trainable_parameters:,} trained parameters ({share:.3g} % of the backbone), {costs.steps} steps, "
+            f"{costs.train_tokens:,} tokens, {costs.train_seconds:.0f} s of training."
+        )
+        yield ""
+    yield from _table(method.settings(), head="setting")
+
+
+def _protocol(protocol: Protocol) -> Iterator[str]:
+    yield "## Protocol"
+    yield ""
+    yield from _table({name: value for name, value in asdict(protocol).items() if value is not None}, head="field")
+
+
+def _table(values: Mapping[str, object], *, head: str) -> Iterator[str]:
+    yield f"| {head} | value |"
+    yield "|---|---|"
+    yield from (f"| {name} | {one_line(str(value)).replace('|', '/')} |" for name, value in values.items())
+    yield ""
+
+
+def _licences(record: Record, model: str) -> Iterator[str]:
+    yield "## Licences"
+    yield ""
+    yield f"The licence of the backbone {model} holds for what is derived from it; mtlbench does not judge it."
+    suites = dict.fromkeys(task.partition("/")[0] for task in record.cell.tasks)
+    known = {f"{name}/{task.name}": task for name in suites for task in load_suite(name).tasks}
+    found: dict[str, list[str]] = {}
+    for name in record.cell.tasks:
+        found.setdefault(known[name].licence or "not stated", []).append(name)
+    for licence, names in found.items():
+        yield f"Training data of {', '.join(names)}: {licence}."
+    yield ""
+
+
+def _origin(record: Record) -> Iterator[str]:
+    versions = record.provenance.get("versions", {})
+    yield "## Origin"
+    yield ""
+    yield (
+        f"Cell {record.key}, weights of the backbone {record.provenance.get('backbone_fingerprint', 'not recorded')}; "
+        + (", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    )
+
+
+def _prefix(config: Path) -> bool:
+    return bool(json.loads(config.read_text())["peft_type"] == "PREFIX_TUNING")
+
+
+def _is_seq2seq(adapter: Path) -> bool:
+    return bool(json.loads((adapter / "adapter_config.json").read_text()).get("task_type") == "SEQ_2_SEQ_LM")
+
+
+def _shared_name(model: str) -> str:
+    """A hub id as it is; of a local folder its name alone."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _backbone_code(model: str) -> str:
+    if is_embedded(model):
+        return f"BACKBONES / {json.dumps(model)}"
+    words = json.dumps(_shared_name(model))
+    return f"{words}  # name the folder of the backbone here" if Path(model).is_absolute() else words

@@ -1,0 +1,145 @@
+"""Two sets of records of one variant, task by task: what changed and whether it is a drop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mtlbench.api.cell import canonical
+from mtlbench.api.record import Record
+from mtlbench.api.study import Predictions
+from mtlbench.errors import RequestError
+from mtlbench.statistics.intervals import Interval, holm
+
+if TYPE_CHECKING:
+    from mtlbench.statistics.answers import Answers
+    from mtlbench.statistics.estimate import Estimate, Measured
+
+ALPHA = 0.05
+"""Significance level, after Holm's correction over everything compared."""
+AVERAGE = "average"
+
+DRAWS = 1000
+"""Resamples of the examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Finished records of one variant under one protocol, by seed."""
+
+    name: str
+    records: Mapping[int, Record]
+    predictions: Predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What changed from one side to the other on a task, in points."""
+
+    task: str
+    """Full name, or ``average``."""
+    before: float
+    after: float
+    interval: Interval | None
+    """Of the difference, paired; ``None`` with one seed and a metric that is no mean over examples."""
+    p: float | None = None
+    """Adjusted after Holm over the tasks; of the average as it is."""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it is a significant drop."""
+        return self.p is not None and self.p <= ALPHA and self.after < self.before
+
+    @property
+    def verdict(self) -> str:
+        if self.p is None:
+            return "no interval: one seed, and no mean over examples"
+        if self.p > ALPHA:
+            return "no significant change"
+        return "DROP" if self.dropped else "rise"
+
+
+def changes(one: Side, other: Side) -> tuple[Change, ...]:
+    """Every task's change and that of the average, over the seeds that both sides have.
+
+    Raises:
+        RequestError: the sides differ in backbone, tasks or protocol, or share no seed.
+    """
+    _check_comparable(one, other)
+    seeds = sorted(set(one.records) & set(other.records))
+    if not seeds:
+        raise RequestError(
+            f"{one.name} has seeds {sorted(one.records)} and {other.name} {sorted(other.records)}: none is shared, so "
+            "nothing can be paired. Run the same seeds."
+        )
+    before, after = (_measured(side, seeds) for side in (one, other))
+    same = _same_examples(one, other, seeds)
+    found = [_change(name, before[name], after[name], paired=name in same) for name in before if name in after]
+    adjusted = holm([change.p for change in found if change.task != AVERAGE and change.p is not None])
+    left = iter(adjusted)
+    return tuple(
+        change if change.task == AVERAGE or change.p is None else replace(change, p=next(left)) for change in found
+    )
+
+
+def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
+    """Scores by task and their average, on the draws of examples that every study uses."""
+    from mtlbench.results.study import study_of
+    from mtlbench.statistics.tested import scores_of
+
+    (table,) = study_of([side.records[seed] for seed in seeds]).tables
+    (row,) = table.rows
+    answers = {id(side.records[seed]): _answers(side, seed) for seed in seeds}
+    scores = scores_of(table, answers=answers, draws=DRAWS)
+    found = {task: column[row.label] for task, column in scores.columns.items() if row.label in column}
+    return {**found, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}
+
+
+def _answers(side: Side, seed: int) -> Mapping[str, Answers]:
+    return side.predictions(side.records[seed].key) or {}
+
+
+def _same_examples(one: Side, other: Side, seeds: list[int]) -> set[str]:
+    """Tasks on which both sides answered the same examples; the average, if those are all."""
+    a, b = _answers(one, seeds[0]), _answers(other, seeds[0])
+    tasks = one.records[seeds[0]].cell.tasks
+    same = {task for task in tasks if task in a and task in b and a[task].documents == b[task].documents}
+    return same | {AVERAGE} if same == set(tasks) else same
+
+
+def _change(name: str, before: Measured, after: Measured, *, paired: bool) -> Change:
+    from mtlbench.statistics.estimate import estimate
+
+    if not paired:
+        before, after = replace(before, draws=None), replace(after, draws=None)
+    difference = after.minus(before)
+    told = estimate(difference) if difference is not None else None
+    return Change(
+        task=name,
+        before=float(before.values.mean()),
+        after=float(after.values.mean()),
+        interval=told.interval() if told else None,
+        p=_p(told) if told else None,
+    )
+
+
+def _p(told: Estimate) -> float:
+    """Where every example (or seed) changed by the same amount no variance is seen: then that of flipping signs."""
+    if told.parts or told.mean == 0:
+        return told.p
+    return min(1.0, 2 * 0.5 ** (told.examples or told.seeds))
+
+
+def _check_comparable(one: Side, other: Side) -> None:
+    a, b = (next(iter(side.records.values())).cell for side in (one, other))
+    fields: dict[str, tuple[Any, Any]] = {
+        "backbone": (a.model, b.model),
+        "weights of the backbone": (a.weights, b.weights),
+        "tasks": (", ".join(a.tasks), ", ".join(b.tasks)),
+    }
+    theirs = asdict(b.protocol)
+    fields.update({name: (value, theirs[name]) for name, value in asdict(a.protocol).items() if name != "name"})
+    differing = [f"{name} ({x} and {y})" for name, (x, y) in fields.items() if canonical(x) != canonical(y)]
+    if differing:
+        raise RequestError(f"{one.name} and {other.name} cannot be compared: they differ in {'; '.join(differing)}.")

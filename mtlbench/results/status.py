@@ -1,0 +1,104 @@
+"""What is done, running, failed or missing, as lines of text; pure, on plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.record import Record
+from mtlbench.api.study import one_line, sentences, tasks_words
+
+_SHOWN = ("running", "failed", "skipped", "missing", "done")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlight:
+    """A cell that a living worker has claimed."""
+
+    key: str
+    owner: str
+    """Who claimed it, such as ``host:pid``."""
+    step: int | None = None
+    """Last optimizer step reported."""
+    total_steps: int | None = None
+    loss: float | None = None
+    """Training loss at ``step``."""
+
+
+def status_lines(cells: Sequence[Cell], records: Mapping[str, Record], running: Iterable[InFlight] = ()) -> list[str]:
+    """One line that counts, then one line per cell: running ones first, finished ones last.
+
+    ``cells`` are those of all requests, ``records`` is by key. A record wins over a claim that was left behind.
+    """
+    wanted = {cell.key: cell for cell in cells}
+    claims = {claim.key: claim for claim in running}
+    states = [_state(records.get(key), claims.get(key)) for key in wanted]
+    lines = [_counted(wanted, states, order=_SHOWN), *_listed(wanted, states, order=_SHOWN)]
+    extra = sum(key not in wanted for key in records)
+    return [*lines, f"records of cells that no request here names: {extra}"] if extra else lines
+
+
+def plan_lines(cells: Sequence[Cell], records: Mapping[str, Record], *, folder: Path) -> list[str]:
+    """What a run into ``folder`` would do with each cell: run it, or keep the record that is there."""
+    wanted = {cell.key: cell for cell in cells}
+    states = [_state(records.get(key), None) for key in wanted]
+    planned = [("to run" if state == "missing" else state, words) for state, words in states]
+    order = ("to run", "failed", "skipped", "done")
+    return [f"{_counted(wanted, planned, order=order)} in {folder}", *_listed(wanted, planned, order=order)]
+
+
+def _counted(cells: Mapping[str, Cell], states: Sequence[tuple[str, str]], *, order: Sequence[str]) -> str:
+    names = [state for state, _ in states]
+    counts = ", ".join(f"{names.count(state)} {state}" for state in order if state in names)
+    return f"{len(cells)} cell{'' if len(cells) == 1 else 's'}{': ' + counts if counts else ''}"
+
+
+def _listed(cells: Mapping[str, Cell], states: Sequence[tuple[str, str]], *, order: Sequence[str]) -> Iterator[str]:
+    names = _names(list(cells.values()))
+    width = max(map(len, names), default=0)
+    lines = sorted(zip(states, names, strict=True), key=lambda line: order.index(line[0][0]))
+    for (state, words), name in lines:
+        yield f"{state:<7}  {name:<{width}}  {words}".rstrip()
+
+
+def _state(record: Record | None, claim: InFlight | None) -> tuple[str, str]:
+    if record is not None:
+        return _recorded(record)
+    if claim is None:
+        return "missing", ""
+    return "running", _progress(claim)
+
+
+def _recorded(record: Record) -> tuple[str, str]:
+    if record.status == "ok":
+        average = f"average {record.average:.1f}" if record.average is not None else "no scores"
+        return "done", f"{average}, {record.costs.total_seconds:.0f} s" if record.costs else average
+    if record.failure is None:
+        return record.status, "no reason was recorded"
+    why = record.failure
+    return record.status, sentences(f"{why.kind}: {one_line(why.message)}", one_line(why.next_step))
+
+
+def _progress(claim: InFlight) -> str:
+    if claim.step is None:
+        return f"no step yet, {one_line(claim.owner)}"
+    total = f" of {claim.total_steps}" if claim.total_steps else ""
+    loss = f", loss {claim.loss:.4g}" if claim.loss is not None else ""
+    return f"step {claim.step}{total}{loss}, {one_line(claim.owner)}"
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """Variant and seed, with whatever else tells the cells apart."""
+    tasks, models = len({cell.tasks for cell in cells}) > 1, len({cell.model for cell in cells}) > 1
+    protocols = len({cell.protocol.hash() for cell in cells}) > 1
+    names = []
+    for cell in cells:
+        words = [f"{one_line(cell.variant)} seed {cell.seed}"]
+        words += [f"tasks {tasks_words(cell.tasks)}"] if tasks else []
+        words += [f"model {one_line(cell.model)}"] if models else []
+        words += [f"protocol {cell.protocol.hash()}"] if protocols else []
+        names.append(", ".join(words))
+    versions = [one_line(" ".join(f"{k} {v}" for k, v in sorted(cell.plugins.items()))) for cell in cells]
+    return [f"{n}, {v}" if names.count(n) > 1 else n for n, v in zip(names, versions, strict=True)]

@@ -1,0 +1,259 @@
+"""Which rows make each training step, and rows as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtlbench.errors import RequestError
+from mtlbench.planning.mixing import read_mixing
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.tail import Places
+
+WINDOW = 32
+"""Batches within which rows of like length are brought together."""
+
+
+def planned_steps(
+    rows_per_task: Sequence[int], *, epochs: float, steps: int | None, batch_size: int, mixing: str
+) -> int:
+    """Optimizer steps of the budget: ``steps``, or ``epochs`` passes over the joint rows, capped where they are."""
+    if steps is not None:
+        return steps
+    return max(1, math.ceil(epochs * read_mixing(mixing).rows_per_epoch(rows_per_task) / batch_size))
+
+
+def plan_batches(
+    rows_of_task: Sequence[Sequence[int]],
+    *,
+    steps: int,
+    batch_size: int,
+    mixing: str,
+    seed: int,
+    lengths: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """The rows of every step, the same for every method.
+
+    Each window of :data:`WINDOW` batches holds the tasks in the shares of the mixture, to the row; with ``fraction``
+    each batch does, and no task is without a row in a batch that has room for all. Each task's rows are visited in
+    shuffled passes without replacement. In a window rows of like length share a batch, and the batches are shuffled.
+
+    Args:
+        rows_of_task: For each task the indices of its rows.
+        lengths: Length in tokens by row index; ``None`` does not group.
+
+    Returns:
+        ``steps`` lists of ``batch_size`` row indices, shortest row first where ``lengths`` are given.
+    """
+    mixture = read_mixing(mixing)
+    shares = np.array(mixture.weights([len(rows) for rows in rows_of_task]))
+    if not shares.sum():
+        raise RequestError("There are no training rows.")
+    shares /= shares.sum()
+    random = np.random.default_rng(seed)
+    streams = [_passes(rows, np.random.default_rng([seed, i])) for i, rows in enumerate(rows_of_task)]
+    used = np.zeros(len(shares), dtype=np.int64)
+    fixed = _every_step(shares, batch_size) if mixture.every_step else None
+    plan: list[list[int]] = []
+    while len(plan) < steps:
+        batches = min(WINDOW, steps - len(plan))
+        if fixed is None:
+            counts = _quota(shares * (used.sum() + batches * batch_size) - used, batches * batch_size)
+        else:
+            counts = fixed * batches
+        used += counts
+        drawn = [np.array([next(streams[i]) for _ in range(count)], dtype=np.int64) for i, count in enumerate(counts)]
+        if fixed is None:
+            window = np.concatenate(drawn)
+            random.shuffle(window)
+            grouped = _by_length(window, lengths).reshape(batches, batch_size)
+        else:
+            parts = [_by_length(rows, lengths).reshape(batches, -1) for rows in drawn]
+            grouped = np.stack([_by_length(batch, lengths) for batch in np.concatenate(parts, axis=1)])
+        random.shuffle(grouped)
+        plan.extend(grouped.tolist())
+    return plan
+
+
+def _by_length(rows: NDArray[Any], lengths: Sequence[int] | None) -> NDArray[Any]:
+    return rows if lengths is None else rows[np.argsort([lengths[i] for i in rows], kind="stable")]
+
+
+def _every_step(shares: NDArray[Any], batch_size: int) -> NDArray[np.int64] | None:
+    """Rows of each task in every batch: one, and the rest by share; ``None`` where a batch has not room for all."""
+    some = (shares > 0).astype(np.int64)
+    rest = batch_size - int(some.sum())
+    if rest < 0:
+        return None
+    due = np.maximum(shares * batch_size - some, 0)
+    return some + _quota(due * (rest / due.sum()) if due.any() else due, rest)
+
+
+def _passes(rows: Sequence[int], random: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (rows[i] for i in random.permutation(len(rows)))
+
+
+def _quota(due: NDArray[Any], total: int) -> NDArray[np.int64]:
+    """Whole numbers near ``due`` that sum to ``total``, none negative."""
+    counts: NDArray[np.int64] = np.floor(np.maximum(due, 0)).astype(np.int64)
+    while (missing := total - int(counts.sum())) != 0:
+        gap = due - counts
+        order = np.argsort(-gap if missing > 0 else gap, kind="stable")
+        if missing < 0:
+            order = order[counts[order] > 0]
+        counts[order[: abs(missing)]] += 1 if missing > 0 else -1
+    return counts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as tensors, padded on the right to the longest row."""
+
+    tasks: Tensor
+    """Task ids ``[rows]``."""
+    inputs: Mapping[str, Tensor]
+    """What the model is called with: ``input_ids [rows, length]``, and with an encoder-decoder ``attention_mask`` and
+    ``decoder_input_ids`` too."""
+    label_index: Tensor
+    """Where labels are, as flat positions in ``[rows * length]`` of the (decoder's) hidden states: ``[labels]``."""
+    label_ids: Tensor
+    label_rows: Tensor
+    """The row of each label."""
+    label_weights: Tensor
+    """One over the number of labels of the row, float32."""
+    answers: Places | None
+    """Positions that hold all labels of each row ``[rows, width]``; ``None`` where that is most of the row."""
+    real_tokens: int
+    padded_tokens: int
+    """Token slots computed, padding included."""
+    contexts: Tensor | None = None
+    """Tokens of each row before its answer ``[rows]``; ``None`` for an encoder-decoder, whose inputs hold no answer."""
+
+    @property
+    def rows(self) -> int:
+        return self.tasks.shape[0]
+
+
+def collate(
+    rows: Sequence[TokenRow], *, architecture: str, pad_id: int, decoder_start_id: int | None, device: torch.device
+) -> Batch:
+    """``rows`` as one batch. A causal row loses its last token as input: nothing is predicted from it.
+
+    Raises:
+        ValueError: for a row without context or target, or a seq2seq batch without ``decoder_start_id``.
+    """
+    if any(not row.context or not row.target for row in rows):
+        raise ValueError("a row needs at least one token of context and one of target")
+    targets = [np.asarray(row.target, dtype=np.int64) for row in rows]
+    sizes = np.array([len(target) for target in targets])
+    if architecture == "causal":
+        texts = [np.asarray(row.context + row.target[:-1], dtype=np.int64) for row in rows]
+        ids, mask = _pad(texts, pad_id)
+        # No token looks at the padding behind it, so causal rows need no mask, which the kernels are faster without.
+        inputs = {"input_ids": ids}
+        starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
+        real, padded = int(mask.sum()), ids.size
+    else:
+        if decoder_start_id is None:
+            raise ValueError("a seq2seq batch needs decoder_start_id")
+        ids, mask = _pad([np.asarray(row.context, dtype=np.int64) for row in rows], pad_id)
+        shifted, _ = _pad([np.concatenate(([decoder_start_id], target[:-1])) for target in targets], pad_id)
+        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shifted}
+        starts, width = np.zeros(len(rows), dtype=np.int64), shifted.shape[1]
+        real, padded = int(mask.sum() + sizes.sum()), ids.size + shifted.size
+    label_rows = np.repeat(np.arange(len(rows)), sizes)
+    within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+    def put(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    return Batch(
+        tasks=put(np.array([row.task for row in rows], dtype=np.int64)),
+        inputs={name: put(array) for name, array in inputs.items()},
+        label_index=put(label_rows * width + starts[label_rows] + within),
+        label_ids=put(np.concatenate(targets)),
+        label_rows=put(label_rows),
+        label_weights=put((1 / sizes)[label_rows].astype(np.float32)),
+        answers=None
+        if 2 * sizes.max() > width
+        else Places(put(_windows(starts + sizes, width=sizes.max(), length=width))),
+        real_tokens=real,
+        padded_tokens=padded,
+        contexts=put(starts + 1) if architecture == "causal" else None,
+    )
+
+
+def _windows(ends: NDArray[Any], *, width: int, length: int) -> NDArray[np.int64]:
+    """The ``width`` positions of each row up to ``ends [rows]``, flat in ``[rows * length]``: ``[rows, width]``."""
+    first = np.maximum(ends - width, 0) + np.arange(len(ends)) * length
+    windows: NDArray[np.int64] = first[:, None] + np.arange(width)
+    return windows
+
+
+def _pad(texts: Sequence[NDArray[Any]], pad_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids and mask ``[rows, longest]``."""
+    lengths = np.array([len(text) for text in texts])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    ids[mask.astype(bool)] = np.concatenate(texts)
+    return ids, mask
+
+
+LAYER_FLOP = {"cpu": 0.08e9}
+"""What starting one more forward and backward of a layer costs, as the arithmetic a core does meanwhile (1 ms)."""
+ACCELERATOR_LAYER_FLOP = 500e9
+"""The same on an accelerator. Both are constants, so that the cut, and with it the rounding, is the same everywhere."""
+
+
+def pass_slots(model: nn.Module, device: torch.device) -> float:
+    """The token slots that one more pass over ``model`` costs: below them, padding is cheaper.
+
+    A slot costs two operations forward and two backward for every weight of the layers.
+    """
+    tables = {id(p) for part in _embeddings(model) for p in part.parameters()}
+    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    if not weights:
+        return float("inf")
+    config = getattr(model, "config", None)
+    layers = sum(getattr(config, name, None) or 0 for name in ("num_hidden_layers", "num_decoder_layers")) or 1
+    return layers * LAYER_FLOP.get(device.type, ACCELERATOR_LAYER_FLOP) / (4 * weights)
+
+
+def like_length(lengths: Sequence[int], *, extra: float) -> list[slice]:
+    """Where to cut rows, shortest first, so that padding and ``extra`` slots per pass are least.
+
+    Args:
+        lengths: Tokens of each row, in the order of the rows; a pass computes its longest for each of its rows.
+        extra: Slots that each pass costs.
+
+    Returns:
+        Slices that cover all rows in order.
+    """
+    count = len(lengths)
+    sizes = np.asarray(lengths, dtype=np.float64)
+    cost = np.zeros(count + 1)
+    start = np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        longest = np.maximum.accumulate(sizes[:end][::-1])[::-1]
+        options = cost[:end] + longest * (end - np.arange(end)) + extra
+        start[end] = int(options.argmin())
+        cost[end] = options[start[end]]
+    cuts = []
+    end = count
+    while end:
+        cuts.append(slice(int(start[end]), end))
+        end = int(start[end])
+    return cuts[::-1]
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    found = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    return [part for get in found if callable(get) and isinstance(part := get(), nn.Module)]

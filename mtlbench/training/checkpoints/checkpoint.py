@@ -1,0 +1,176 @@
+"""The checkpoints of an unfinished cell: tensors as safetensors, the rest as sealed JSON, each whole or not there.
+
+A checkpoint is a pair of files. The JSON names its file of tensors with its SHA-256 and is written last, so that a
+checkpoint of which anything is torn or changed is told from a whole one. Names are unique: a process that lost its
+claim cannot overwrite what its successor writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from mtlbench.errors import StoreError
+from mtlbench.files.failpoints import reach
+from mtlbench.files.sealed import Damaged, overwrite, read_sealed, seal
+from mtlbench.training.checkpoints.packing import pack, unpack
+
+SCHEMA = 1
+ROLLING = 2
+"""Checkpoints inside a run of the loop that are kept: the newest, and the one before for when that is damaged."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where training was. Later places compare as larger."""
+
+    run: int
+    """Number of the run of the loop, from 0."""
+    ended: bool
+    """The run is over."""
+    step: int
+    """Steps done in the run."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint."""
+
+    place: Place
+    about: Mapping[str, Any]
+    """Plain values that are read without the state."""
+    plain: Any
+    tensors: Path
+    checksum: str
+    """SHA-256 of the file of tensors."""
+
+    def state(self) -> Any:
+        """What :meth:`Checkpoints.write` was given."""
+        return unpack(self.plain, load_file(self.tensors))
+
+
+class Checkpoints:
+    """A folder with the checkpoints of one cell.
+
+    Args:
+        folder: Made when the first checkpoint is written.
+        identity: What must be equal for a checkpoint to be used: the cell, the code and the machine's number format.
+    """
+
+    def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
+        self.folder, self.identity = folder, dict(identity)
+        self.refused: list[str] = []
+        """Checkpoints that were there and not used, each with the reason."""
+        self._rolling: list[Path] = []
+        self._checked: dict[Path, bool] = {}
+
+    def chain(self) -> list[Saved]:
+        """The ends of the runs before the newest whole checkpoint, and that one; empty to start from zero."""
+        found = sorted(filter(None, map(self._read, sorted(self.folder.glob("*.json")))), key=lambda s: s.place)
+        self._rolling = [saved.tensors for saved in found if not saved.place.ended]
+        ends = {saved.place.run: saved for saved in found if saved.place.ended}
+        for saved in reversed(found):
+            before = [ends[run] for run in range(saved.place.run) if run in ends]
+            if len(before) == saved.place.run and all(map(self._whole, [*before, saved])):
+                return [*before, saved]
+        return []
+
+    def write(self, place: Place, state: Any, about: Mapping[str, Any]) -> None:
+        """Write a checkpoint; older ones inside runs go once it is complete.
+
+        Raises:
+            OSError, SafetensorError: it cannot be written; earlier ones are still there.
+            TypeError: the state holds what is neither tensor nor plain.
+        """
+        plain, tensors = pack(state)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{place.run:03d}-{'end' if place.ended else 'at'}-{place.step:08d}-{uuid.uuid4().hex[:8]}"
+        path = self.folder / f"{stem}.safetensors"
+        reach("checkpoint.before_tensors")
+        partial = self.folder / f".{stem}.partial"
+        try:
+            save_file(tensors, partial)
+            with partial.open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        body = {
+            "schema": SCHEMA,
+            "identity": self.identity,
+            "place": [place.run, place.ended, place.step],
+            "tensors": checksum,
+            "about": dict(about),
+            "state": plain,
+        }
+        reach("checkpoint.after_tensors")
+        overwrite(path.with_suffix(".json"), seal(body))
+        reach("checkpoint.after_write")
+        if not place.ended:
+            self._rolling.append(path)
+            while len(self._rolling) > ROLLING:
+                _remove(self._rolling.pop(0))
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Remember that a checkpoint is not used."""
+        _log.warning("checkpoint %s is not used: %s", self.folder / name, reason)
+        self.refused.append(f"{name}: {reason}")
+
+    def _read(self, path: Path) -> Saved | None:
+        try:
+            body = read_sealed(path)
+            if body is None:
+                return None
+            if body["schema"] != SCHEMA:
+                self.refuse(path.name, f"it has schema {body['schema']}, this version reads {SCHEMA}")
+                return None
+            made = body["identity"]
+            other = sorted(n for n in {*self.identity, *made} if self.identity.get(n) != made.get(n))
+            if other:
+                self.refuse(path.name, f"it was made with another {', '.join(other)}")
+                return None
+            run, ended, step = body["place"]
+            return Saved(
+                place=Place(run, ended, step),
+                about=body["about"],
+                plain=body["state"],
+                tensors=path.with_suffix(".safetensors"),
+                checksum=body["tensors"],
+            )
+        except (Damaged, StoreError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            self.refuse(path.name, f"it is damaged ({error})")
+            return None
+
+    def _whole(self, saved: Saved) -> bool:
+        """Whether the tensors are what was written."""
+        if saved.tensors not in self._checked:
+            try:
+                with saved.tensors.open("rb") as file:
+                    whole = hashlib.file_digest(file, "sha256").hexdigest() == saved.checksum
+            except OSError:
+                whole = False
+            self._checked[saved.tensors] = whole
+            if not whole:
+                self.refuse(saved.tensors.name, "it is damaged (the checksum does not match)")
+        return self._checked[saved.tensors]
+
+
+def _remove(tensors: Path) -> None:
+    # The JSON first: without it the tensors are nothing.
+    tensors.with_suffix(".json").unlink(missing_ok=True)
+    tensors.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""Where one run of the training loop is, and the best state it had so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from mtlbench.training.checkpoints.model_state import Unusable
+from mtlbench.training.optimizer import AdamW
+from mtlbench.training.progress import StageProgress
+from mtlbench.training.stages import Stage
+
+
+@dataclass
+class Run:
+    """One run of the loop."""
+
+    number: int
+    """Of the runs of a cell, from 0."""
+    stage: Stage
+    optimizer: AdamW
+    plan: list[list[int]]
+    """The rows of every step."""
+    stop_points: set[int]
+    """Numbers of steps after which the stop split is scored."""
+    patience: int
+    """The run is over after so many scores in a row without a better one."""
+    done: StageProgress
+    step: int = 0
+    """Steps done."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The trainable parameters with the best score; empty before the first score."""
+    lowest: float = math.inf
+    waited: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is used or the run was stopped early."""
+        return self.done.stopped_early or self.step >= len(self.plan)
+
+    def judge(self, score: float) -> bool:
+        """Take in a score of the stop split; says whether it is the best, whose state is to be kept."""
+        if score < self.lowest:
+            self.lowest, self.waited, self.done.best_step = score, 0, self.done.steps
+            return True
+        self.waited += 1
+        self.done.stopped_early = self.waited >= max(1, self.patience)
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` needs besides the progress."""
+        return {
+            "tasks": list(self.stage.tasks),
+            "steps": len(self.plan),
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "lowest": self.lowest,
+            "waited": self.waited,
+        }
+
+    def load(self, state: Mapping[str, Any], *, done: StageProgress, like: Mapping[str, Tensor]) -> None:
+        """Go on where :meth:`state` was taken; ``like`` are the present parameters, for their devices.
+
+        Raises:
+            Unusable: it was another run.
+        """
+        if (state["tasks"], state["steps"]) != (list(self.stage.tasks), len(self.plan)):
+            raise Unusable(f"run {self.number} trains on other tasks or for another number of steps")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = {name: value.to(like[name].device) for name, value in state["best"].items()}
+        self.step, self.lowest, self.waited, self.done = state["step"], state["lowest"], state["waited"], done

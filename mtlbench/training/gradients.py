@@ -1,0 +1,120 @@
+"""The gradient of one step, whole or summed exactly from micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.method import Method
+from mtlbench.api.routing import Routing
+from mtlbench.errors import RequestError
+from mtlbench.training.batches import Batch
+from mtlbench.training.loss import Answers
+from mtlbench.training.tail import narrow_tail
+
+Step = tuple[Tensor, Tensor, Tensor]
+"""The loss, the row losses ``[rows]`` and the task ids ``[rows]``, detached."""
+
+
+class Gradients:
+    """Runs forward and backward of a method's loss inside the routing of each batch."""
+
+    def __init__(self, *, model: nn.Module, method: Method, routing: Routing, autocast: torch.dtype | None) -> None:
+        self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
+        self._linear: bool | None = True if type(method).loss is Method.loss else None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Row losses ``[rows]``."""
+        context: AbstractContextManager[object] = (
+            nullcontext() if self.autocast is None else torch.autocast(batch.tasks.device.type, dtype=self.autocast)
+        )
+        with context:
+            return self.method.row_losses(self.model, Answers(self.model, batch, self.routing))
+
+    def step(self, batches: Sequence[Batch]) -> Step:
+        """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
+
+        One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
+        losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end.
+
+        Raises:
+            RequestError: for several batches of a loss that is not linear in the row losses.
+        """
+        tasks = torch.cat([batch.tasks for batch in batches])
+        if len(batches) == 1:
+            with self.routing.of(tasks), narrow_tail(self.model, batches[0].answers, self.routing):
+                losses = self.forward(batches[0])
+                loss = self.method.loss(losses, tasks, self.model)
+                torch.autograd.backward(loss)
+            return loss.detach(), losses.detach(), tasks
+        return self.finish(self.differentiate(batches, self.row_weights(tasks)), tasks)
+
+    def differentiate(self, batches: Sequence[Batch], weights: Tensor) -> Tensor:
+        """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
+        parts = [weights.new_zeros(0)]
+        for batch, weight in zip(batches, torch.split(weights, [batch.rows for batch in batches]), strict=True):
+            with self.routing.of(batch.tasks), narrow_tail(self.model, batch.answers, self.routing):
+                losses = self.forward(batch)
+                torch.autograd.backward((losses * weight).sum())
+            parts.append(losses.detach())
+        return torch.cat(parts)
+
+    def finish(self, losses: Tensor, tasks: Tensor) -> Step:
+        """The step with these row losses, once they are differentiated; adds what does not pass through them."""
+        with self.routing.of(tasks):
+            loss = self.method.loss(losses, tasks, self.model)
+            if loss.requires_grad:
+                torch.autograd.backward(loss)
+        return loss.detach(), losses, tasks
+
+    def is_linear(self, tasks: Tensor) -> bool:
+        """The loss is linear in the losses of rows of these tasks, so that micro-batches sum to its gradient.
+
+        A method's own loss is tried once, at two points.
+        """
+        if self._linear is None:
+            one, other = torch.ones(len(tasks)), torch.linspace(0.5, 2.0, len(tasks))
+            first, second = (self._derivative(point.to(tasks.device), tasks) for point in (one, other))
+            self._linear = torch.allclose(first, second, rtol=1e-4)
+        return self._linear
+
+    def row_weights(self, tasks: Tensor) -> Tensor:
+        """Derivative of the method's loss by each row's loss ``[rows]``: the same everywhere, as the loss is linear.
+
+        Raises:
+            RequestError: when it is not.
+        """
+        if not self.is_linear(tasks):
+            raise RequestError(
+                f"The loss of {self.method.name!r} is not linear in the losses of the rows, so its gradient cannot "
+                "be summed from micro-batches. Leave micro_batch out, or make batch_size as small."
+            )
+        return self._derivative(torch.ones(len(tasks), device=tasks.device), tasks)
+
+    def _derivative(self, point: Tensor, tasks: Tensor) -> Tensor:
+        point.requires_grad_()
+        return torch.autograd.grad(self.method.loss(point, tasks, self.model), point)[0]
+
+
+def clear(params: Sequence[Tensor]) -> None:
+    """Let go of the gradients."""
+    for p in params:
+        p.grad = None
+
+
+@contextmanager
+def checkpointing(model: Any) -> Iterator[None]:
+    """Inside, the layers of ``model`` recompute their forward in the backward, without reentrant autograd."""
+    # renamed during transformers 5; the old names warn where the new ones exist
+    new = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+    disable = model.activation_checkpointing_disable if new else model.gradient_checkpointing_disable
+    enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        disable()

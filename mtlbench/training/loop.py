@@ -1,0 +1,386 @@
+"""The training loop: bare, with the loss on the device and read only now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.cell import Protocol
+from mtlbench.api.method import Holder, Method
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.machine import axis_seed
+from mtlbench.distributed.ranks import ALONE, Ranks
+from mtlbench.errors import MtlbenchError, PluginError, RequestError
+from mtlbench.tokens.encode import TokenRow, by_task
+from mtlbench.training.batches import Batch, collate, pass_slots, plan_batches, planned_steps
+from mtlbench.training.checkpoints.checkpoint import Place
+from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.run_state import Run
+from mtlbench.training.checkpoints.savepoints import Savepoints
+from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.gradients import Gradients, checkpointing, clear
+from mtlbench.training.loss import task_means
+from mtlbench.training.on_ranks import parts_for
+from mtlbench.training.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.training.progress import Progress, StageProgress
+from mtlbench.training.splits import Splits
+from mtlbench.training.stages import Stage, stage_of
+
+log = logging.getLogger(__name__)
+
+READ_EVERY = 10
+"""Steps between two reads of the loss by the host."""
+
+OnStep = Callable[[int, Tensor, Tensor], None]
+
+
+class DivergedError(MtlbenchError):
+    """The loss became nan or infinite."""
+
+
+class Loop:
+    """Trains what a method attached; the :class:`~mtlbench.api.method.Trainer` that ``Method.fit`` drives.
+
+    Args:
+        model: The backbone with the method attached; ends in evaluation mode.
+        splits: ``train`` is trained on, ``stop`` stops early, ``search`` feeds :meth:`search_loss`.
+        tasks: Number of tasks.
+        autocast: Dtype of the forward pass where it is not the backbone's own.
+        on_step: Called after each step as ``on_step(step, row_losses, tasks)`` with detached tensors on the device.
+        recovery: Where checkpoints go and come from; ``None`` writes none.
+        ranks: The processes that share the rows of every step; each has a loop of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: Method,
+        splits: Splits,
+        protocol: Protocol,
+        tasks: int,
+        routing: Routing,
+        architecture: str,
+        pad_id: int,
+        decoder_start_id: int | None,
+        seed: int,
+        device: torch.device,
+        autocast: torch.dtype | None = None,
+        on_step: OnStep | None = None,
+        recovery: Recovery | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.model, self.method, self.splits, self.protocol, self.tasks = model, method, splits, protocol, tasks
+        self.seed, self.on_step, self._ranks = seed, on_step, ranks
+        self._collate: Callable[[Sequence[TokenRow]], Batch] = partial(
+            collate, architecture=architecture, pad_id=pad_id, decoder_start_id=decoder_start_id, device=device
+        )
+        self._rows_of_task = by_task(splits.train, tasks)
+        self._searches = self._search_batches()
+        self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
+        extra = pass_slots(model, device)
+        self._parts = parts_for(
+            ranks, gradients=self._gradients, collate=self._collate, device=device, extra=extra, seed=seed
+        )
+        self._savepoints = Savepoints(model, recovery, device, ranks)
+        self._runs = 0
+        """Runs begun."""
+        self._mark = 0.0
+        self._first_step = self._budgets_before = 0
+        """Steps done and steps of the budgets before :meth:`turn_to`."""
+        self.progress = Progress()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+        return budget_steps(self.splits, self.protocol)
+
+    def turn_to(self, splits: Splits, protocol: Protocol) -> None:
+        """Train on other rows with another budget from here on: the targets, after their sources.
+
+        Steps that :meth:`~mtlbench.api.method.Method.after_step` is told go on from the end of the budget before, so
+        that schedules that ended stay ended.
+        """
+        self._first_step, self._budgets_before = self.progress.steps, self._budgets_before + self.total_steps
+        self.splits, self.protocol = splits, protocol
+        self._rows_of_task = by_task(splits.train, self.tasks)
+        self._searches = self._search_batches()
+
+    def run(
+        self,
+        *,
+        tasks: Sequence[int] | None = None,
+        share: float = 1.0,
+        before_step: Callable[[int], None] | None = None,
+        patience_from: int = 0,
+    ) -> None:
+        """Train for the budget, or until the stop split stops it; the best scored state is kept.
+
+        Every run has its own optimizer, schedule, draws of dropout and early stopping, so that runs on disjoint tasks
+        which share no parameter give what separate cells with these budgets would.
+
+        Args:
+            tasks: Train on the rows of these tasks only, for the share of the budget that they have in the mixture,
+                at least one step each; shares of disjoint sets that cover all tasks sum to the budget.
+            share: Train for this share of the budget, on the batches that the whole budget has after earlier runs.
+            before_step: Runs before each step, which is counted from 0 in every run; gradients it leaves are dropped.
+            patience_from: Steps done in this run before the stop split is first scored.
+
+        Raises:
+            DivergedError: when the loss is nan or infinite.
+            PluginError: when the method attached nothing that trains, or there is no such task.
+            RequestError: when the budget has fewer steps than there are tasks to share it.
+        """
+        stage = self._stage(tasks, share=share)
+        number, self._runs = self._runs, self._runs + 1
+        if self._skip(number):
+            return
+        optimizer, stop_points, plan = self._optimizer(), self._stop_points(stage, patience_from), self._plan(stage)
+        if share < 1:
+            plan = self._plan(self._stage(tasks))[self.progress.steps - self._first_step :][: stage.steps]
+        done = StageProgress(tasks=stage.tasks, first_step=self.progress.steps, steps=self.progress.steps)
+        self.progress.stages.append(done)
+        run = Run(number, stage, optimizer, plan, stop_points, self.protocol.patience, done)
+        torch.manual_seed(axis_seed(self.seed, "dropout"))
+        self.model.train()
+        recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
+        with self._savepoints.held(), recomputed:
+            self._train(run, before_step)
+            self._restore(run.best)
+            self.model.eval()
+            self._save(run, ended=True)
+        self._savepoints.end_if_asked()
+
+    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+        """Let checkpoints hold what ``holder`` has between steps, and the plain attributes of ``modules``."""
+        self._savepoints.keep(holder, modules)
+
+    def search_loss(self, *, share: float = 1.0) -> Tensor:
+        """The method's loss on the next batch of the search split of all tasks, dropout off, with gradients enabled.
+
+        Args:
+            share: Rows of the batch, as a share of those that training computes at once.
+
+        Raises:
+            RequestError: when nothing was held out.
+        """
+        batch = self._collate(self._searches.take(size=round(share * self._rows_at_once)))
+        training = self.model.training
+        self.model.eval()
+        loss = self.method.loss(self._gradients.forward(batch), batch.tasks, self.model)
+        self.model.train(training)
+        return loss
+
+    def _train(self, run: Run, before_step: Callable[[int], None] | None) -> None:
+        """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._savepoints.begin_run()
+        self._mark = time.perf_counter()
+        if self._go_on(run):
+            self._score(run)
+        while not run.over:
+            if before_step is not None:
+                before_step(run.step)
+                clear(trainable)
+                # All computed the same; what rounding may have left apart is brought together.
+                self._ranks.level(trainable)
+            rows = [self.splits.train[i] for i in run.plan[run.step]]
+            self._step(run.step, rows, run.optimizer, total=run.stage.steps)
+            clear(trainable)
+            run.step += 1
+            run.done.steps = self.progress.steps
+            if self._savepoints.due:
+                self._pause(run)
+            self._score(run)
+
+    def _score(self, run: Run) -> None:
+        """Score the stop split where the run has come to that."""
+        if run.step not in run.stop_points:
+            return
+        while (score := self._score_stop(run.stage.stop)) is None:
+            self._pause(run)
+        if run.judge(score):
+            run.best = trainable_state(self.model)
+
+    def _pause(self, run: Run) -> None:
+        """Write a checkpoint, and end here if that was asked for."""
+        self._save(run, ended=False)
+        self._mark = time.perf_counter()
+        self._savepoints.end_if_asked()
+
+    def _save(self, run: Run, *, ended: bool) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        self._savepoints.save(
+            Place(run.number, ended, run.step),
+            lambda: {
+                "progress": self.progress.to_json(),
+                "search": self._searches.state(),
+                "most": [self._parts.most, self._parts.most_scored],
+                "run": None if ended else run.state(),
+            },
+        )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.progress = Progress.from_json(state["progress"])
+        self._searches.load(state["search"])
+        self._parts.most, self._parts.most_scored = state["most"]
+
+    def _skip(self, number: int) -> bool:
+        """Whether an earlier attempt ended this run; the model is then as it left it."""
+        state = self._savepoints.load(number, ended=True)
+        if state is not None:
+            self._load(state)
+            self.model.eval()
+        return state is not None
+
+    def _go_on(self, run: Run) -> bool:
+        """Whether an earlier attempt was in this run; the loop is then where that one wrote its last checkpoint."""
+        state = self._savepoints.load(run.number, ended=False)
+        if state is not None:
+            self._load(state)
+            run.load(state["run"], done=self.progress.stages[-1], like=dict(self.model.named_parameters()))
+        return state is not None
+
+    @property
+    def _rows_at_once(self) -> int:
+        return self.protocol.micro_batch or self.protocol.batch_size
+
+    def _search_batches(self) -> SearchBatches:
+        return SearchBatches(
+            self.splits.search, self.protocol, tasks=self.tasks, steps=self.total_steps, seed=self.seed
+        )
+
+    def _stage(self, tasks: Sequence[int] | None = None, *, share: float = 1.0) -> Stage:
+        steps = max(1, round(self.total_steps * share))
+        return stage_of(self.splits, self._rows_of_task, tasks, steps=steps, mixing=self.protocol.mixing)
+
+    def _plan(self, stage: Stage) -> list[list[int]]:
+        return plan_batches(
+            stage.rows_of_task,
+            steps=stage.steps,
+            batch_size=self.protocol.batch_size,
+            mixing=self.protocol.mixing,
+            seed=axis_seed(self.seed, "data-order"),
+            lengths=[row.length for row in self.splits.train],
+        )
+
+    def _optimizer(self) -> AdamW:
+        rate = self.method.learning_rate
+        rate = self.protocol.learning_rate if rate is None else rate
+        groups = self.method.param_groups(self.model, rate)
+        if not any(True for group in groups for _ in group["params"]):
+            raise PluginError(f"Method {self.method.name!r} attached nothing that trains: override fit to do without.")
+        return AdamW(groups, lr=rate, weight_decay=self.protocol.weight_decay)
+
+    def _step(self, step: int, rows: Sequence[TokenRow], optimizer: AdamW, *, total: int) -> None:
+        loss, losses, tasks = self._parts.step(rows, optimizer.params, asked=self._rows_at_once, progress=self.progress)
+        if self.protocol.clip:
+            clip_gradients(optimizer.params, self.protocol.clip)
+        optimizer.step(schedule_factor(step, total=total, warmup=self.protocol.warmup, schedule=self.protocol.schedule))
+        self.method.after_step(self.model, self._budgets_before + step)
+        self.progress.steps += 1
+        if (step + 1) % READ_EVERY == 0 or step + 1 == total:
+            self.progress.losses.append((self.progress.steps, self._finite(loss.item())))
+        if self.on_step is not None:
+            self.on_step(self.progress.steps - 1, losses, tasks)
+
+    def _stop_points(self, stage: Stage, patience_from: int) -> set[int]:
+        """Numbers of steps done in this run after which the stop split is scored."""
+        evals = self.protocol.evals_per_run if stage.stop else 0
+        points = {max(1, round(stage.steps * k / evals)) for k in range(1, evals + 1)}
+        return {point for point in points if point >= patience_from}
+
+    def _score_stop(self, stop: Sequence[TokenRow]) -> float | None:
+        """Mean over tasks of each task's mean loss on the rows ``stop``; ``None`` when the worker is asked to end."""
+        self.model.eval()
+        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.asked_to_end)
+        self.model.train()
+        if found is None:
+            return None
+        score = self._finite(self._ranks.same(task_means(*found, self.tasks).item()))
+        self.progress.stop_losses.append((self.progress.steps, score))
+        log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
+        return score
+
+    def _finite(self, loss: float) -> float:
+        if loss - loss == 0:
+            return loss
+        rate = self.method.learning_rate
+        raise DivergedError(
+            f"The loss of {self.method.name!r} is {loss} after {self.progress.steps} steps. Take a learning_rate below "
+            f"{self.protocol.learning_rate if rate is None else rate:g}, or a longer warmup."
+        )
+
+    @torch.no_grad()
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        for name, p in self.model.named_parameters():
+            if name in state:
+                p.copy_(state[name])
+
+
+def budget_steps(splits: Splits, protocol: Protocol) -> int:
+    """Optimizer steps of a budget on the rows to train on."""
+    tasks = 1 + max((row.task for row in splits.train), default=0)
+    return planned_steps(
+        [len(rows) for rows in by_task(splits.train, tasks)],
+        epochs=protocol.epochs,
+        steps=protocol.steps,
+        batch_size=protocol.batch_size,
+        mixing=protocol.mixing,
+    )
+
+
+class SearchBatches:
+    """One batch after another, for as many as there are training steps, then from the first again.
+
+    Args:
+        rows: The search split.
+        tasks: Number of tasks.
+        steps: Training steps of the budget.
+        seed: Of the cell.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow], protocol: Protocol, *, tasks: int, steps: int, seed: int) -> None:
+        self._rows, self._protocol, self._tasks, self._steps, self._seed = rows, protocol, tasks, steps, seed
+        self._plan: list[list[int]] = []
+        self._size = 0
+        """Rows of a batch; 0 before the first one."""
+        self._taken = 0
+
+    def take(self, *, size: int) -> list[TokenRow]:
+        """The next batch. The first one settles the ``size`` of all.
+
+        Raises:
+            RequestError: when nothing was held out.
+        """
+        if not self._rows:
+            raise RequestError("The search split is empty: raise held_out or train_rows, or give the tasks more rows.")
+        self._size = self._size or max(1, size)
+        if not self._plan:
+            self._plan = plan_batches(
+                by_task(self._rows, self._tasks),
+                steps=self._steps,
+                batch_size=self._size,
+                mixing=self._protocol.mixing,
+                seed=axis_seed(self._seed, "search-order"),
+                lengths=[row.length for row in self._rows],
+            )
+        indices = self._plan[self._taken % len(self._plan)]
+        self._taken += 1
+        return [self._rows[i] for i in indices]
+
+    def state(self) -> list[int]:
+        """What a checkpoint keeps."""
+        return [self._taken, self._size]
+
+    def load(self, state: Sequence[int]) -> None:
+        """Go on from :meth:`state`."""
+        self._taken, self._size = state

@@ -1,0 +1,95 @@
+"""Losses per row and their mean over tasks, without a loop over rows or tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.routing import Routing
+from mtlbench.backbones.head import picked_rows
+from mtlbench.training.batches import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a model makes of a batch where its labels are."""
+
+    logits: Tensor
+    """``[labels, vocabulary]``."""
+    hidden: Tensor
+    """Last hidden states of the decoder ``[labels, width]``."""
+
+
+class Answers:
+    """The answers of a batch: what a model makes of them, and losses of their tokens as losses of rows.
+
+    Attributes:
+        labels: Token ids of the answers ``[labels]``.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, routing: Routing) -> None:
+        self._model, self._batch, self._routing = model, batch, routing
+        self.labels = batch.label_ids
+
+    def logits(self) -> Tensor:
+        """A forward of the model: logits ``[labels, vocabulary]``, computed only where there are labels.
+
+        A backward of them must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
+        """
+        with (
+            self._routing.of(self._batch.tasks, self._batch.contexts),
+            picked_rows(self._model, self._batch.label_index),
+        ):
+            logits: Tensor = self._model(**self._batch.inputs, use_cache=False).logits
+        return logits
+
+    def read(self) -> Read:
+        """The same with the hidden states before them."""
+        host: Any = self._model
+        kept: list[Tensor] = []
+        handle = host.get_decoder().register_forward_hook(lambda _, __, output: kept.append(output[0]))
+        try:
+            logits = self.logits()
+        finally:
+            handle.remove()
+        hidden = kept[0]
+        return Read(logits, hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._batch.label_index))
+
+    def token_losses(self, logits: Tensor) -> Tensor:
+        """Cross entropy of each answer token, float32 ``[labels]``."""
+        return nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Means of the tokens' ``values [labels]`` over each row's answer ``[rows]``."""
+        batch = self._batch
+        sums = torch.zeros(batch.rows, dtype=values.dtype, device=values.device)
+        return sums.index_add(0, batch.label_rows, values * batch.label_weights)
+
+    def losses(self) -> Tensor:
+        """Mean token cross entropy of each row, float32 ``[rows]``."""
+        return self.by_row(self.token_losses(self.logits()))
+
+
+def row_losses(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
+    """Mean token cross entropy of each row, float32 ``[rows]``; logits are computed only where there are labels.
+
+    A backward of the result must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
+    """
+    return Answers(model, batch, routing).losses()
+
+
+def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:
+    """Mean over the tasks present of each task's mean row loss: a scalar (PEML, eq. 4).
+
+    Args:
+        row_losses: ``[rows]``.
+        tasks: Task ids ``[rows]``.
+        tasks_count: Tasks in all.
+    """
+    empty = torch.zeros(tasks_count, dtype=row_losses.dtype, device=row_losses.device)
+    counts = empty.index_add(0, tasks, torch.ones_like(row_losses))
+    sums = empty.index_add(0, tasks, row_losses)
+    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()

@@ -1,0 +1,138 @@
+"""Rows through the model in parts that fit: of like length, as many at once as asked for, fewer once memory ran out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mtlbench.backbones.machine import NoRoom, free_memory, is_out_of_memory
+from mtlbench.errors import RequestError
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch, like_length
+from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
+from mtlbench.training.gradients import Gradients, Step, clear
+from mtlbench.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class Parts:
+    """Splits what a step or a score computes.
+
+    Args:
+        collate: Makes a batch of rows.
+        extra: Token slots that one more pass costs.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        *,
+        collate: Callable[[Sequence[TokenRow]], Batch],
+        device: torch.device,
+        extra: float,
+    ) -> None:
+        self.gradients, self.collate, self._device, self._extra = gradients, collate, device, extra
+        self.most: int | None = None
+        """Rows at once in training, where memory ran out with more; ``None`` where it never did."""
+        self.most_scored: int | None = None
+        """The same for scores."""
+
+    def step(self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: Progress) -> Step:
+        """Loss, row losses and task ids of a step, at most ``asked`` rows at once; leaves gradients in ``params``.
+
+        Where memory runs out, fewer rows are computed at once from here on; the step is the same one, with the same
+        draws.
+
+        Raises:
+            NoRoom: memory runs out with a single row, or the loss cannot be summed from parts.
+        """
+        draws = draw_states(self._device)
+        while True:
+            plan = self._plan(rows, min(asked, self.most or asked))
+            try:
+                return self._compute(rows, plan, params, progress)
+            except (RuntimeError, MemoryError) as error:
+                self.most = fewer(max(len(part) for parts in plan for part in parts), error)
+                progress.micro_batches.append((progress.steps, self.most))
+            except RequestError as error:
+                if self.most is None:
+                    raise
+                raise NoRoom(f"Memory ran out and the step cannot be taken in parts: {error}") from error
+            clear(params)
+            free_memory(self._device)
+            set_draw_states(draws, self._device)
+
+    @torch.no_grad()
+    def losses(
+        self, rows: Sequence[TokenRow], *, asked: int, give_up: Callable[[], bool]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Row losses and task ids, longest rows first so that memory peaks early; ``None`` once ``give_up()`` holds.
+
+        Raises:
+            NoRoom: memory runs out with a single row.
+        """
+        rows = sorted(rows, key=lambda row: row.length, reverse=True)
+        found: list[tuple[Tensor, Tensor]] = []
+        at = 0
+        while at < len(rows):
+            if give_up():
+                return None
+            part = rows[at : at + min(asked, self.most or asked, self.most_scored or asked)]
+            try:
+                batch = self.collate(part)
+                found.append((self.gradients.forward(batch), batch.tasks))
+                at += len(part)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                self.most_scored = fewer(len(part), error)
+            free_memory(self._device)
+        losses, tasks = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(tasks)
+
+    def _plan(self, rows: Sequence[TokenRow], size: int) -> list[list[Sequence[TokenRow]]]:
+        """What each process computes at once: at most ``size`` rows, of like length."""
+        return [self._passes(rows, size)]
+
+    def _compute(
+        self,
+        rows: Sequence[TokenRow],
+        plan: list[list[Sequence[TokenRow]]],
+        params: Sequence[Tensor],
+        progress: Progress,
+    ) -> Step:
+        batches = [self.collate(part) for part in plan[0]]
+        found = self.gradients.step(batches)
+        progress.count(rows, real=sum(b.real_tokens for b in batches), padded=sum(b.padded_tokens for b in batches))
+        return found
+
+    def _passes(self, rows: Sequence[TokenRow], size: int) -> list[Sequence[TokenRow]]:
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        if not self._is_linear(rows):
+            return parts
+        lengths = [[row.length for row in part] for part in parts]
+        return [
+            part[cut]
+            for part, sizes in zip(parts, lengths, strict=True)
+            for cut in like_length(sizes, extra=self._extra)
+        ]
+
+    def _is_linear(self, rows: Sequence[TokenRow]) -> bool:
+        return self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device))
+
+
+def fewer(rows: int, error: BaseException) -> int:
+    """How many rows to compute at once after ``rows`` were too many.
+
+    Raises:
+        NoRoom: they were one. Whatever ``error`` is, where it does not say that memory ran out.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if rows == 1:
+        raise NoRoom(f"Memory ran out with a single row at once: {error}") from error
+    log.warning("memory ran out with %d rows at once: %d from here on", rows, rows // 2)
+    return rows // 2
