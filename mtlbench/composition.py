@@ -15,7 +15,7 @@ from mtlbench.errors import PluginError, RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.training.loss import Answers
+    from mtlbench.api.method import Answers
 
 Verb = Literal["fit", "adapt"]
 

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from record_builder import COSTS, accuracy, cell, correlation, done
 
-from mtlbench.api.study import AT_MAJORITY
+from mtlbench.api.study import AT_MAJORITY, TaskAnswers
 from mtlbench.results.degenerate import CONSTANT, STILL, UNDEFINED, UNPARSED, flags_of
-from mtlbench.statistics.answers import Answers
 
 RECORD = done(cell(tasks=("a/x",)), 70.0)
 
 
-def answers(**changes) -> Answers:
+def answers(**changes) -> TaskAnswers:
     told = {"documents": "", "count": 64, "items": {}, "constant": False, "unparsed": 0, "undefined": 0}
-    return Answers(**{**told, **changes})
+    return TaskAnswers(**{**told, **changes})
 
 
 def log(*losses: float, task: str = "a/x"):

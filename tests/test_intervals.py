@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtlbench.statistics.intervals import Interval, holm
+from mtlbench.api.study import Interval
+from mtlbench.statistics.intervals import holm
 
 
 def test_holm_is_step_down():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from record_builder import PROTOCOL, cell, done, failed, skipped
 
-from mtlbench.results.status import InFlight, plan_lines, status_lines
+from mtlbench.results.status import plan_lines, status_lines
+from mtlbench.store.claims import InFlight
 
 
 def by_key(*records):

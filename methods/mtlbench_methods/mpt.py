@@ -13,8 +13,8 @@ from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mtlbench.api.method import Answers
     from mtlbench.nn.soft_prompts.prompt import PromptSource
-    from mtlbench.training.loss import Answers
 
 NOISE = 0.02
 

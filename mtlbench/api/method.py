@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtlbench.api.routing import Routing
-    from mtlbench.training.loss import Answers
 
 Value = bool | int | float | str | None
 """A setting's value: what fits in JSON as a scalar."""
@@ -64,6 +63,41 @@ class Holder(Protocol):
 
     def load_state_dict(self, state: Any) -> Any:
         """Take over what :meth:`state_dict` gave; tensors come on the processor."""
+
+
+class ReadOut(Protocol):
+    """What a model makes of a batch where its labels are."""
+
+    @property
+    def logits(self) -> Tensor:
+        """``[labels, vocabulary]``."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """Last hidden states of the decoder ``[labels, width]``."""
+
+
+class Answers(Protocol):
+    """The answers of a batch: what the model makes of them, and losses of their tokens as losses of rows."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Token ids of the answers ``[labels]``."""
+
+    def logits(self) -> Tensor:
+        """A forward of the model: logits ``[labels, vocabulary]``, computed only where there are labels."""
+
+    def read(self) -> ReadOut:
+        """The same with the hidden states before them."""
+
+    def token_losses(self, logits: Tensor) -> Tensor:
+        """Cross entropy of each answer token, float32 ``[labels]``."""
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Means of the tokens' ``values [labels]`` over each row's answer ``[rows]``."""
+
+    def losses(self) -> Tensor:
+        """Mean token cross entropy of each row, float32 ``[rows]``."""
 
 
 class Trainer(Protocol):

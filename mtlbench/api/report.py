@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from mtlbench.results.study import Study
+    from mtlbench.api.study import Study
 
 
 class Report(ABC):

@@ -9,13 +9,51 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
-from mtlbench.statistics.intervals import Interval
+from mtlbench.text import seed_words
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.answers import Answers
+    import numpy as np
+    from numpy.typing import NDArray
 
 AT_MAJORITY = "at or below the majority class"
 """What the mark of :attr:`Entry.at_majority` means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    """Two-sided p-value of a mean of 0."""
+    seeds: int
+    examples: int | None
+    """Examples behind it; ``None`` where only the seeds' scores are."""
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TaskAnswers:
+    """What a cell answered on one task."""
+
+    documents: str
+    """Digest of the documents, in order: cells with equal ones answered the same questions."""
+    count: int
+    items: Mapping[str, NDArray[np.float64]]
+    """Metric to what it aggregates: ``[rows]`` or, where that is a tuple of numbers, ``[rows, numbers]``."""
+    constant: bool
+    """Whether one answer, or the choice at one place, was given to every document though it is not always right."""
+    unparsed: int
+    """Generated answers without an answer in them."""
+    undefined: int
+    """Documents with a likelihood that is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +235,7 @@ class Table:
         return [row for row in self.rows if row.average and math.isfinite(row.average.scores.mean)]
 
 
-Predictions = Callable[[str], "Mapping[str, Answers] | None"]
+Predictions = Callable[[str], "Mapping[str, TaskAnswers] | None"]
 """Cell key to the stored answers by full task name, or ``None`` where there are none."""
 
 
@@ -233,41 +271,3 @@ def spread(values: Iterable[float]) -> Spread:
     if len(numbers) < 2:
         return Spread(values=numbers, mean=mean, sd=None)
     return Spread(values=numbers, mean=mean, sd=math.sqrt(sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1)))
-
-
-def one_line(text: str, *, limit: int = 300) -> str:
-    """Text from anywhere as one line without terminal controls, cut with an ellipsis after ``limit`` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def sentences(*texts: str) -> str:
-    """The texts that are not empty in one line, each ended by a full stop unless it ends a sentence already."""
-    return " ".join(t if t.endswith((".", "!", "?", "…")) else f"{t}." for t in texts if t)
-
-
-def seed_words(seeds: Iterable[int]) -> str:
-    """``seed 1``, ``seeds 0, 2`` or ``seeds 0 to 9``."""
-    numbers = list(seeds)
-    return f"seed{'s' if len(numbers) != 1 else ''} {seed_list(numbers)}"
-
-
-def seed_list(seeds: Iterable[int]) -> str:
-    """``0, 2, 5 to 9``: four and more in a row are told by their ends."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1].append(seed)
-        else:
-            runs.append([seed])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in runs)
-
-
-def tasks_words(tasks: tuple[str, ...]) -> str:
-    """Up to three full names, or ``glue (9 tasks)`` by suite."""
-    if len(tasks) <= 3:
-        return one_line(", ".join(tasks))
-    suites = [task.partition("/")[0] for task in tasks]
-    return one_line(
-        ", ".join(f"{s} ({suites.count(s)} task{'s' if suites.count(s) > 1 else ''})" for s in dict.fromkeys(suites))
-    )

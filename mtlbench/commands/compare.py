@@ -24,8 +24,8 @@ def compare(before: str, after: str) -> None:
     A and B are run folders, whose variants are compared name by name, or a folder and a variant: runs/a:lora
     'runs/a:lora[rank=4]'. Differences are paired over seeds and examples; tasks are corrected after Holm.
     """
-    from mtlbench.published.views import aligned
     from mtlbench.results.regression import changes
+    from mtlbench.text import aligned
 
     dropped = False
     for one, other in _pairs(before, after):

@@ -13,8 +13,8 @@ from mtlbench.commands.shared import run_folder
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def status(folder: Path | None) -> None:
     """Show what is done, running, failed and missing in a run folder."""
-    from mtlbench.api.study import one_line
     from mtlbench.results.status import status_lines
+    from mtlbench.text import one_line
 
     store = run_folder(folder)
     for line in status_lines(store.expected(), store.records(), store.running()):

@@ -14,7 +14,7 @@ from mtlbench.conformance.findings import TOLERANCE, Broken, NotApplicable, expe
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.life import SAMPLE
 from mtlbench.conformance.rows import batch_of, draw_rows, padded
-from mtlbench.testing import PAD
+from mtlbench.conformance.toys import PAD
 from mtlbench.tokens.encode import TokenRow
 
 BEAMS = 3

@@ -16,11 +16,11 @@ from mtlbench.conformance import backward, forward, keeping, resuming
 from mtlbench.conformance.findings import Broken, Check, Finding, NotApplicable
 from mtlbench.conformance.lab import Lab
 from mtlbench.conformance.randomness import scrambled
+from mtlbench.conformance.toys import tiny_causal, tiny_seq2seq
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.plan import resolve_tasks
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.plugins import offers
-from mtlbench.testing import tiny_causal, tiny_seq2seq
 
 BACKBONES: Mapping[str, Callable[[], nn.Module]] = {"tiny Llama": tiny_causal, "tiny T5": tiny_seq2seq}
 

@@ -15,8 +15,8 @@ from mtlbench.backbones.backbone import Backbone, fingerprint
 from mtlbench.conformance.findings import NotApplicable
 from mtlbench.conformance.life import STEPS, Life, live
 from mtlbench.conformance.rows import batch_of, draw_rows
+from mtlbench.conformance.toys import setup_for
 from mtlbench.errors import RequestError
-from mtlbench.testing import setup_for
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.state import trainable_names
 

@@ -23,12 +23,12 @@ from mtlbench.api.routing import Routing
 from mtlbench.api.task import Task
 from mtlbench.backbones.names import BACKBONES
 from mtlbench.conformance.answers import best_constant, generates
+from mtlbench.conformance.toys import tiny_causal
 from mtlbench.data.examples import training_pairs
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.evaluation.evaluate import evaluate
 from mtlbench.nn.linears import projection_names, shapes_of
 from mtlbench.planning.settings import build
-from mtlbench.testing import tiny_causal
 from mtlbench.tokens.encode import encode_rows
 from mtlbench.training.loop import Loop
 from mtlbench.training.splits import Splits

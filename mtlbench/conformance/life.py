@@ -12,7 +12,7 @@ from mtlbench.api.cell import Protocol
 from mtlbench.cells.guards import label_logits
 from mtlbench.conformance.findings import NotApplicable
 from mtlbench.conformance.learning import Watch
-from mtlbench.testing import toy_loop, toy_rows
+from mtlbench.conformance.toys import toy_loop, toy_rows
 from mtlbench.training.checkpoints.recovery import Recovery
 from mtlbench.training.checkpoints.state import save_adapter, trainable_state
 from mtlbench.training.loop import Loop, OnStep

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtlbench.testing import PAD, VOCABULARY
+from mtlbench.conformance.toys import PAD, VOCABULARY
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, collate
 

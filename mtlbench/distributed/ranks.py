@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from mtlbench.errors import MtlbenchError
+
 T = TypeVar("T")
 
 
@@ -69,3 +71,11 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+FINE, NO_MEMORY, FAILED = range(3)
+"""How a part of a step ended on a process, best first."""
+
+
+class OtherFailed(MtlbenchError):
+    """Another process of this cell failed."""

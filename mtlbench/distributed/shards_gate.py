@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mtlbench.backbones.machine import is_out_of_memory
-from mtlbench.distributed.ranks import Ranks
-from mtlbench.training.on_ranks import FAILED, FINE, NO_MEMORY, OtherFailed
+from mtlbench.distributed.ranks import FAILED, FINE, NO_MEMORY, OtherFailed, Ranks
 
 END = -1
 """In the place of a unit's number, at the end of a block."""

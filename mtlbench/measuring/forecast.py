@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Inventory, Nvidia
 from mtlbench.measuring.request import RANDOM, MeasureRow
-from mtlbench.results.words import duration
+from mtlbench.text import duration
 
 PARAMETERS: Mapping[str, int] = {"llama-7b": 6_738_415_616, "t5-large": 737_668_096}
 """Parameters of the shapes with random weights."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtlbench.api.study import one_line
 from mtlbench.measuring.forecast import forecast
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow
+from mtlbench.text import one_line
 
 
 def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[str], None]) -> bool:

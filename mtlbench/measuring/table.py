@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtlbench.api.study import one_line
 from mtlbench.measuring.records import Measured, check_hardware
 from mtlbench.measuring.request import MeasureRow
-from mtlbench.published.views import aligned
+from mtlbench.text import aligned, one_line
 
 MIB = 2**20
 DISTURBED = "*"

@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from mtlbench.api.cell import Protocol
-from mtlbench.api.study import one_line
 from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.mixing import ordered, read_mixing
 from mtlbench.planning.protocols import SETTABLE, STANDARD, fields_of, overlaid
+from mtlbench.text import one_line
 
 _AT_LEAST: dict[str, float] = {
     "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,

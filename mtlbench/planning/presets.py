@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.planning.protocols import overlaid
-from mtlbench.plugins import load_method, load_suite, offers
+from mtlbench.planning.protocols import carried, overlaid
+from mtlbench.plugins import offers
 
 OF_THE_COMMAND = ("parts", "notes", "reports")
 """Words of a preset that are no option of a request: several requests, lines to say, reports to end in."""
@@ -71,21 +71,6 @@ def open_preset(name: str, given: Mapping[str, Any]) -> Preset:
 def preset_reports(name: str | None) -> str | None:
     """Reports that a preset ends in, as ``--as`` takes them."""
     return preset(name).get("reports") if name else None
-
-
-def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
-    """What the plugins carry under ``name``, and all names among which it was looked for."""
-    first = name.partition("/")[0]
-    suites, methods = offers("tasks"), offers("methods")
-    known: dict[str, Mapping[str, Any]] = {}
-    if first in methods:
-        known.update(getattr(load_method(first), kind))
-    for suite in [first] if first in suites else []:
-        known.update(getattr(load_suite(suite), kind))
-    for suite in [] if name in known else suites:
-        for key, value in getattr(load_suite(suite), kind).items():
-            known.setdefault(key, value)
-    return known.get(name), set(known)
 
 
 def _installed(methods: str) -> tuple[str, list[str]]:

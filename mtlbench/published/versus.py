@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import Entry, Row, Study, Table, one_line
+from mtlbench.api.study import Entry, Interval, Row, Study, Table
 from mtlbench.published.paper import METRICS, Column, Printed, PublishedTable
-from mtlbench.published.views import aligned
-from mtlbench.statistics.intervals import Interval
+from mtlbench.text import aligned, one_line
 
 _SIGNED = ("mcc", "pearson")
 """Metrics that go below 0."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from mtlbench.published.audit import audit, recomputed
 from mtlbench.published.paper import Paper, PublishedTable
+from mtlbench.text import aligned
 
 
 def list_lines(papers: Iterable[Paper]) -> Iterator[str]:
@@ -54,11 +55,3 @@ def audit_lines(papers: Iterable[Paper]) -> Iterator[str]:
         findings = audit(paper)
         yield f"{paper.name}: {len(findings)} findings in {len(paper.tables)} tables"
         yield from (f"  {finding}" for finding in findings)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Cells in columns, the first one left, the others right."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()

@@ -7,8 +7,8 @@ from typing import Any
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
-from mtlbench.api.study import Row, Table, one_line, seed_words
-from mtlbench.results.words import memory
+from mtlbench.api.study import Row, Table
+from mtlbench.text import memory, one_line, seed_words
 
 
 def circumstances(rows: Sequence[Row]) -> Iterable[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtlbench.api.study import Difference, Row, RowCosts, Table, sentences
-from mtlbench.results.words import DIFFERS, NONE, duration, interval, memory, points, probability, short_names
+from mtlbench.api.study import Difference, Row, RowCosts, Table
+from mtlbench.results.words import DIFFERS, NONE, interval, points, probability, short_names
+from mtlbench.text import duration, memory, sentences
 
 
 @dataclass(frozen=True, kw_only=True)

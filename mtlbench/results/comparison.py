@@ -12,7 +12,7 @@ from mtlbench.files.copies import in_copies
 from mtlbench.results.degenerate import flags_of
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.answers import Answers
+    from mtlbench.api.study import TaskAnswers
 
 _TOGETHER = 32
 """Cells that are looked at in one go; fewer are read sooner than a copy of the process starts."""
@@ -22,7 +22,7 @@ _TOGETHER = 32
 class Beside:
     """Of one cell."""
 
-    answers: Mapping[str, Answers] | None
+    answers: Mapping[str, TaskAnswers] | None
     flags: tuple[Flag, ...]
 
 

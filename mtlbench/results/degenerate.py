@@ -11,7 +11,7 @@ from mtlbench.api.study import AT_MAJORITY, Flag
 from mtlbench.results.rows import at_majority
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.answers import Answers
+    from mtlbench.api.study import TaskAnswers
 
 CONSTANT = "the same answer to every example"
 UNDEFINED = "not a number"
@@ -26,7 +26,7 @@ _FALL = 0.01
 
 
 def flags_of(
-    record: Record, *, answers: Mapping[str, Answers] | None, steps: Sequence[Mapping[str, Any]]
+    record: Record, *, answers: Mapping[str, TaskAnswers] | None, steps: Sequence[Mapping[str, Any]]
 ) -> tuple[Flag, ...]:
     """What is degenerate about a finished cell.
 
@@ -42,7 +42,7 @@ def flags_of(
     return tuple(found)
 
 
-def _task(record: Record, task: str, answers: Answers | None) -> Iterator[tuple[str, str]]:
+def _task(record: Record, task: str, answers: TaskAnswers | None) -> Iterator[tuple[str, str]]:
     score = record.scores.get(task)
     if score is not None:
         if not all(math.isfinite(value) for value in (score.score, *score.metrics.values())):

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
-from mtlbench.api.study import one_line, spread, tasks_words
+from mtlbench.api.study import spread
 from mtlbench.backbones.names import is_embedded
 from mtlbench.errors import PluginError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
+from mtlbench.text import one_line, tasks_words
 
 FILE = "README.md"
 

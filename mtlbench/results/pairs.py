@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import Predictions, Row, Table, seed_words
+from mtlbench.api.study import Predictions, Row, Table
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.results.study import study_of
 from mtlbench.results.words import NONE, count, points, probability
+from mtlbench.text import seed_words
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import Held

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
-from mtlbench.api.study import Predictions
+from mtlbench.api.study import Interval, Predictions
 from mtlbench.errors import RequestError
-from mtlbench.statistics.intervals import Interval, holm
+from mtlbench.statistics.intervals import holm
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.answers import Answers
+    from mtlbench.api.study import TaskAnswers
     from mtlbench.statistics.estimate import Estimate, Measured
 
 ALPHA = 0.05
@@ -96,7 +96,7 @@ def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
     return {**found, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}
 
 
-def _answers(side: Side, seed: int) -> Mapping[str, Answers]:
+def _answers(side: Side, seed: int) -> Mapping[str, TaskAnswers]:
     return side.predictions(side.records[seed].key) or {}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.api.study import one_line
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.plugins import offer_of
 from mtlbench.store import RunFolder
+from mtlbench.text import one_line
 
 GROUPS = ("outcome", "scores", "losses", "guards", "notes", "costs", "environment")
 _TIMES = ("seconds", "tokens_per_second", "peak_memory")

@@ -9,7 +9,8 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.record import Costs, Record, TaskScore
-from mtlbench.api.study import Entry, Problem, Row, RowCosts, one_line, spread
+from mtlbench.api.study import Entry, Problem, Row, RowCosts, spread
+from mtlbench.text import one_line
 
 
 def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], found: Mapping[int, Record]) -> list[Row]:

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.api.study import one_line, sentences, tasks_words
+from mtlbench.store.claims import InFlight
+from mtlbench.text import one_line, sentences, tasks_words
 
 _SHOWN = ("running", "failed", "skipped", "missing", "done")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InFlight:
-    """A cell that a living worker has claimed."""
-
-    key: str
-    owner: str
-    """Who claimed it, such as ``host:pid``."""
-    step: int | None = None
-    """Last optimizer step reported."""
-    total_steps: int | None = None
-    loss: float | None = None
-    """Training loss at ``step``."""
 
 
 def status_lines(cells: Sequence[Cell], records: Mapping[str, Record], running: Iterable[InFlight] = ()) -> list[str]:

@@ -8,24 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
 from mtlbench.api.record import Record
-from mtlbench.api.study import (
-    Flag,
-    Predictions,
-    Row,
-    Steps,
-    Study,
-    Table,
-    no_predictions,
-    no_steps,
-    one_line,
-    seed_list,
-    tasks_words,
-)
+from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
 from mtlbench.results.comparison import beside
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
+from mtlbench.text import one_line, seed_list, tasks_words
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import Held

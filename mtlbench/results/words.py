@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mtlbench.api.study import AT_MAJORITY, Entry, Flag, Row, Spread, Table, seed_words, sentences
-from mtlbench.statistics.intervals import Interval
+from mtlbench.api.study import AT_MAJORITY, Entry, Flag, Interval, Row, Spread, Table
+from mtlbench.text import seed_words, sentences
 
 NONE = "–"
 MAJORITY = "†"
 TIED = "‡"
 DIFFERS = "∗"
-
-
-def memory(count: float) -> str:
-    """``637 MiB`` or ``3.00 GiB``."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """``9.2 s``, ``2 min 30 s`` or ``2 h 01 min``."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def mean(scores: Spread) -> str:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import Predictions
+from mtlbench.api.study import Predictions, TaskAnswers
 
 if TYPE_CHECKING:
     from pyarrow import Array, DictionaryArray, StringArray
 
-    from mtlbench.store import RunFolder
+
+class StoredPredictions(Protocol):
+    """A run folder, as far as predictions are read from it."""
+
+    def checked_samples(self, record: Record) -> bytes | None:
+        """The Parquet file of a record's predictions, verified; ``None`` where there is none that can be used."""
+
 
 Numbers = NDArray[np.float64]
 _REPEATED = ["task", "prediction", "metric_values"]
@@ -32,24 +37,7 @@ _NO_CHOICES, _UNDEFINED = -2, -1
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Answers:
-    """What a cell answered on one task."""
-
-    documents: str
-    """Digest of the documents, in order: cells with equal ones answered the same questions."""
-    count: int
-    items: Mapping[str, Numbers]
-    """Metric to what it aggregates: ``[rows]`` or, where that is a tuple of numbers, ``[rows, numbers]``."""
-    constant: bool
-    """Whether one answer, or the choice at one place, was given to every document though it is not always right."""
-    unparsed: int
-    """Generated answers without an answer in them."""
-    undefined: int
-    """Documents with a likelihood that is no number."""
-
-
-def answers_in(store: RunFolder, records: Iterable[Record]) -> Predictions:
+def answers_in(store: StoredPredictions, records: Iterable[Record]) -> Predictions:
     """The stored answers of the finished ones of ``records``, each read when it is first asked for.
 
     Predictions that are not those a record was made with go to quarantine and count as none; so do, with a line in the
@@ -58,7 +46,7 @@ def answers_in(store: RunFolder, records: Iterable[Record]) -> Predictions:
     done = {record.key: record for record in records if record.status == "ok"}
 
     @cache
-    def read(key: str) -> dict[str, Answers] | None:
+    def read(key: str) -> dict[str, TaskAnswers] | None:
         if key not in done:
             return None
         try:
@@ -71,7 +59,7 @@ def answers_in(store: RunFolder, records: Iterable[Record]) -> Predictions:
     return read
 
 
-def read_answers(data: bytes) -> dict[str, Answers]:
+def read_answers(data: bytes) -> dict[str, TaskAnswers]:
     """Full task name to the answers in a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,7 +84,7 @@ def read_answers(data: bytes) -> dict[str, Answers]:
         own = slice(start, end)
         generated = bool((likeliest[own] == _NO_CHOICES).any())
         given = predicted[own] if generated else likeliest[own]
-        found[known[codes[start]]] = Answers(
+        found[known[codes[start]]] = TaskAnswers(
             documents=_digest(column["doc_hash"], start, end),
             count=end - start,
             items=items.of(own),

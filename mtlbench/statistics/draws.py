@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import Row
-from mtlbench.statistics.answers import Answers, Numbers
+from mtlbench.api.study import Row, TaskAnswers
+from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.estimate import Measured
 from mtlbench.statistics.metrics import Measure, Sums, finish, measures
 
 _AT_ONCE = 4_000_000
 """Weights held in memory at once."""
-Held = Mapping[int, Mapping[str, Answers]]
+Held = Mapping[int, Mapping[str, TaskAnswers]]
 """Identity of a record to its answers by task; making its key takes longer."""
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtlbench.api.study import Interval
 from mtlbench.statistics.answers import Numbers
-from mtlbench.statistics.intervals import LEVEL, Interval
+from mtlbench.statistics.intervals import LEVEL
 
 _LEAST = 1e-12
 """Smallest p that is told."""

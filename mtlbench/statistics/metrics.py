@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlbench.api.record import TaskScore
-from mtlbench.statistics.answers import Answers, Numbers
+from mtlbench.api.study import TaskAnswers
+from mtlbench.statistics.answers import Numbers
 
 _EQUAL = 1e-6
 
@@ -116,7 +117,7 @@ def measured(name: str, items: Sequence[Numbers], recorded: Sequence[float]) -> 
     return None
 
 
-def measures(scores: Sequence[TaskScore], answers: Sequence[Answers]) -> list[list[Measure]] | None:
+def measures(scores: Sequence[TaskScore], answers: Sequence[TaskAnswers]) -> list[list[Measure]] | None:
     """For each metric of a task the measures of several cells, or ``None`` where one cannot be recomputed."""
     found = []
     for metric in scores[0].metrics:

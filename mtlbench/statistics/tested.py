@@ -8,12 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from mtlbench.api.study import Difference, Entry, Row, Table, one_line, sentences
+from mtlbench.api.study import Difference, Entry, Interval, Row, Table
 from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.draws import Held, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, student
-from mtlbench.statistics.intervals import Interval, holm
+from mtlbench.statistics.intervals import holm
 from mtlbench.statistics.over_tasks import ALPHA, improvement, interquartile_mean, wilcoxon
+from mtlbench.text import one_line, sentences
 
 AVERAGE = "average"
 _NAMED = 4

@@ -198,3 +198,17 @@ class Claims:
                     _log.warning("cannot touch the claim %s: %s", path, error)
 
         threading.Thread(target=beat, name=f"claim-{claim.key}", daemon=True).start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlight:
+    """A cell that a living worker has claimed."""
+
+    key: str
+    owner: str
+    """Who claimed it, such as ``host:pid``."""
+    step: int | None = None
+    """Last optimizer step reported."""
+    total_steps: int | None = None
+    loss: float | None = None
+    """Training loss at ``step``."""

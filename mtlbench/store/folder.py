@@ -25,7 +25,7 @@ from mtlbench.store.requests import Requests, cells_of
 from mtlbench.store.series import Queue, Series
 
 if TYPE_CHECKING:
-    from mtlbench.results.status import InFlight
+    from mtlbench.store.claims import InFlight
 
 ADAPTER = "adapter_sha256"
 """Provenance of a record: checksum of the cell's adapter."""
@@ -203,7 +203,7 @@ class RunFolder:
 
     def running(self) -> list[InFlight]:
         """The cells that a living worker has, and how far their step logs say they are."""
-        from mtlbench.results.status import InFlight
+        from mtlbench.store.claims import InFlight
 
         found = []
         for key, claim in self.claims().items():

@@ -13,7 +13,7 @@ from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.training.batches import Batch
-from mtlbench.training.loss import Answers
+from mtlbench.training.loss import BatchAnswers
 from mtlbench.training.tail import narrow_tail
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -33,7 +33,7 @@ class Gradients:
             nullcontext() if self.autocast is None else torch.autocast(batch.tasks.device.type, dtype=self.autocast)
         )
         with context:
-            return self.method.row_losses(self.model, Answers(self.model, batch, self.routing))
+            return self.method.row_losses(self.model, BatchAnswers(self.model, batch, self.routing))
 
     def step(self, batches: Sequence[Batch]) -> Step:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.

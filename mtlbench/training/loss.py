@@ -23,7 +23,7 @@ class Read:
     """Last hidden states of the decoder ``[labels, width]``."""
 
 
-class Answers:
+class BatchAnswers:
     """The answers of a batch: what a model makes of them, and losses of their tokens as losses of rows.
 
     Attributes:
@@ -78,7 +78,7 @@ def row_losses(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
 
     A backward of the result must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
     """
-    return Answers(model, batch, routing).losses()
+    return BatchAnswers(model, batch, routing).losses()
 
 
 def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:

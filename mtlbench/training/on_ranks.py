@@ -10,20 +10,14 @@ import torch
 from torch import Tensor
 
 from mtlbench.backbones.machine import axis_seed, free_memory, is_out_of_memory
-from mtlbench.distributed.ranks import Ranks
-from mtlbench.errors import MtlbenchError, RequestError
+from mtlbench.distributed.ranks import FAILED, FINE, NO_MEMORY, OtherFailed, Ranks
+from mtlbench.errors import RequestError
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Gradients, Step
 from mtlbench.training.micro_batches import Parts, fewer
 from mtlbench.training.progress import Progress
-
-FINE, GAVE_UP, NO_MEMORY, FAILED = range(4)
-
-
-class OtherFailed(MtlbenchError):
-    """Another process of this cell failed."""
 
 
 class RanksParts(Parts):

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
-from mtlbench.api.study import one_line, sentences
 from mtlbench.results.study import study_of
+from mtlbench.text import one_line, sentences
 from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome
 from mtlbench.tuning.space import Space, quiet_study, space_words

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from mtlbench import Report, hookimpl
-from mtlbench.api.study import Entry, Row, Study, Table, sentences
+from mtlbench.api.study import Entry, Row, Study, Table
 from mtlbench.results.circumstances import equal_words
 from mtlbench.results.columns import (
     Column,
@@ -19,6 +19,7 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
 
 T = TypeVar("T")

@@ -12,9 +12,8 @@ from scipy import stats
 from simulated import error
 
 from mtlbench.api.record import Record, TaskScore
-from mtlbench.api.study import Table
+from mtlbench.api.study import Table, TaskAnswers
 from mtlbench.results.study import study_of
-from mtlbench.statistics.answers import Answers
 from mtlbench.statistics.estimate import Measured
 from mtlbench.statistics.intervals import holm
 from mtlbench.statistics.tested import as_good_as
@@ -25,13 +24,13 @@ TASKS = ("a/x", "a/y")
 def study(right: Mapping[str, np.ndarray], *, draws: int = 200, reference: str | None = None) -> Table:
     """Methods by right and wrong answers ``[seeds, tasks, examples]``."""
     records: list[Record] = []
-    stored: dict[str, dict[str, Answers]] = {}
+    stored: dict[str, dict[str, TaskAnswers]] = {}
     for method, cells in right.items():
         for seed, tasks in enumerate(cells):
             made = done(cell(method, seed, tasks=TASKS), *(100 * own.mean() for own in tasks))
             records.append(made)
             stored[made.key] = {
-                task: Answers(
+                task: TaskAnswers(
                     documents="same", count=len(own), items={"acc": own}, constant=False, unparsed=0, undefined=0
                 )
                 for task, own in zip(TASKS, tasks, strict=True)
@@ -103,9 +102,9 @@ def test_other_examples_or_scores_that_do_not_come_back_are_told_and_left_to_the
         for seed, tasks in enumerate(cells)
     ]
 
-    def stored(key: str, *, metric: str = "acc") -> dict[str, Answers]:
+    def stored(key: str, *, metric: str = "acc") -> dict[str, TaskAnswers]:
         told = {"items": {metric: np.ones(9)}, "count": 9, "constant": False, "unparsed": 0, "undefined": 0}
-        return {task: Answers(documents=key if task == "a/x" else "same", **told) for task in TASKS}
+        return {task: TaskAnswers(documents=key if task == "a/x" else "same", **told) for task in TASKS}
 
     (table,) = study_of(records, predictions=stored, draws=50).tables
     assert "No resampling of the examples of a/x: the cells answered different examples." in table.notes

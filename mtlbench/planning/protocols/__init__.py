@@ -11,10 +11,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mtlbench.api.cell import Protocol
 from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.plugins import load_method, load_suite, offers
 
 STANDARD = "standard"
 """The protocol of a request that names none."""
@@ -68,7 +69,6 @@ def _definition(name: str) -> Mapping[str, Any]:
         return _read(Path(name))
     if name in names():
         return _read(FOLDER / f"{name}.toml")
-    from mtlbench.planning.presets import carried
 
     own, known = carried("protocols", name)
     if own is None:
@@ -84,3 +84,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise RequestError(f"The protocol {str(path)!r} cannot be read: {error.strerror}. Name a TOML file.") from error
     except ValueError as error:
         raise RequestError(f"The protocol {str(path)!r} is no TOML: {error}.") from error
+
+
+def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
+    """What the plugins carry under ``name``, and all names among which it was looked for."""
+    first = name.partition("/")[0]
+    suites, methods = offers("tasks"), offers("methods")
+    known: dict[str, Mapping[str, Any]] = {}
+    if first in methods:
+        known.update(getattr(load_method(first), kind))
+    for suite in [first] if first in suites else []:
+        known.update(getattr(load_suite(suite), kind))
+    for suite in [] if name in known else suites:
+        for key, value in getattr(load_suite(suite), kind).items():
+            known.setdefault(key, value)
+    return known.get(name), set(known)

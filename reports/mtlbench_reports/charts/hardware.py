@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtlbench.api.study import Row, one_line
+from mtlbench.api.study import Row
+from mtlbench.text import one_line
 
 
 def differing_hardware(rows: Sequence[Row], *, memory: bool) -> str | None:

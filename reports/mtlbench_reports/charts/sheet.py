@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from mtlbench.api.study import one_line
+from mtlbench.text import one_line
 from mtlbench_reports.charts.style import FAINT, SMALL
 
 LINE = 0.165

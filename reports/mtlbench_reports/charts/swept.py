@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.method import Method, Value
-from mtlbench.api.study import Row, one_line
+from mtlbench.api.study import Row
 from mtlbench.composition import Sum
 from mtlbench.errors import MtlbenchError
 from mtlbench.plugins import load_method, offer_of
+from mtlbench.text import one_line
 
 _log = logging.getLogger(__name__)
 Settings = Mapping[str, Value]

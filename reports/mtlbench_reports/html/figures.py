@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from mtlbench.api.study import one_line
+from mtlbench.text import one_line
 from mtlbench_reports.charts.chart import Chart, LeftOut
 from mtlbench_reports.charts.documents import image
 from mtlbench_reports.charts.drawings import Drawings

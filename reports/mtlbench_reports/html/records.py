@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
-from mtlbench.api.study import sentences
 from mtlbench.results.words import NONE
+from mtlbench.text import sentences
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.tables import grid, head, number

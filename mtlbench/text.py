@@ -1,0 +1,64 @@
+"""Plain text that every part of the harness writes: lines, sentences, aligned tables, amounts, lists of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+
+def one_line(text: str, *, limit: int = 300) -> str:
+    """Text from anywhere as one line without terminal controls, cut with an ellipsis after ``limit`` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def sentences(*texts: str) -> str:
+    """The texts that are not empty in one line, each ended by a full stop unless it ends a sentence already."""
+    return " ".join(t if t.endswith((".", "!", "?", "…")) else f"{t}." for t in texts if t)
+
+
+def seed_words(seeds: Iterable[int]) -> str:
+    """``seed 1``, ``seeds 0, 2`` or ``seeds 0 to 9``."""
+    numbers = list(seeds)
+    return f"seed{'s' if len(numbers) != 1 else ''} {seed_list(numbers)}"
+
+
+def seed_list(seeds: Iterable[int]) -> str:
+    """``0, 2, 5 to 9``: four and more in a row are told by their ends."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in runs)
+
+
+def tasks_words(tasks: tuple[str, ...]) -> str:
+    """Up to three full names, or ``glue (9 tasks)`` by suite."""
+    if len(tasks) <= 3:
+        return one_line(", ".join(tasks))
+    suites = [task.partition("/")[0] for task in tasks]
+    return one_line(
+        ", ".join(f"{s} ({suites.count(s)} task{'s' if suites.count(s) > 1 else ''})" for s in dict.fromkeys(suites))
+    )
+
+
+def memory(count: float) -> str:
+    """``637 MiB`` or ``3.00 GiB``."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """``9.2 s``, ``2 min 30 s`` or ``2 h 01 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Cells in columns, the first one left, the others right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        yield "  ".join(cells).rstrip()
