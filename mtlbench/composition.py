@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mtlbench.api.method import Holder, Method, Setup, Trainer, Value
+from mtlbench.api.method import Method, Setup, Stateful, Trainer, Value
 from mtlbench.errors import PluginError, RequestError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class _Inside:
         train = self._part.fit if self._verb == "fit" else self._part.adapt
         train(self._model, _With(self._trainer, given))
 
-    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+    def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
@@ -247,7 +247,7 @@ class _With:
             raise PluginError("Two composed methods both train tasks one after another. Compose at most one of them.")
         self._trainer.run(**merged)
 
-    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+    def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
@@ -267,7 +267,7 @@ class _Share:
     def run(self, **given: Any) -> None:
         self._trainer.run(**{**given, "share": self._share * given.get("share", 1.0)})
 
-    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+    def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mtlbench.cli import cli
 from mtlbench.errors import MtlbenchError, RequestError
 from mtlbench.files.sealed import seal
-from mtlbench.results.reproduction import Difference, data_words, find_record, scores_differ
+from mtlbench.results.reproduction import FieldDifference, data_words, find_record, scores_differ
 from mtlbench.store import RunFolder
 
 SMALL = ("--tasks", "glue/rte,glue/sst2", "--steps", "4", "--train-rows", "64", "--eval-rows", "24", "--workers", "1")
@@ -155,7 +155,7 @@ def test_a_cell_comes_out_the_same_again_but_for_a_score_that_was_edited(folder,
 
 def test_a_tolerance_is_for_scores_alone():
     def apart(group, before, after):
-        return Difference(group=group, name="x", before=before, after=after)
+        return FieldDifference(group=group, name="x", before=before, after=after)
 
     assert scores_differ([apart("scores", 50.0, 51.0)], tolerance=0.5)
     assert not scores_differ([apart("scores", 50.0, 51.0)], tolerance=1.0)

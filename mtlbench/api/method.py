@@ -55,7 +55,7 @@ class Setup:
     """Token ids of a text, none added to it; ``None`` where there is no tokenizer, as when parameters are counted."""
 
 
-class Holder(Protocol):
+class Stateful(Protocol):
     """Something with state between steps: an optimizer, a budget, a search."""
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -127,7 +127,7 @@ class Trainer(Protocol):
         counted from 0 in each run, for :meth:`Method.after_step` too.
         """
 
-    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+    def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         """Let checkpoints hold what ``holder`` has between steps. Call it before :meth:`run`.
 
         ``modules`` are modules of the model whose plain attributes the holder takes care of.

@@ -118,7 +118,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class ScoreDifference:
     """A row minus the reference in one column, in points, over the seeds that both have."""
 
     points: float
@@ -134,14 +134,14 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Comparison:
     """A row beside the table's reference."""
 
     seeds: tuple[int, ...]
     """Seeds that both have."""
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, ScoreDifference]
     """Full task name to difference, at least one; tasks that one of them lacks are left out."""
-    average: Difference | None
+    average: ScoreDifference | None
     gain: float | None
     """Relative multi-task gain in percent: the mean over tasks of the difference by the reference's score (delta-m of
     Maninis et al. 2019, eq. 4); ``None`` where a task is missing or the reference scores 0 or less on one."""
@@ -194,7 +194,7 @@ class Row:
     """Mean rank over tasks, 1 is best, among the rows with scores of every task."""
     iqm: Interval | None = None
     """Interquartile mean over seeds and tasks."""
-    beside: Beside | None = None
+    comparison: Comparison | None = None
     """``None`` for the reference itself, and where nothing can be compared with it."""
 
     @property

@@ -25,14 +25,14 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import Stop
 from mtlbench.planning.settings import build
 from mtlbench.store import RunFolder
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import EVERY_S, Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import EVERY_S, CheckpointPolicy
 from mtlbench.training.loop import Loop, OnStep, budget_steps
 from mtlbench.training.splits import Splits, carve, phases
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class TrainingContext:
     """Where cells are trained."""
 
     bench: Bench
@@ -44,7 +44,7 @@ class Surroundings:
     """The processes that share the training."""
 
 
-class Attempt:
+class CellAttempt:
     """A cell on the way through its training; it goes on from the checkpoint of an earlier attempt where there is one.
 
     Args:
@@ -55,7 +55,7 @@ class Attempt:
         MtlbenchError: something that the cell needs is not there or changed.
     """
 
-    def __init__(self, cell: Cell, around: Surroundings, *, on_step: OnStep, begun: float) -> None:
+    def __init__(self, cell: Cell, around: TrainingContext, *, on_step: OnStep, begun: float) -> None:
         self.cell, self._around, self._begun = cell, around, begun
         self._was_reset = False
         bench = around.bench
@@ -171,7 +171,7 @@ class Attempt:
     def _seed(self, axis: str) -> int:
         return axis_seed(self.cell.seed, axis)
 
-    def _recovery(self) -> Recovery:
+    def _recovery(self) -> CheckpointPolicy:
         around, ranks = self._around, self._around.ranks
         identity = training_identity(
             self.cell,
@@ -181,10 +181,10 @@ class Attempt:
             dtypes=around.bench.dtypes(self.cell),
             processes=ranks.size,
         )
-        files = Checkpoints(around.folder.checkpoints(self.cell.key), identity=identity)
+        files = CheckpointStore(around.folder.checkpoints(self.cell.key), identity=identity)
 
-        def look() -> Recovery:
-            return Recovery(
+        def look() -> CheckpointPolicy:
+            return CheckpointPolicy(
                 files if self.method.resumes() else None,
                 stop=around.stop,
                 every_s=around.checkpoint_s,

@@ -15,7 +15,7 @@ from mtlbench.api.record import Costs, Failure, Record
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells import guards
-from mtlbench.cells.attempt import Attempt, Surroundings
+from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, stored_count, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen
@@ -66,7 +66,7 @@ def run_cell(
         Stopped: the worker was asked to end.
     """
     started = time.time()
-    around = Surroundings(
+    around = TrainingContext(
         bench=bench,
         folder=folder,
         stop=Stop() if stop is None else stop,
@@ -91,7 +91,7 @@ def run_cell(
     return Record(**{**vars(record), "provenance": provenance})
 
 
-def run_along(cell: Cell, around: Surroundings) -> None:
+def run_along(cell: Cell, around: TrainingContext) -> None:
     """What :func:`run_cell` does, in another process than the first: of a sharded backbone all run every layer.
 
     Nothing is written.
@@ -112,13 +112,13 @@ class _Run:
     """The stages of one cell, in the order of :meth:`record`."""
 
     cell: Cell
-    around: Surroundings
+    around: TrainingContext
     events: Events
     checks: dict[str, bool] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """Why earlier checkpoints were not used."""
     begun: float = field(default_factory=time.perf_counter)
-    attempt: Attempt | None = None
+    attempt: CellAttempt | None = None
     token_budget: int = 0
 
     @property
@@ -132,7 +132,7 @@ class _Run:
     def record(self) -> Record:
         cell, bench = self.cell, self.bench
         self.checks = {}
-        attempt = self.attempt = Attempt(cell, self.around, on_step=self._stepped, begun=self.begun)
+        attempt = self.attempt = CellAttempt(cell, self.around, on_step=self._stepped, begun=self.begun)
         reason = attempt.attach()
         if reason is not None:
             return Record(cell=cell, status="skipped", failure=_refusal(reason))
@@ -223,7 +223,7 @@ class _Run:
             device=self.bench.device,
         )
 
-    def _reload(self, attempt: Attempt, sample: Batch) -> None:
+    def _reload(self, attempt: CellAttempt, sample: Batch) -> None:
         """Save the adapter, read it into a fresh copy, and compare."""
         path, model, setup, routing = self.folder.adapter(self.cell.key), attempt.model, attempt.setup, attempt.routing
         rows = [task.train_rows for task in setup.tasks]
@@ -240,7 +240,7 @@ class _Run:
         logits = guards.label_logits(again, sample, routing)
         self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
 
-    def _evaluate(self, attempt: Attempt) -> Evaluation:
+    def _evaluate(self, attempt: CellAttempt) -> Evaluation:
         """Score the tasks; where memory runs out, again with half the tokens at once, until one row is left.
 
         The longest rows come first, so that little is computed twice.
@@ -257,7 +257,7 @@ class _Run:
                 logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
             free_memory(self.bench.device)
 
-    def _scored(self, attempt: Attempt) -> Evaluation:
+    def _scored(self, attempt: CellAttempt) -> Evaluation:
         prepared = attempt.prepared
         return evaluate(
             attempt.model,

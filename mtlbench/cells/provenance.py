@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 
 from mtlbench.cells.bench import Bench
-from mtlbench.training.progress import Progress
+from mtlbench.training.progress import TrainingProgress
 
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
-def notes_of(model: nn.Module, done: Progress, tasks: Sequence[str], *, attached: int) -> dict[str, Any]:
+def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int) -> dict[str, Any]:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
     Modules with a method ``notes`` add their own.

@@ -40,11 +40,11 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **word
             click.echo(line)
     if forecast:
         from mtlbench.executors.devices import Nvidia
-        from mtlbench.forecasting.forecast import outlook_lines, outlooks, place_of, refuse_what_cannot_fit
+        from mtlbench.forecasting.forecast import forecast_lines, forecasts, refuse_what_cannot_fit, target_of
 
         todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
-        place = place_of(device, Nvidia().devices(), todo=todo, devices=devices)
-        found, refused = outlooks(todo, records, place=place, data=made.request.data_words)
-        for line in outlook_lines(found, refused, place=place, folder=path):
+        place = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
+        found, refused = forecasts(todo, records, place=place, data=made.request.data_words)
+        for line in forecast_lines(found, refused, place=place, folder=path):
             click.echo(line)
         refuse_what_cannot_fit(found, place=place, folder=path)

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record
-    from mtlbench.results.reproduction import Found
+    from mtlbench.results.reproduction import FoundRecord
     from mtlbench.store import RunFolder
 
 
@@ -46,7 +46,7 @@ def reproduce(record: Path, key: str | None, to: Path | None, data: str | None, 
     sys.exit(1 if scores_differ(known, tolerance=tolerance) else 0)
 
 
-def _run(found: Found, folder: RunFolder, *, data: str | None, device: str) -> Record:
+def _run(found: FoundRecord, folder: RunFolder, *, data: str | None, device: str) -> Record:
     from mtlbench.backbones.names import check_model, check_reachable
     from mtlbench.errors import StoreError
     from mtlbench.executors.runner import run as run_cells

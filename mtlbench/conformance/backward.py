@@ -7,9 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from mtlbench.conformance.findings import Broken, NotApplicable, some
-from mtlbench.conformance.lab import Lab
-from mtlbench.conformance.life import SAMPLE, STEPS
+from mtlbench.conformance.findings import NotApplicable, PromiseBroken, some
+from mtlbench.conformance.fixture import SAMPLE, STEPS, Fixture
 from mtlbench.training.gradients import Gradients, checkpointing
 from mtlbench.training.loss import row_losses
 
@@ -22,55 +21,55 @@ REPLAY_TOLERANCE = 1e-3, 1e-5
 softmax is saturated, small gradients are what rounding leaves of large ones."""
 
 
-def gradients(lab: Lab) -> None:
+def gradients(fixture: Fixture) -> None:
     """In training every trainable parameter gets gradients, all of them finite."""
-    life = lab.life
+    life = fixture.trained
     if life.watch.not_finite:
-        raise Broken(f"nan or infinite gradients: {some(life.watch.not_finite)}")
+        raise PromiseBroken(f"nan or infinite gradients: {some(life.watch.not_finite)}")
     life.reraise("fit")
-    lab.need_training()
+    fixture.need_training()
     silent = {name for name, value in life.trained.items() if value.numel()} - life.watch.fed
     if silent:
-        raise Broken(f"no gradient but zero in {STEPS} steps: {some(silent)}")
+        raise PromiseBroken(f"no gradient but zero in {STEPS} steps: {some(silent)}")
 
 
-def absent_tasks(lab: Lab) -> None:
+def absent_tasks(fixture: Fixture) -> None:
     """A batch gives gradients to what belongs to its tasks, and exactly none to what belongs to others."""
-    lab.need_routing()
-    lab.need_training()
-    shapes = {name: p.shape for name, p in lab.attached(tasks=FEW).model.named_parameters() if p.requires_grad}
-    specimen = lab.attached(tasks=MANY)
-    with specimen.setup.routing.of(torch.tensor(PRESENT)):
-        loss = row_losses(specimen.model, lab.batch(PRESENT), specimen.setup.routing).mean()
+    fixture.need_routing()
+    fixture.need_training()
+    shapes = {name: p.shape for name, p in fixture.attached(tasks=FEW).model.named_parameters() if p.requires_grad}
+    case = fixture.attached(tasks=MANY)
+    with case.setup.routing.of(torch.tensor(PRESENT)):
+        loss = row_losses(case.model, fixture.batch(PRESENT), case.setup.routing).mean()
         torch.autograd.backward(loss)
     seen = 0
-    for name, p in specimen.model.named_parameters():
+    for name, p in case.model.named_parameters():
         if not p.requires_grad or shapes.get(name) == p.shape:
             continue
         seen += 1
         if name not in shapes:
             # One parameter per task: with more tasks there are more, and the added ones are absent.
             if p.grad is not None and p.grad.any():
-                raise Broken(f"{name} belongs to a task that is not in the batch, and gets a gradient")
+                raise PromiseBroken(f"{name} belongs to a task that is not in the batch, and gets a gradient")
         elif p.grad is not None and p.grad.any():
             _expect_rows(name, [_by_task(view) for view in _views(p.grad, shapes[name])])
     if not seen:
         raise NotApplicable("no parameter grows with the number of tasks")
 
 
-def checkpoint(lab: Lab) -> None:
+def checkpoint(fixture: Fixture) -> None:
     """Recomputing layers in the backward gives the same gradients, training noise included."""
-    lab.need_training()
-    specimen = lab.attached()
-    model, ids = specimen.model, specimen.setup.routing
-    batch = lab.batch(SAMPLE)
+    fixture.need_training()
+    case = fixture.attached()
+    model, ids = case.model, case.setup.routing
+    batch = fixture.batch(SAMPLE)
     found: list[dict[str, Tensor]] = []
     for context in (nullcontext(), checkpointing(model)):
         model.zero_grad()
         model.train()
         torch.manual_seed(5)
         with context:
-            Gradients(model=model, method=lab.method, routing=ids, autocast=None).step([batch])
+            Gradients(model=model, method=fixture.method, routing=ids, autocast=None).step([batch])
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     plain, replayed = found
     own, of_all = REPLAY_TOLERANCE
@@ -83,7 +82,7 @@ def checkpoint(lab: Lab) -> None:
         or not (plain[name] - replayed[name]).norm() <= own * plain[name].norm() + slack
     }
     if other:
-        raise Broken(f"other gradients when layers are recomputed in the backward: {some(other)}")
+        raise PromiseBroken(f"other gradients when layers are recomputed in the backward: {some(other)}")
 
 
 def _views(grad: Tensor, few: torch.Size) -> list[Tensor]:
@@ -114,5 +113,5 @@ def _expect_rows(name: str, layouts: list[Tensor]) -> None:
     spoilt = (layouts[0] & ~wanted).nonzero().flatten().tolist()
     missed = (wanted & ~layouts[0]).nonzero().flatten().tolist()
     if spoilt:
-        raise Broken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} gradients for tasks {spoilt} too")
-    raise Broken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} no gradient for tasks {missed}")
+        raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} gradients for tasks {spoilt} too")
+    raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} no gradient for tasks {missed}")

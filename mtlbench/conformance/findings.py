@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mtlbench.conformance.lab import Lab
+    from mtlbench.conformance.fixture import Fixture
 
 Outcome = Literal["ok", "failed", "skipped"]
 
@@ -35,11 +35,11 @@ class Check:
     promise: str
     advice: str
     """What to change where the promise is broken; empty where only an exception can break it."""
-    run: Callable[[Lab], None]
-    """Raises :class:`Broken` with what was seen, :class:`NotApplicable` with the reason, or what the method raised."""
+    run: Callable[[Fixture], None]
+    """Raises :class:`PromiseBroken` with what was seen, :class:`NotApplicable`, or what the method raised."""
 
 
-class Broken(Exception):
+class PromiseBroken(Exception):
     """A promise does not hold; the message says what was seen."""
 
 
@@ -60,20 +60,20 @@ def gap(one: Tensor, other: Tensor) -> float:
 
 
 def expect_same(one: Tensor, other: Tensor, what: str) -> None:
-    """Raise :class:`Broken` unless both are equal to :data:`TOLERANCE`."""
+    """Raise :class:`PromiseBroken` unless both are equal to :data:`TOLERANCE`."""
     found = gap(one, other)
     if not found <= TOLERANCE:
-        raise Broken(f"{what} differ by {100 * found:.2g} % of the largest")
+        raise PromiseBroken(f"{what} differ by {100 * found:.2g} % of the largest")
 
 
 def expect_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str, when: str) -> None:
-    """Raise :class:`Broken` unless both are equal, bit for bit but for nan."""
+    """Raise :class:`PromiseBroken` unless both are equal, bit for bit but for nan."""
     unequal = one.keys() ^ other.keys()
     for name in one.keys() & other.keys():
         if not torch.equal(one[name].nan_to_num(), other[name].nan_to_num()):
             unequal.add(name)
     if unequal:
-        raise Broken(f"{what} differ {when}: {some(unequal)}")
+        raise PromiseBroken(f"{what} differ {when}: {some(unequal)}")
 
 
 def some(names: Collection[str]) -> str:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
-from mtlbench.conformance.findings import TOLERANCE, Broken, NotApplicable, expect_same, gap
-from mtlbench.conformance.lab import Lab
-from mtlbench.conformance.life import SAMPLE
+from mtlbench.conformance.findings import TOLERANCE, NotApplicable, PromiseBroken, expect_same, gap
+from mtlbench.conformance.fixture import SAMPLE, Fixture
 from mtlbench.conformance.rows import batch_of, draw_rows, padded
 from mtlbench.conformance.toys import PAD
 from mtlbench.tokens.encode import TokenRow
@@ -21,35 +20,35 @@ BEAMS = 3
 NEW_TOKENS = 5
 
 
-def identity(lab: Lab) -> None:
+def identity(fixture: Fixture) -> None:
     """Before the first step the method is the backbone."""
-    if not lab.method.identity_at_start:
+    if not fixture.method.identity_at_start:
         raise NotApplicable("the method says identity_at_start = False")
-    specimen = lab.attached(noise=0.0)
-    batch, routing = lab.batch(SAMPLE), specimen.setup.routing
-    stock = label_logits(specimen.backbone.fresh(), batch, Routing())
-    expect_same(stock, label_logits(specimen.model, batch, routing), "the logits before the first step and the stock's")
+    case = fixture.attached(noise=0.0)
+    batch, routing = fixture.batch(SAMPLE), case.setup.routing
+    stock = label_logits(case.backbone.fresh(), batch, Routing())
+    expect_same(stock, label_logits(case.model, batch, routing), "the logits before the first step and the stock's")
 
 
-def padding(lab: Lab) -> None:
+def padding(fixture: Fixture) -> None:
     """A row alone equals the row among others, padded on either side."""
-    specimen = lab.attached()
+    case = fixture.attached()
     rows = draw_rows([1, 1, 1], lengths=[5, 12, 8], answers=[3, 1, 2])
-    alone = torch.cat([_real_logits(lab, specimen.model, specimen.setup.routing, [row], "right") for row in rows])
+    alone = torch.cat([_real_logits(fixture, case.model, case.setup.routing, [row], "right") for row in rows])
     for side in ("right", "left"):
-        together = _real_logits(lab, specimen.model, specimen.setup.routing, rows, side)
+        together = _real_logits(fixture, case.model, case.setup.routing, rows, side)
         expect_same(alone, together, f"logits of rows alone and of the same rows in a batch padded on the {side}")
 
 
-def mixed_tasks(lab: Lab) -> None:
+def mixed_tasks(fixture: Fixture) -> None:
     """A batch of several tasks equals one batch per task."""
-    specimen = lab.attached()
+    case = fixture.attached()
     tasks = [2, 0, 1, 1, 0, 2]
     rows = draw_rows(tasks, lengths=[8] * len(tasks))
 
     def logits(members: list[TokenRow]) -> Tensor:
-        batch = batch_of(members, lab.architecture)
-        found = label_logits(specimen.model, batch, specimen.setup.routing)
+        batch = batch_of(members, fixture.architecture)
+        found = label_logits(case.model, batch, case.setup.routing)
         return found.view(len(members), -1, found.shape[-1])
 
     mixed = logits(rows)
@@ -59,27 +58,29 @@ def mixed_tasks(lab: Lab) -> None:
         expect_same(alone, mixed[at], f"logits of task {task} in a batch of its own and in a mixed batch")
 
 
-def routing(lab: Lab) -> None:
+def routing(fixture: Fixture) -> None:
     """Other task ids change a task-routed method, and only such a method."""
-    specimen = lab.attached()
-    ids = specimen.setup.routing
-    batch = lab.batch(SAMPLE)
-    other = dataclasses.replace(batch, tasks=(batch.tasks + 1) % len(specimen.setup.tasks))
-    found = gap(label_logits(specimen.model, batch, ids), label_logits(specimen.model, other, ids))
-    if lab.method.task_routed and found <= TOLERANCE:
-        raise Broken("task_routed = True, but other task ids give the same logits")
-    if not lab.method.task_routed and found > TOLERANCE:
-        raise Broken(f"task_routed = False, but other task ids change logits by {100 * found:.2g} % of the largest")
+    case = fixture.attached()
+    ids = case.setup.routing
+    batch = fixture.batch(SAMPLE)
+    other = dataclasses.replace(batch, tasks=(batch.tasks + 1) % len(case.setup.tasks))
+    found = gap(label_logits(case.model, batch, ids), label_logits(case.model, other, ids))
+    if fixture.method.task_routed and found <= TOLERANCE:
+        raise PromiseBroken("task_routed = True, but other task ids give the same logits")
+    if not fixture.method.task_routed and found > TOLERANCE:
+        raise PromiseBroken(
+            f"task_routed = False, but other task ids change logits by {100 * found:.2g} % of the largest"
+        )
 
 
 @torch.no_grad()
-def beams(lab: Lab) -> None:
+def beams(fixture: Fixture) -> None:
     """Beam search scores every token as a plain forward of its row alone does."""
-    specimen = lab.attached()
-    host: Any = specimen.model
+    case = fixture.attached()
+    host: Any = case.model
     rows = draw_rows([0, 1, 2], lengths=[6, 6, 6])
     prompts, tasks = torch.tensor([row.context for row in rows]), torch.tensor([row.task for row in rows])
-    with specimen.setup.routing.of(tasks):
+    with case.setup.routing.of(tasks):
         made = host.generate(
             input_ids=prompts,
             attention_mask=torch.ones_like(prompts),
@@ -93,16 +94,16 @@ def beams(lab: Lab) -> None:
         )
     searched = host.compute_transition_scores(made.sequences, made.scores, made.beam_indices)
     for row, sequence in enumerate(made.sequences):
-        contexts = None if lab.architecture == "seq2seq" else torch.tensor([prompts.shape[1]])
-        with specimen.setup.routing.of(tasks[row : row + 1], contexts):
-            alone = _logprobs(specimen.model, prompts[row], sequence)
+        contexts = None if fixture.architecture == "seq2seq" else torch.tensor([prompts.shape[1]])
+        with case.setup.routing.of(tasks[row : row + 1], contexts):
+            alone = _logprobs(case.model, prompts[row], sequence)
         expect_same(alone, searched[row], f"log-probabilities of row {row}, task {row}, alone and under beam search")
 
 
 @torch.no_grad()
-def _real_logits(lab: Lab, model: nn.Module, ids: Routing, rows: list[TokenRow], side: Any) -> Tensor:
+def _real_logits(fixture: Fixture, model: nn.Module, ids: Routing, rows: list[TokenRow], side: Any) -> Tensor:
     """Logits ``[tokens, vocabulary]`` of all tokens but padding, row after row."""
-    inputs, real = padded(rows, architecture=lab.architecture, side=side)
+    inputs, real = padded(rows, architecture=fixture.architecture, side=side)
     with ids.of(torch.tensor([row.task for row in rows])):
         logits: Tensor = model(**inputs, use_cache=False).logits
     return logits[real]

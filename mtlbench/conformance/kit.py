@@ -13,8 +13,8 @@ from torch import nn
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
 from mtlbench.conformance import backward, forward, keeping, resuming
-from mtlbench.conformance.findings import Broken, Check, Finding, NotApplicable
-from mtlbench.conformance.lab import Lab
+from mtlbench.conformance.findings import Check, Finding, NotApplicable, PromiseBroken
+from mtlbench.conformance.fixture import Fixture
 from mtlbench.conformance.randomness import scrambled
 from mtlbench.conformance.toys import tiny_causal, tiny_seq2seq
 from mtlbench.errors import RequestError, did_you_mean
@@ -133,21 +133,21 @@ def check_method(method: Method, *, backbones: Sequence[str] = tuple(BACKBONES))
     """
     for name in backbones:
         with tempfile.TemporaryDirectory() as folder:
-            lab = Lab(method=method, build=BACKBONES[name], folder=Path(folder))
+            fixture = Fixture(method=method, build=BACKBONES[name], folder=Path(folder))
             for check in CHECKS:
-                finding = _find(check, lab, name)
+                finding = _find(check, fixture, name)
                 yield finding
                 if check is CHECKS[0] and finding.outcome != "ok":
                     break
 
 
-def _find(check: Check, lab: Lab, backbone: str) -> Finding:
+def _find(check: Check, fixture: Fixture, backbone: str) -> Finding:
     try:
         with scrambled(0):
-            check.run(lab)
+            check.run(fixture)
     except NotApplicable as reason:
         return Finding(check.name, backbone, "skipped", str(reason))
-    except Broken as seen:
+    except PromiseBroken as seen:
         return Finding(check.name, backbone, "failed", f"{seen}. {check.advice}")
     except Exception as error:
         asked = f"Correct what raised it; this check asks that {check.promise}."

@@ -158,7 +158,7 @@ def _toy(tokenizer: Any) -> torch.nn.Module:
     )
 
 
-class Watch:
+class ParameterWatch:
     """Watches every trainable parameter of ``model``, also those that training adds; :meth:`look` after each step."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.conformance.answers import known as knowing
 from mtlbench.conformance.answers import score
-from mtlbench.conformance.findings import Broken
+from mtlbench.conformance.findings import PromiseBroken
 from mtlbench.conformance.label_meaning import exchanged, renamed
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
@@ -62,7 +62,7 @@ def check_suite(suite: TaskSuite, *, data: str = "demo", train: bool = True) -> 
                 continue
             try:
                 run(known)
-            except (MtlbenchError, Broken) as error:
+            except (MtlbenchError, PromiseBroken) as error:
                 yield TaskFinding(name, check, False, str(error))
                 break
             except Exception as error:
@@ -149,7 +149,7 @@ _RUN: dict[str, Callable[[dict[str, Any]], None]] = {
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise Broken(message)
+        raise PromiseBroken(message)
 
 
 def _asked(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
 
 
-def keep(path: Path, content: bytes) -> None:
+def write_cached(path: Path, content: bytes) -> None:
     """Write an entry so that readers see all of it or nothing; two writers of one entry write the same.
 
     A folder that cannot be written to is told in the log, and nothing is kept.
@@ -54,7 +54,7 @@ def unusable(path: Path, error: Exception) -> None:
     logger.warning("the cache entry %s cannot be used (%s) and is made again", path, error)
 
 
-def kept_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
+def cached_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
     """The table under ``key``, or else of the rows that ``make`` gives, which is kept as parquet with checksums."""
     import pyarrow
     import pyarrow.parquet as parquet
@@ -68,5 +68,5 @@ def kept_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
     table = pyarrow.Table.from_pylist(make())
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink, write_page_checksum=True)
-    keep(path, sink.getvalue().to_pybytes())
+    write_cached(path, sink.getvalue().to_pybytes())
     return table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.data.cache import kept_table
+from mtlbench.data.cache import cached_table
 from mtlbench.data.columns import check_schema, check_values
 from mtlbench.data.source import Source, dataset_of, wanted_splits
 from mtlbench.errors import DataError
@@ -74,4 +74,4 @@ def _table(demo: Callable[..., Rows], words: Sequence[Any]) -> pyarrow.Table:
     make = partial(demo, *words[1:])
     if getattr(sys.modules.get(demo.__module__), name, None) is not demo:
         return pyarrow.Table.from_pylist(make())
-    return kept_table(digest([demo.__module__, name, *words], length=32), make)
+    return cached_table(digest([demo.__module__, name, *words], length=32), make)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, though not in __all__
 
 from mtlbench.distributed.ranks import Ranks
 from mtlbench.errors import RequestError
@@ -62,7 +62,7 @@ class Connected(Ranks):
         """Words for one another are about something new; whatever was left unread is forgotten."""
         self._prefix, self._said = prefix, 0
 
-    def tell(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         self._said += 1
         name = f"{self._prefix}/tell/{self._said}"
         if self.first:
@@ -91,9 +91,9 @@ class Connected(Ranks):
     def first_then_others(self, make: Callable[[], T], *, digest: Callable[[T], Any]) -> T:
         if self.first:
             made = make()
-            self.tell(digest(made))
+            self.broadcast_object(digest(made))
             return made
-        wanted = self.tell(None)
+        wanted = self.broadcast_object(None)
         made = make()
         found = json.loads(json.dumps(digest(made)))
         if found != wanted:
@@ -101,16 +101,16 @@ class Connected(Ranks):
         return made
 
     def any(self, holds: bool) -> bool:
-        return any(value for (value,) in self.exchange([int(holds)]))
+        return any(value for (value,) in self.all_gather([int(holds)]))
 
-    def same(self, value: float) -> float:
+    def broadcast_value(self, value: float) -> float:
         tensor = torch.tensor([value], dtype=torch.float64)
         with self._watched():
             dist.broadcast(tensor, src=0)
         return float(tensor)
 
     @torch.no_grad()
-    def level(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         for dtype in _by_dtype(list(tensors)).values():
             flat = torch.cat([tensor.detach().reshape(-1) for _, tensor in dtype])
             with self._watched():
@@ -118,7 +118,7 @@ class Connected(Ranks):
             for (_, tensor), part in zip(dtype, torch.split(flat, [t.numel() for _, t in dtype]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def exchange(self, values: Sequence[int]) -> list[list[int]]:
+    def all_gather(self, values: Sequence[int]) -> list[list[int]]:
         own = torch.tensor(values, dtype=torch.int64)
         every = [torch.empty_like(own) for _ in range(self.size)]
         with self._watched():
@@ -126,7 +126,7 @@ class Connected(Ranks):
         return [each.tolist() for each in every]
 
     @torch.no_grad()
-    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         summed = list(tensors)
         for dtype in _by_dtype(tensors).values():
             flat = torch.cat([tensor.detach().reshape(-1) for _, tensor in dtype])
@@ -190,7 +190,7 @@ def join(*, processes: int, device: str, environment: Mapping[str, str] | None =
         timeout=PATIENCE,
     )
     ranks = Connected(rank=rank, size=size, store=PrefixStore("ranks", store), device=own)
-    (counted,) = ranks.sum([torch.ones(1, device=own)])
+    (counted,) = ranks.all_reduce([torch.ones(1, device=own)])
     if dist.get_world_size() != processes or int(counted) != processes:
         raise RequestError(f"{processes} processes were asked for and {int(counted)} answer, so nothing is trained.")
     return ranks

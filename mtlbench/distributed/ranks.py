@@ -30,7 +30,7 @@ class Ranks:
         """Whether this process is the one that evaluates, writes and logs."""
         return self.rank == 0
 
-    def tell(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The first process's plain ``value``, on all."""
         return value
 
@@ -43,18 +43,18 @@ class Ranks:
         """Whether it holds on any process."""
         return holds
 
-    def same(self, value: float) -> float:
+    def broadcast_value(self, value: float) -> float:
         """The first process's value."""
         return value
 
-    def level(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the first process's values."""
 
-    def exchange(self, values: Sequence[int]) -> list[list[int]]:
+    def all_gather(self, values: Sequence[int]) -> list[list[int]]:
         """The values of every process, by rank: as many from each. No device waits for it."""
         return [list(values)]
 
-    def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors of the same shapes, in one message for each dtype."""
         return list(tensors)
 

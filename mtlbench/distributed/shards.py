@@ -94,7 +94,7 @@ def cut(model: nn.Module, tokenizer: Any, *, name: str, architecture: str, shard
     for key, p in model.named_parameters():
         pieces[key] = _piece(p, ranks, device, cut=id(p) in inside)
         empty[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
-    found = ranks.tell(fingerprint(model) if ranks.first else None)
+    found = ranks.broadcast_object(fingerprint(model) if ranks.first else None)
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:

@@ -14,7 +14,7 @@ from mtlbench.errors import MtlbenchError
 _READS = "it computes with weights of the backbone when it is attached, of which each process has only a part"
 
 
-class Place(NamedTuple):
+class ShardedWeight(NamedTuple):
     """Where a model has a piece."""
 
     module: nn.Module
@@ -23,14 +23,14 @@ class Place(NamedTuple):
     storage: torch.UntypedStorage
 
 
-def places_of(model: nn.Module) -> tuple[Place, ...]:
-    found: tuple[Place, ...] = getattr(model, "_mtlbench_pieces", ())
+def shards_of(model: nn.Module) -> tuple[ShardedWeight, ...]:
+    found: tuple[ShardedWeight, ...] = getattr(model, "_mtlbench_pieces", ())
     return found
 
 
 def unfit(model: nn.Module) -> str | None:
     """Why a method cannot have attached itself to a sharded model as it did; ``None`` when it can."""
-    places = places_of(model)
+    places = shards_of(model)
     known = {id(place.parameter) for place in places}
     alive = {id(module) for module in model.modules()}
     now = [place.module._parameters.get(place.name) for place in places]
@@ -60,7 +60,7 @@ def is_shard(tensor: Tensor) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether layers of ``model`` are gathered when they run."""
-    return bool(places_of(model))
+    return bool(shards_of(model))
 
 
 def scoring(model: nn.Module) -> AbstractContextManager[Any]:

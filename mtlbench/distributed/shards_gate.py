@@ -71,7 +71,7 @@ def in_step(ranks: Ranks, model: nn.Module) -> Iterator[None]:
         outcome = NO_MEMORY if is_out_of_memory(error) else FAILED
         if outcome == FAILED:
             ranks.fail(f"{type(error).__name__}: {error}")
-        worst = max(state for state, _ in ranks.exchange([outcome, END]))
+        worst = max(state for state, _ in ranks.all_gather([outcome, END]))
         _reset(model)
         if worst > outcome:
             _raise(ranks, worst)
@@ -84,7 +84,7 @@ def in_step(ranks: Ranks, model: nn.Module) -> Iterator[None]:
 
 
 def _agree(ranks: Ranks, number: int) -> None:
-    told = ranks.exchange([FINE, number])
+    told = ranks.all_gather([FINE, number])
     worst = max(state for state, _ in told)
     if worst != FINE:
         _raise(ranks, worst)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.distributed.ranks import Ranks
-from mtlbench.distributed.shards_fit import Place
+from mtlbench.distributed.shards_fit import ShardedWeight
 from mtlbench.errors import RequestError
 
 if TYPE_CHECKING:
@@ -122,6 +122,6 @@ def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh
     shard.state(model)._lazy_init()
     host: Any = model
     host._mtlbench_pieces = tuple(
-        Place(module, attribute, held[name], held[name].untyped_storage()) for module, attribute, name in cut
+        ShardedWeight(module, attribute, held[name], held[name].untyped_storage()) for module, attribute, name in cut
     )
     return model

@@ -13,8 +13,8 @@ from torch import nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.errors import DataError
-from mtlbench.evaluation.packed_rows import TRUNK_COST, common_length
-from mtlbench.evaluation.shared_prefixes import Trunks
+from mtlbench.evaluation.packed_rows import SHARED_PREFIX_COST, common_length
+from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.files.heartbeat import beat
 from mtlbench.tokens.encode import Tokens, encode_texts
 
@@ -95,14 +95,14 @@ def _sharing(rows: list[_Prompt], *, new_tokens: int) -> list[_Prompt]:
     for _, same in groupby(sorted(rows, key=lambda row: (row.task, row.tokens)), key=lambda row: row.task):
         of_task = list(same)
         # prompts behind a beginning make batches of their own, each with steps of its own
-        runs = shared_beginnings([row.tokens for row in of_task], cost=TRUNK_COST + new_tokens)
+        runs = shared_beginnings([row.tokens for row in of_task], cost=SHARED_PREFIX_COST + new_tokens)
         found += [replace(row, ahead=ahead) for low, high, ahead in runs for row in of_task[low:high]]
     return found
 
 
 def _batches(
     rows: list[_Prompt], model: nn.Module, tokenizer: Any, routing: Routing, *, token_budget: int, adding: int
-) -> Iterator[tuple[list[_Prompt], Trunks | None]]:
+) -> Iterator[tuple[list[_Prompt], SharedPrefixes | None]]:
     """Prompts of like length, longest first, with the beginning that was read ahead of them all."""
     rows.sort(key=lambda row: (row.ahead, row.group, len(row.tokens)), reverse=True)
     kept = max(token_budget, KEPT_TOKENS)
@@ -110,7 +110,7 @@ def _batches(
         behind = list(same)
         if ahead is None:
             behind.sort(key=lambda row: len(row.tokens), reverse=True)
-        trunk = None if ahead is None else Trunks(model, routing, [ahead], pad_id=_pad(tokenizer))
+        trunk = None if ahead is None else SharedPrefixes(model, routing, [ahead], pad_id=_pad(tokenizer))
         while behind:
             longest = len(behind[0].tokens)
             size = max(1, min(token_budget // (longest - behind[0].ahead), kept // (longest + adding)))
@@ -133,7 +133,7 @@ def _run(
     tokenizer: Any,
     rows: Sequence[_Prompt],
     *,
-    trunk: Trunks | None,
+    trunk: SharedPrefixes | None,
     architecture: str,
     routing: Routing,
     stops: list[str],
@@ -175,7 +175,7 @@ Run = tuple[int, int, int]
 """First row, last + 1, and how many tokens are read once for them; 0 for rows that are read whole."""
 
 
-def shared_beginnings(rows: Sequence[Tokens], *, cost: int = TRUNK_COST) -> list[Run]:
+def shared_beginnings(rows: Sequence[Tokens], *, cost: int = SHARED_PREFIX_COST) -> list[Run]:
     """Runs of sorted ``rows`` that together save most tokens; at least one token of every row stays its own.
 
     Args:

@@ -16,7 +16,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.distributed.shards_fit import scoring
 from mtlbench.evaluation.generate import generate
 from mtlbench.evaluation.packable import packable
-from mtlbench.evaluation.packed_rows import Pack, Wish, pack_of, pack_rows, share_rows
+from mtlbench.evaluation.packed_rows import PackedRow, ScoreRequest, pack_of, pack_rows, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.files.heartbeat import beat
 from mtlbench.nn.low_rank.layer import known_factors
@@ -100,24 +100,24 @@ class RoutedLM(LM):  # type: ignore[misc]
                 share=self.architecture == "causal" and soft_prompt_of(self.model) is None and self._packable,
             )
 
-    def _wishes(self, requests: Sequence[Instance]) -> list[Wish]:
+    def _wishes(self, requests: Sequence[Instance]) -> list[ScoreRequest]:
         encoded = encode_pairs(self.tokenizer, [r.args for r in requests], architecture=self.architecture)
-        wishes: list[Wish] = []
+        wishes: list[ScoreRequest] = []
         for number, (request, (whole, answer)) in enumerate(zip(requests, encoded, strict=True)):
             context, answer = fit(whole, answer, architecture=self.architecture, max_length=self.max_length)
             task = self.task_ids[request.task_name]
             if self.architecture == "causal":
-                wishes.append(Wish(number, (task, ()), (*context, *answer[:-1]), answer))
+                wishes.append(ScoreRequest(number, (task, ()), (*context, *answer[:-1]), answer))
             else:
                 start = int(self.model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
-                wishes.append(Wish(number, (task, context), (start, *answer[:-1]), answer))
+                wishes.append(ScoreRequest(number, (task, context), (start, *answer[:-1]), answer))
         return wishes
 
     @cached_property
     def _packable(self) -> bool:
         return packable(self._reader, max_length=self.max_length)
 
-    def _packs(self, wishes: Sequence[Wish]) -> list[Pack]:
+    def _packs(self, wishes: Sequence[ScoreRequest]) -> list[PackedRow]:
         rows = share_rows(wishes)
         if not rows or not self._packable:
             return [pack_of([alone]) for row in rows for alone in row.by_context()]
@@ -130,11 +130,11 @@ class RoutedLM(LM):  # type: ignore[misc]
         prompt = soft_prompt_of(self.model)
         return 0 if prompt is None else prompt.source.length
 
-    def _scored(self, packs: Sequence[Pack]) -> Iterator[tuple[list[Pack], Tensor]]:
+    def _scored(self, packs: Sequence[PackedRow]) -> Iterator[tuple[list[PackedRow], Tensor]]:
         """Batches and their ``[2, answer tokens]``."""
         for batch in self._batches([pack for pack in packs if not pack.trunk]):
             yield batch, self._reader.scores(batch, plain=not self._packable)
-        behind: dict[tuple[int, Tokens], list[Pack]] = {}
+        behind: dict[tuple[int, Tokens], list[PackedRow]] = {}
         for pack in packs:
             if pack.trunk:
                 behind.setdefault((pack.group[0], pack.trunk), []).append(pack)
@@ -152,7 +152,7 @@ class RoutedLM(LM):  # type: ignore[misc]
             yield groups[:size]
             groups = groups[size:]
 
-    def _batches(self, packs: list[Pack], *, before: int = 0) -> Iterator[list[Pack]]:
+    def _batches(self, packs: list[PackedRow], *, before: int = 0) -> Iterator[list[PackedRow]]:
         """Packs of like length within the token budget and the logit limit, longest first: memory peaks early.
 
         ``before`` is the length of their trunks, whose copies for every row count a quarter.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mtlbench.evaluation.packed_rows import SharedRow, Wish, pack_of, share_rows
+from mtlbench.evaluation.packed_rows import ScoreRequest, SharedRow, pack_of, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.nn.prefixes.places import attentions
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
@@ -86,4 +86,4 @@ def _trial(vocabulary: int, *, encoder: bool) -> list[SharedRow]:
     group = (0, some(6, 5) if encoder else ())
     shared = some(5, 3)
     tails = [(*some(2, 11), *some(3, 23)), (*some(2, 11), *some(2, 41)), some(4, 61)]
-    return share_rows([Wish(i, group, (*shared, *tail), (*tail[1:], 3)) for i, tail in enumerate(tails)])
+    return share_rows([ScoreRequest(i, group, (*shared, *tail), (*tail[1:], 3)) for i, tail in enumerate(tails)])

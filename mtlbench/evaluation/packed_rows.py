@@ -15,12 +15,12 @@ from mtlbench.tokens.encode import Tokens
 
 PAIRS_PER_TOKEN = 1000
 """Pairs of tokens in attention that cost as much as one token in everything else."""
-TRUNK_COST = 64
+SHARED_PREFIX_COST = 64
 """What reading a trunk ahead costs besides its tokens, in tokens: small batches, and copies of its keys and values."""
 
 
 @dataclass(slots=True)
-class Pack:
+class PackedRow:
     """One decoder row."""
 
     group: tuple[int, Tokens]
@@ -31,7 +31,7 @@ class Pack:
     positions: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     """For each token where its subtree ends: it is seen by itself and the tokens before there."""
-    picks: list[tuple[Wish, list[int]]] = field(default_factory=list)
+    picks: list[tuple[ScoreRequest, list[int]]] = field(default_factory=list)
     """For each wish the tokens whose logits predict its answer."""
 
     @property
@@ -45,7 +45,7 @@ class Pack:
         return any(end < len(self.tokens) for end in self.ends)
 
 
-def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True, slots: int = 0) -> list[Pack]:
+def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True, slots: int = 0) -> list[PackedRow]:
     """The packs that cost least for ``rows``, as :func:`~mtlbench.evaluation.packed_rows.share_rows` gives them.
 
     Args:
@@ -53,7 +53,7 @@ def pack_rows(rows: Sequence[SharedRow], *, trunks: bool = True, slots: int = 0)
         trunks: Whether a beginning may be read ahead.
         slots: Those of a soft prompt, which the decoder reads before every row that is not behind a trunk.
     """
-    packs: list[Pack] = []
+    packs: list[PackedRow] = []
     start = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at].group != rows[start].group:
@@ -73,7 +73,7 @@ class _Plan:
         self._savings = [0, *accumulate(self._shared)]
         self._firsts = [min(wish.first for wish in row.wishes) for row in rows]
 
-    def packs(self) -> list[Pack]:
+    def packs(self) -> list[PackedRow]:
         _, chosen = self._best(0, len(self._rows), 0)
         return [pack_of(self._rows[low:high], trunk=self._rows[low].tokens[:trunk]) for low, high, trunk in chosen]
 
@@ -91,7 +91,7 @@ class _Plan:
         if trunk or not self._trunks:
             return best
         ahead = min(shared, *self._firsts[low:high])
-        cost = ahead + self._slots + TRUNK_COST
+        cost = ahead + self._slots + SHARED_PREFIX_COST
         if ahead > 0 and cost < best[0]:
             best = min(best, self._each(children, ahead, cost), key=_cost)
         return best
@@ -111,10 +111,10 @@ def _cost(option: tuple[float, list[tuple[int, int, int]]]) -> float:
     return option[0]
 
 
-def pack_of(rows: Sequence[SharedRow], *, trunk: Tokens = ()) -> Pack:
+def pack_of(rows: Sequence[SharedRow], *, trunk: Tokens = ()) -> PackedRow:
     """One pack of sorted sequences of one group that all begin with ``trunk``."""
     base = len(trunk)
-    pack = Pack(rows[0].group, trunk)
+    pack = PackedRow(rows[0].group, trunk)
     path: list[int] = []  # the open tokens, by depth
     before: Tokens = ()
     for row in rows:
@@ -148,7 +148,7 @@ def common_length(one: Tokens, other: Tokens) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ScoreRequest:
     """One request: the log-likelihood of ``answer`` behind ``tokens``."""
 
     number: int
@@ -171,7 +171,7 @@ class SharedRow:
 
     group: tuple[int, Tokens]
     tokens: Tokens
-    wishes: list[Wish] = field(default_factory=list)
+    wishes: list[ScoreRequest] = field(default_factory=list)
 
     def by_context(self) -> list[SharedRow]:
         """The same wishes with a row for each context: a context may be read otherwise than as the start of another."""
@@ -181,7 +181,7 @@ class SharedRow:
         return list(found.values())
 
 
-def share_rows(wishes: Sequence[Wish]) -> list[SharedRow]:
+def share_rows(wishes: Sequence[ScoreRequest]) -> list[SharedRow]:
     """As few rows as possible, sorted: a wish whose tokens begin another's takes the other's row.
 
     A decoder looks only backwards, so the shared positions give the same logits.

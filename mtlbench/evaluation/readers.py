@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import picked_rows
-from mtlbench.evaluation.packed_rows import Pack
+from mtlbench.evaluation.packed_rows import PackedRow
 from mtlbench.evaluation.score import Shape, as_kernel_takes
-from mtlbench.evaluation.shared_prefixes import Trunks
+from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.nn.prefixes.places import attentions
 from mtlbench.tokens.encode import Tokens
 from mtlbench.training.tail import narrow_tail, places_by_task
@@ -27,11 +27,13 @@ class CausalReader:
         self.model, self.routing, self.pad_id = model, routing, pad_id
         self.device = next(model.parameters()).device
 
-    def trunks(self, groups: Sequence[tuple[int, Tokens]]) -> Trunks:
+    def trunks(self, groups: Sequence[tuple[int, Tokens]]) -> SharedPrefixes:
         """Read these trunks ahead."""
-        return Trunks(self.model, self.routing, groups, pad_id=self.pad_id)
+        return SharedPrefixes(self.model, self.routing, groups, pad_id=self.pad_id)
 
-    def scores(self, batch: Sequence[Pack], trunks: Trunks | None = None, *, plain: bool = False) -> Tensor:
+    def scores(
+        self, batch: Sequence[PackedRow], trunks: SharedPrefixes | None = None, *, plain: bool = False
+    ) -> Tensor:
         """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, pack by pack.
 
         With ``plain`` the last layer is computed for all tokens.
@@ -72,7 +74,7 @@ class Seq2seqReader:
         self.model, self.routing, self.pad_id = model, routing, pad_id
         self.device = next(model.parameters()).device
 
-    def scores(self, batch: Sequence[Pack], trunks: None = None, *, plain: bool = False) -> Tensor:
+    def scores(self, batch: Sequence[PackedRow], trunks: None = None, *, plain: bool = False) -> Tensor:
         """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, pack by pack."""
         from transformers.modeling_outputs import BaseModelOutput
 

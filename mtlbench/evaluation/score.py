@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtlbench.evaluation.packed_rows import Pack
+from mtlbench.evaluation.packed_rows import PackedRow
 
 
 class Shape:
@@ -22,7 +22,7 @@ class Shape:
         branches: Whether a row holds more than one sequence.
     """
 
-    def __init__(self, batch: Sequence[Pack], *, pad_id: int, device: torch.device) -> None:
+    def __init__(self, batch: Sequence[PackedRow], *, pad_id: int, device: torch.device) -> None:
         self._device = device
         self.width = max(len(pack.tokens) for pack in batch)
         self.ids = self._padded([pack.tokens for pack in batch], fill=pad_id)

@@ -14,7 +14,7 @@ from mtlbench.backbones.head import picked_rows
 from mtlbench.tokens.encode import Tokens
 
 
-class Trunks:
+class SharedPrefixes:
     """The trunks of some rows, read in one batch.
 
     Args:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mtlbench.api.executor import Launch
-from mtlbench.executors.queue import Asked
+from mtlbench.executors.queue import CellQueue
 
 RESTARTS = 3
 """How often nodes are asked for again in a row while no cell gets done."""
@@ -17,20 +17,20 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Wanted:
+class WorkerDemand:
     """The cells of a launch that have no record, as numbers of workers by width."""
 
     launch: Launch
     most: int
     """Workers at once."""
-    asked: Asked = field(init=False)
+    asked: CellQueue = field(init=False)
     _seen_done: int = field(default=0, init=False)
     _restarts: int = field(default=0, init=False)
     _done: bool = field(default=False, init=False)
     _next_look: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.asked = Asked(self.launch)
+        self.asked = CellQueue(self.launch)
 
     def widths(self, running: Counter[int]) -> dict[int, int]:
         """Width to how many more workers are of use; every width gets one before any gets two."""

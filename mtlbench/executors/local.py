@@ -18,7 +18,7 @@ from mtlbench.api.hooks import hookimpl
 from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device, Inventory, Nvidia
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
-from mtlbench.executors.queue import Asked
+from mtlbench.executors.queue import CellQueue
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.files.owner import cpus
@@ -26,7 +26,7 @@ from mtlbench.workers.stacks import frames, stacks_file
 from mtlbench.workers.worker import MAX_DEATHS
 
 RESTARTS = 2
-"""How often a seat gets a new worker while nothing gets on."""
+"""How often a slot gets a new worker while nothing gets on."""
 FAULTS = 2
 """A device on which workers died in this many different cells, with none done in between, is not used again, unless it
 is the last one."""
@@ -67,7 +67,7 @@ class LocalExecutor(Executor):
         Raises:
             RequestError: ``cuda`` is asked for and there is no GPU, or there are fewer than a cell or the workers need.
         """
-        asked = Asked(launch, only=self.only)
+        asked = CellQueue(launch, only=self.only)
         cards = () if launch.device == "cpu" else self.inventory.devices()
         chosen = pool(launch.device, launch.workers, demand=asked.prospect(), cores=cpus(), cards=cards)
         for card in cards:
@@ -89,7 +89,7 @@ class LocalExecutor(Executor):
 
 
 @dataclass
-class _Seat:
+class _WorkerSlot:
     """A number under which one worker at a time runs; its log carries it."""
 
     index: int
@@ -108,7 +108,7 @@ class LocalWorkers(Workers):
     """Worker processes, each the leader of its own process group."""
 
     command: tuple[str, ...]
-    asked: Asked = field(kw_only=True)
+    asked: CellQueue = field(kw_only=True)
     pool: Pool = field(kw_only=True)
     inventory: Inventory = field(kw_only=True)
     first: int = field(default=0, kw_only=True)
@@ -121,12 +121,12 @@ class LocalWorkers(Workers):
         self._deaths: Counter[str] = Counter()
         demand = self.asked.prospect()
         count = min(self.pool.workers, sum(shares(len(self._usable), demand, most=self.pool.workers).values()))
-        # Narrow cells that follow wide ones may fill more seats than the start needs.
+        # Narrow cells that follow wide ones may fill more slots than the start needs.
         most = min(self.pool.workers, len(self._usable) // min(demand, default=1), sum(demand.values()))
-        self._seats = [_Seat(self.first + number) for number in range(max(count, most))]
+        self._slots = [_WorkerSlot(self.first + number) for number in range(max(count, most))]
         self._told_held = False
         self._waiting = False
-        """Whether cells wait for devices or seats that are not free now."""
+        """Whether cells wait for devices or slots that are not free now."""
         self._next_look = 0.0
         try:
             self._fill()
@@ -138,14 +138,14 @@ class LocalWorkers(Workers):
         """How many workers run now, after replacing those that ended while cells are left."""
         now = time.monotonic()
         ended = False
-        for seat in self._seats:
-            if seat.worker is None:
+        for slot in self._slots:
+            if slot.worker is None:
                 continue
-            if seat.worker.ended():
-                self._reap(seat, seat.worker)
+            if slot.worker.ended():
+                self._reap(slot, slot.worker)
                 ended = True
             else:
-                self._watch(seat.worker, now)
+                self._watch(slot.worker, now)
         if self.asked.grew() or ended or (self._waiting and now >= self._next_look):
             self._fill()
         return len(self._workers()) + (self._waiting and not self._workers())
@@ -153,8 +153,8 @@ class LocalWorkers(Workers):
     def stop(self, *, grace_s: float) -> None:
         """End every worker and what it started: SIGTERM for ``grace_s`` seconds, then SIGKILL."""
         running = self._workers()
-        for seat in self._seats:
-            seat.worker, seat.closed = None, True
+        for slot in self._slots:
+            slot.worker, slot.closed = None, True
         self._waiting = False
         try:
             deadline, again = time.monotonic() + grace_s, 0.0
@@ -174,7 +174,7 @@ class LocalWorkers(Workers):
                 self._settle(worker)
 
     def _workers(self) -> list[WorkerProcess]:
-        return [seat.worker for seat in self._seats if seat.worker is not None]
+        return [slot.worker for slot in self._slots if slot.worker is not None]
 
     # What is stuck
 
@@ -223,11 +223,11 @@ class LocalWorkers(Workers):
 
     # Who ended
 
-    def _reap(self, seat: _Seat, worker: WorkerProcess) -> None:
+    def _reap(self, slot: _WorkerSlot, worker: WorkerProcess) -> None:
         worker.signs.read(time.monotonic())
         worker.end()
         self._settle(worker)
-        seat.worker = None
+        slot.worker = None
         code = worker.process.returncode
         demand = self.asked.demand()
         if worker.retired or (code == 0 and not demand[worker.slot.width]):
@@ -236,20 +236,20 @@ class LocalWorkers(Workers):
             self._blame(worker)
         if not demand:
             return
-        log = self.folder.log(seat.index)
+        log = self.folder.log(slot.index)
         if self._progressed(worker, demand.total()):
-            seat.restarts = 0
-        elif seat.restarts >= RESTARTS:
-            _log.error("worker %d ended (%s) and is not started again: see %s", seat.index, worker.ending(), log)
-            seat.closed = True
+            slot.restarts = 0
+        elif slot.restarts >= RESTARTS:
+            _log.error("worker %d ended (%s) and is not started again: see %s", slot.index, worker.ending(), log)
+            slot.closed = True
             return
         else:
-            seat.restarts += 1
-        seat.lost = worker.signs.cell
+            slot.restarts += 1
+        slot.lost = worker.signs.cell
         if code == -signal.SIGKILL and worker.given_up is None:
-            seat.waits_for = worker.signs.cell
-        again = "it is started again once its cell is done" if seat.waits_for and self._workers() else "started again"
-        _log.warning("worker %d ended (%s): %s, log in %s", seat.index, worker.ending(), again, log)
+            slot.waits_for = worker.signs.cell
+        again = "it is started again once its cell is done" if slot.waits_for and self._workers() else "started again"
+        _log.warning("worker %d ended (%s): %s, log in %s", slot.index, worker.ending(), again, log)
 
     def _progressed(self, worker: WorkerProcess, missing: int) -> bool:
         """Whether a cell was done since it was started, or its own has come nearer to being given up.
@@ -298,8 +298,8 @@ class LocalWorkers(Workers):
         wanted = shares(len(self._usable), demand, most=self.pool.workers)
         for width, count in wanted.items():
             for _ in range(count - running[width]):
-                seat = self._open_seat()
-                if seat is None:
+                slot = self._open_slot()
+                if slot is None:
                     return
                 taken = self._take(width)
                 if taken is None:
@@ -307,21 +307,21 @@ class LocalWorkers(Workers):
                     self._waiting = True
                     self._retire(wanted, running)
                     return
-                self._spawn(seat, *taken, done=done)
+                self._spawn(slot, *taken, done=done)
         too_wide = [width for width, count in wanted.items() if width > len(self._usable) and demand[width]]
         if too_wide and not self._workers():
             _log.error("%d usable devices are left, and cells that need %d wait", len(self._usable), max(too_wide))
 
-    def _open_seat(self) -> _Seat | None:
-        for seat in self._seats:
-            if seat.worker is not None or seat.closed:
+    def _open_slot(self) -> _WorkerSlot | None:
+        for slot in self._slots:
+            if slot.worker is not None or slot.closed:
                 continue
-            if seat.waits_for is not None:
-                if self._workers() and self.folder.record(seat.waits_for) is None:
+            if slot.waits_for is not None:
+                if self._workers() and self.folder.record(slot.waits_for) is None:
                     self._waiting = True
                     continue
-                seat.waits_for = None
-            return seat
+                slot.waits_for = None
+            return slot
         return None
 
     def _take(self, width: int) -> tuple[tuple[Device, ...], tuple[int, ...]] | None:
@@ -356,20 +356,20 @@ class LocalWorkers(Workers):
                 worker.retired = True
                 worker.signal(signal.SIGTERM)
 
-    def _spawn(self, seat: _Seat, devices: tuple[Device, ...], held: tuple[int, ...], *, done: int) -> None:
+    def _spawn(self, slot: _WorkerSlot, devices: tuple[Device, ...], held: tuple[int, ...], *, done: int) -> None:
         launch = self.launch
-        words = ["--folder", str(launch.folder), "--request", launch.request, "--index", str(seat.index)]
+        words = ["--folder", str(launch.folder), "--request", launch.request, "--index", str(slot.index)]
         if launch.devices.of or launch.devices.usual > 1:
             words += ["--devices-per-cell", str(launch.devices), "--devices", str(len(devices))]
             words += ["--shard"] if launch.devices.shard else []
         if launch.series is not None:
             words += ["--series", launch.series]
-        if seat.lost is not None:
-            words += ["--last", seat.lost]
-        seat.worker = spawn(
+        if slot.lost is not None:
+            words += ["--last", slot.lost]
+        slot.worker = spawn(
             [*self.command, *words],
             slot=self.pool.slot(devices),
-            log=self.folder.log(seat.index),
+            log=self.folder.log(slot.index),
             done=done,
             base=os.environ,
             directory=self.directory,

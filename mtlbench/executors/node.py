@@ -18,7 +18,7 @@ LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Share:
+class NodeShare:
     """One node's part of a launch; plain values, because it travels to the node."""
 
     launch: Launch
@@ -35,7 +35,7 @@ class Share:
 class Node:
     """Runs the worker of a share. :meth:`stop` is for another thread, :meth:`end` for a signal handler."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: NodeShare) -> None:
         self._share = share
         self._stop = threading.Event()
         self._grace_s = math.inf
@@ -81,11 +81,11 @@ class Node:
         return executor.start(dataclasses.replace(share.launch, workers=1))
 
 
-def shares_of(launch: Launch, widths: dict[int, int], *, command: tuple[str, ...], first: int = 0) -> list[Share]:
+def shares_of(launch: Launch, widths: dict[int, int], *, command: tuple[str, ...], first: int = 0) -> list[NodeShare]:
     """One share for each worker of each width, numbered from ``first`` on."""
     away = dataclasses.replace(launch, folder=launch.folder.resolve())
     every = [width for width, count in sorted(widths.items(), reverse=True) for _ in range(count)]
     return [
-        Share(launch=away, command=command, width=width, first=first + number, directory=str(Path.cwd()))
+        NodeShare(launch=away, command=command, width=width, first=first + number, directory=str(Path.cwd()))
         for number, width in enumerate(every)
     ]

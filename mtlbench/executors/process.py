@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlbench.executors.slots import Slot, give_back
-from mtlbench.executors.watch import Signs
+from mtlbench.executors.slots import DeviceSlot, give_back
+from mtlbench.executors.watch import Heartbeat
 from mtlbench.store import Claim
 from mtlbench.workers.stacks import ASK
 
@@ -30,9 +30,9 @@ class WorkerProcess:
     """A started worker."""
 
     process: subprocess.Popen[bytes]
-    slot: Slot
+    slot: DeviceSlot
     mark: str
-    signs: Signs
+    signs: Heartbeat
     done: int
     """Cells with a record when it was started."""
     leases: tuple[int, ...] = ()
@@ -103,7 +103,7 @@ class WorkerProcess:
 def spawn(
     command: Sequence[str],
     *,
-    slot: Slot,
+    slot: DeviceSlot,
     log: Path,
     done: int,
     base: Mapping[str, str],
@@ -137,7 +137,7 @@ def spawn(
         raise
     finally:
         os.close(theirs)
-    signs = Signs(file=ours, last=time.monotonic())
+    signs = Heartbeat(file=ours, last=time.monotonic())
     return WorkerProcess(process=process, slot=slot, mark=mark, signs=signs, done=done, leases=leases)
 
 
@@ -160,7 +160,7 @@ def end_all(workers: Iterable[WorkerProcess]) -> None:
         worker.end()
 
 
-def _environment(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
+def _environment(slot: DeviceSlot, base: Mapping[str, str]) -> dict[str, str]:
     threads = str(slot.threads)
     foreign = {FOREIGN: str(slot.foreign)} if slot.foreign else {}
     return {

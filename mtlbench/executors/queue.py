@@ -9,7 +9,7 @@ from mtlbench.api.executor import Launch
 from mtlbench.store import RunFolder
 
 
-class Asked:
+class CellQueue:
     """The cells of a launch; ``only`` those of one width, as a part of a cluster runs them.
 
     Where the launch follows a series, cells are added: :meth:`grew` looks.

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
 from mtlbench.errors import RequestError
-from mtlbench.executors.cluster import Wanted
-from mtlbench.executors.node import Node, Share, shares_of
+from mtlbench.executors.cluster import WorkerDemand
+from mtlbench.executors.node import Node, NodeShare, shares_of
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class RayExecutor(Executor):
 
 @dataclass
 class _Actor:
-    share: Share
+    share: NodeShare
     handle: Any
     up: Any
     """Reference to the sign that the cluster had room for it."""
@@ -87,7 +87,7 @@ class RayWorkers(Workers):
             raise RequestError("--device cuda: this Ray cluster has no GPU. Use --device cpu or auto.")
         self._on_gpu = gpus > 0
         room = gpus if self._on_gpu else max(1, int(total.get("CPU", 1) // self.executor.cpus))
-        self._wanted = Wanted(self.launch, self.launch.workers or room)
+        self._wanted = WorkerDemand(self.launch, self.launch.workers or room)
         widest = max(map(self.launch.devices, self._wanted.asked.cells), default=1)
         if self._on_gpu and widest > gpus:
             raise RequestError(f"--devices-per-cell asks for {widest} GPUs for one cell, and the cluster has {gpus}.")
@@ -155,7 +155,7 @@ class RayWorkers(Workers):
 class _RayNode:
     """What runs on the cluster."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: NodeShare) -> None:
         self._node = Node(share)
 
     def up(self) -> None:

@@ -21,7 +21,7 @@ NOTICED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
+class DeviceSlot:
     """Where one worker runs."""
 
     device: str
@@ -56,9 +56,9 @@ class Pool:
     threads_each: float
     """CPU cores for each device in use."""
 
-    def slot(self, devices: tuple[Device, ...]) -> Slot:
+    def slot(self, devices: tuple[Device, ...]) -> DeviceSlot:
         """The slot of a worker on these devices."""
-        return Slot(device=self.device, threads=max(1, int(self.threads_each * len(devices))), devices=devices)
+        return DeviceSlot(device=self.device, threads=max(1, int(self.threads_each * len(devices))), devices=devices)
 
 
 def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, cards: tuple[Device, ...]) -> Pool:

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 from mtlbench.api.executor import Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
 from mtlbench.errors import RequestError
-from mtlbench.executors.cluster import Wanted
-from mtlbench.executors.node import Node, Share, shares_of
+from mtlbench.executors.cluster import WorkerDemand
+from mtlbench.executors.node import Node, NodeShare, shares_of
 from mtlbench.store import RunFolder
 
 LINGER_S = 60.0
@@ -116,7 +116,7 @@ class SlurmWorkers(Workers):
     def __post_init__(self) -> None:
         self._folder = RunFolder(self.launch.folder).path.resolve() / "slurm"
         self._folder.mkdir(exist_ok=True)
-        self._wanted = Wanted(self.launch, self.launch.workers or self.executor.array)
+        self._wanted = WorkerDemand(self.launch, self.launch.workers or self.executor.array)
         self._watcher = self.submitit.SlurmJob.watcher
         self._watcher.delay_s = self.executor.poll
         self._known: dict[str, float] = {}
@@ -208,7 +208,7 @@ class SlurmWorkers(Workers):
             for sent in self._submit(shares, width=width):
                 self._jobs[sent.job] = sent
 
-    def _submit(self, shares: Sequence[Share], *, width: int) -> list[_Sent]:
+    def _submit(self, shares: Sequence[NodeShare], *, width: int) -> list[_Sent]:
         """Submit one array; a submission whose answer was lost is found again by its name."""
         token = uuid.uuid4().hex[:12]
         jobs = [_Job(share, stop=_stop_file(self._folder, token), warning_s=self.executor.warning) for share in shares]
@@ -260,7 +260,7 @@ class SlurmWorkers(Workers):
 class _Job:
     """What submitit runs on a node. It ends when the cells are done, when its stop file appears, or on a warning."""
 
-    def __init__(self, share: Share, *, stop: Path, warning_s: float) -> None:
+    def __init__(self, share: NodeShare, *, stop: Path, warning_s: float) -> None:
         self._share, self._stop, self._warning_s = share, stop, warning_s
         self._node: Node | None = None
         self._warned = False

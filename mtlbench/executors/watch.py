@@ -12,7 +12,7 @@ from mtlbench.api.record import Failure, Record
 
 
 @dataclass
-class Signs:
+class Heartbeat:
     """What the pipe of a worker told so far. Times are seconds of the monotonic clock."""
 
     file: int
@@ -52,7 +52,7 @@ class Signs:
             self.cell, self.idle = None, True
 
 
-def overdue(signs: Signs, *, now: float, silence_s: float, cell_timeout_s: float | None) -> str | None:
+def overdue(signs: Heartbeat, *, now: float, silence_s: float, cell_timeout_s: float | None) -> str | None:
     """Why a worker is given up, or ``None``: its cell runs too long, or it said nothing for too long."""
     if signs.idle:
         return None

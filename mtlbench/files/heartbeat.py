@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 EVERY_S = 1.0
 """A sign is sent at most this often, so that it costs a step nothing."""
 
-_sinks: list[Pulse] = []
+_sinks: list[HeartbeatSender] = []
 
 
-class Pulse:
+class HeartbeatSender:
     """The worker's end of the pipe: lines ``cell KEY``, ``on`` and ``idle``. Also an observer of the worker."""
 
     def __init__(self, file: int) -> None:
@@ -65,9 +65,9 @@ class Pulse:
             os.write(self._file, f"{word}\n".encode())
 
 
-def install(file: int) -> Pulse:
+def install(file: int) -> HeartbeatSender:
     """The pulse of this process from now on."""
-    pulse = Pulse(file)
+    pulse = HeartbeatSender(file)
     _sinks[:] = [pulse]
     return pulse
 

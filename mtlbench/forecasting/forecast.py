@@ -28,7 +28,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Target:
     """Where the cells would run."""
 
     device: str
@@ -47,7 +47,7 @@ class Place:
         return self.memory // self.devices(cell)
 
 
-def place_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], devices: DevicesPerCell) -> Place:
+def target_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], devices: DevicesPerCell) -> Target:
     """What the local executor would use for the cells ``todo``.
 
     Raises:
@@ -58,7 +58,7 @@ def place_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], devi
     sizes = [card.memory for card in made.devices if card.memory is not None]
     memory = host_memory() if made.device == "cpu" else min(sizes, default=None)
     workers = min(len(made.devices) // min(demand), max(len(todo), 1))
-    return Place(device=made.device, memory=memory, workers=max(workers, 1), devices=devices)
+    return Target(device=made.device, memory=memory, workers=max(workers, 1), devices=devices)
 
 
 def host_memory() -> int | None:
@@ -77,7 +77,7 @@ def host_memory() -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class VariantForecast:
     """The forecast of the cells of one variant."""
 
     cell: Cell
@@ -96,14 +96,14 @@ class Outlook:
     pace: Pace
 
 
-def outlooks(
-    todo: Sequence[Cell], records: Mapping[str, Record], *, place: Place, data: str
-) -> tuple[list[Outlook], dict[str, str]]:
+def forecasts(
+    todo: Sequence[Cell], records: Mapping[str, Record], *, place: Target, data: str
+) -> tuple[list[VariantForecast], dict[str, str]]:
     """The forecast of each variant among the cells to run, and the reason for each that its backbone refuses."""
     bench = Bench(device=place.device, threads=max(1, cpus() // place.workers), data=data)
     known = _Known(bench)
     recorded = [record for record in records.values() if record.status == "ok" and record.costs is not None]
-    found: list[Outlook] = []
+    found: list[VariantForecast] = []
     refused: dict[str, str] = {}
     groups: dict[tuple[str, str, tuple[str, ...], str], list[Cell]] = {}
     for cell in todo:
@@ -128,7 +128,7 @@ def outlooks(
             memory_of, cell, counts, load, bytes_each=dtype.itemsize, rest=rest, devices=each, shard=place.devices.shard
         )
         found.append(
-            Outlook(
+            VariantForecast(
                 cell=cell,
                 cells=len(cells),
                 counts=counts,
@@ -143,7 +143,9 @@ def outlooks(
     return found, refused
 
 
-def outlook_lines(found: Sequence[Outlook], refused: Mapping[str, str], *, place: Place, folder: Path) -> list[str]:
+def forecast_lines(
+    found: Sequence[VariantForecast], refused: Mapping[str, str], *, place: Target, folder: Path
+) -> list[str]:
     """One line for each variant and one for all."""
     lines = [f"{variant}: will be skipped: {reason}" for variant, reason in refused.items()]
     for one in found:
@@ -174,7 +176,7 @@ def outlook_lines(found: Sequence[Outlook], refused: Mapping[str, str], *, place
     return lines
 
 
-def refuse_what_cannot_fit(found: Sequence[Outlook], *, place: Place, folder: Path) -> None:
+def refuse_what_cannot_fit(found: Sequence[VariantForecast], *, place: Target, folder: Path) -> None:
     """Refuse cells that need more than a device has even with one row in a pass, or more disk than is free.
 
     Raises:
@@ -221,12 +223,12 @@ class _Known:
         return counts, self._loads[key]
 
 
-def _on(record: Record, place: Place) -> bool:
+def _on(record: Record, place: Target) -> bool:
     kind = record.costs.peak_memory_kind if record.costs else ""
     return kind == ("process" if place.device == "cpu" else "device")
 
 
-def _rest(measured: Sequence[tuple[Record, Counts, Workload]], *, bytes_each: int, place: Place) -> int:
+def _rest(measured: Sequence[tuple[Record, Counts, Workload]], *, bytes_each: int, place: Target) -> int:
     """What recorded cells needed beyond their parts; without any, on a CPU, what this process needs by now."""
     rests = [
         record.costs.peak_memory - memory_of(record.cell, counts, load, bytes_each=bytes_each, rest=0).total

@@ -30,7 +30,7 @@ class Counts:
     """That train at the start."""
     dropped: int
     """Of these, what a search drops."""
-    footprint: Footprint
+    backbone_size: BackboneSize
     architecture: str
 
 
@@ -41,7 +41,7 @@ def count_parameters(cell: Cell) -> Counts:
         RequestError: the method refuses the backbone, or the backbone's configuration cannot be had.
     """
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
-    found = footprint(model)
+    found = backbone_size(model)
     method = build(cell.method, cell.settings)
     setup = setup_of(
         model,
@@ -62,7 +62,7 @@ def count_parameters(cell: Cell) -> Counts:
         backbone=found.parameters,
         training=trainable_count(model),
         dropped=dropped,
-        footprint=found,
+        backbone_size=found,
         architecture=architecture,
     )
 
@@ -97,7 +97,7 @@ KEPT_PER_NORM = 2
 
 
 @dataclass(frozen=True)
-class Footprint:
+class BackboneSize:
     """What one token costs in a backbone. An encoder-decoder's row is nearly all encoder: its decoder is left out."""
 
     parameters: int
@@ -109,7 +109,7 @@ class Footprint:
     """The same where layers are computed again in backward: the input of every layer, and one layer's own."""
 
 
-def footprint(model: nn.Module) -> Footprint:
+def backbone_size(model: nn.Module) -> BackboneSize:
     """The outputs of linear layers and the inputs of norms stay for backward; the head is computed on few tokens."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linears = norms = 0
@@ -126,7 +126,7 @@ def footprint(model: nn.Module) -> Footprint:
             norms += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 1)
     layers = _layers(model)
     kept = linears + KEPT_PER_NORM * norms
-    return Footprint(
+    return BackboneSize(
         parameters=stored_count(model),
         multiplied=multiplied,
         kept=kept,

@@ -60,7 +60,7 @@ def memory_of(
     """
     protocol = cell.protocol
     rows = -(-(rows or protocol.micro_batch or protocol.batch_size) // devices)
-    kept = counts.footprint.kept_checkpointed if protocol.checkpointing else counts.footprint.kept
+    kept = counts.backbone_size.kept_checkpointed if protocol.checkpointing else counts.backbone_size.kept
     if not counts.training:
         kept = 0
     return Memory(
@@ -85,13 +85,13 @@ class Pace:
 
 def work_of(counts: Counts, load: Workload) -> float:
     """Multiply-adds of a cell's budget: each training token forward and backward, each scored one forward."""
-    return counts.footprint.multiplied * (_passes(counts) * load.train_tokens + load.eval_tokens)
+    return counts.backbone_size.multiplied * (_passes(counts) * load.train_tokens + load.eval_tokens)
 
 
 def done_work(counts: Counts, load: Workload, record: Record) -> float:
     """The same for what a recorded cell did, which may have stopped early."""
     assert record.costs is not None
-    return counts.footprint.multiplied * (_passes(counts) * record.costs.train_tokens + load.eval_tokens)
+    return counts.backbone_size.multiplied * (_passes(counts) * record.costs.train_tokens + load.eval_tokens)
 
 
 def _passes(counts: Counts) -> int:

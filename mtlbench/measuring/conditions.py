@@ -37,7 +37,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return found
 
 
-class Watch:
+class MachineWatch:
     """What else used the device between :meth:`__init__` and :meth:`told`."""
 
     def __init__(self, device: torch.device) -> None:

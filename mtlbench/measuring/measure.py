@@ -14,11 +14,11 @@ import torch
 
 from mtlbench.backbones.machine import choose_dtype, is_out_of_memory, probe
 from mtlbench.errors import RequestError
-from mtlbench.measuring.conditions import Watch, hardware
+from mtlbench.measuring.conditions import MachineWatch, hardware
 from mtlbench.measuring.models import measured_backbone
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.measuring.serving import measure_serving
-from mtlbench.measuring.training import Subject, measure_inference, measure_training
+from mtlbench.measuring.training import MeasuredMethod, measure_inference, measure_training
 from mtlbench.planning.settings import build
 
 PROBES = 5
@@ -43,14 +43,14 @@ def measure_row(row: MeasureRow) -> dict[str, Any]:
     }
     backbone = measured_backbone(row.model, dtype=dtype, device=device)
     told["backbone_parameters"] = backbone.parameters
-    subject = Subject(
+    subject = MeasuredMethod(
         row=row,
         method=build(row.method, row.settings),
         backbone=backbone,
         device=device,
         autocast=None if dtype is torch.float32 else dtype,
     )
-    watch = Watch(device)
+    watch = MachineWatch(device)
     try:
         _measure(subject, told)
     except RequestError as error:
@@ -77,7 +77,7 @@ def _share(training: dict[str, Any], gflops: float) -> float:
     return float(training["flops_counted"] / training["step_seconds"]["p50"] / (gflops * 1e9))
 
 
-def _measure(subject: Subject, told: dict[str, Any]) -> None:
+def _measure(subject: MeasuredMethod, told: dict[str, Any]) -> None:
     parts = subject.row.parts
     if "training" in parts or "inference" in parts:
         told["training"], model = measure_training(subject)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.composition import Composite
-from mtlbench.measuring.training import Subject, forward, timed
+from mtlbench.measuring.training import MeasuredMethod, forward, timed
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.state import FILE, save_adapter, trainable_state
@@ -28,7 +28,7 @@ HOST_BYTES = 4 * 2**30
 State = dict[str, Tensor]
 
 
-def measure_serving(subject: Subject) -> list[dict[str, Any]]:
+def measure_serving(subject: MeasuredMethod) -> list[dict[str, Any]]:
     """One entry for each way of serving and each number of tasks; every task has one row waiting. Seconds, medians.
 
     ``routed``: one model whose layers look at each row's task. ``unified``: one finished adapter for all tasks.
@@ -48,7 +48,7 @@ def measure_serving(subject: Subject) -> list[dict[str, Any]]:
     return found
 
 
-def _together(subject: Subject, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> dict[str, Any]:
+def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> dict[str, Any]:
     """One model: rows one after another, and mixed in batches."""
     rows = _waiting(subject, tasks)
     singles = [subject.batch([row]) for row in rows]
@@ -67,7 +67,7 @@ def _together(subject: Subject, model: nn.Module, routing: Routing, *, tasks: in
     }
 
 
-def _separate(subject: Subject, model: nn.Module, routing: Routing, *, tasks: int) -> dict[str, Any]:
+def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int) -> dict[str, Any]:
     """An adapter per task: each row waits for its own."""
     singles = [subject.batch([TokenRow(0, row.context, row.target)]) for row in _waiting(subject, tasks)]
     held = _adapters(model, tasks)
@@ -108,7 +108,7 @@ def _separate(subject: Subject, model: nn.Module, routing: Routing, *, tasks: in
     }
 
 
-def _switchable(subject: Subject, model: nn.Module) -> bool:
+def _switchable(subject: MeasuredMethod, model: nn.Module) -> bool:
     """Whether one task's adapter is a set of weights that can be exchanged as it was trained."""
     composed = isinstance(subject.method, Composite) or subject.method.adapts != "weights"
     return not composed and any(p.requires_grad for p in model.parameters())
@@ -124,10 +124,10 @@ def _adapters(model: nn.Module, tasks: int) -> list[State]:
     return [{name: value.pin_memory() for name, value in one.items()} for one in held] if pin else held
 
 
-def _waiting(subject: Subject, tasks: int) -> list[TokenRow]:
+def _waiting(subject: MeasuredMethod, tasks: int) -> list[TokenRow]:
     """One row of each task."""
     return [TokenRow(task, row.context, row.target) for task, row in enumerate(subject.rows(tasks))]
 
 
-def _median(subject: Subject, act: Callable[[], None]) -> float:
+def _median(subject: MeasuredMethod, act: Callable[[], None]) -> float:
     return float(np.median(timed(act, subject.device, repeats=REPEATS, warmup=1)))

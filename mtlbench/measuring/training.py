@@ -39,7 +39,7 @@ NEW_TOKENS = 16
 
 
 @dataclass
-class Subject:
+class MeasuredMethod:
     """One method on one backbone."""
 
     row: MeasureRow
@@ -140,7 +140,7 @@ class _Clock:
         return (done.real_tokens, done.padded_tokens) if done else (0, 0)
 
 
-def measure_training(subject: Subject) -> tuple[dict[str, Any], nn.Module]:
+def measure_training(subject: MeasuredMethod) -> tuple[dict[str, Any], nn.Module]:
     """What training costs, and the trained model. Times in seconds, memory in bytes.
 
     Steps are those of ``Method.fit`` on the real loop, so a method's search counts as it does in a run.
@@ -191,7 +191,7 @@ def measure_training(subject: Subject) -> tuple[dict[str, Any], nn.Module]:
 
 
 @torch.no_grad()
-def measure_inference(subject: Subject, model: nn.Module) -> dict[str, Any]:
+def measure_inference(subject: MeasuredMethod, model: nn.Module) -> dict[str, Any]:
     """Latency of the finished model: a prompt of one row, a batch, and each further token of an answer."""
     subject.method.finish(model)
     host: Any = model.eval()
@@ -216,7 +216,7 @@ def measure_inference(subject: Subject, model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def forward(subject: Subject, model: Any, batch: Batch, routing: Routing) -> None:
+def forward(subject: MeasuredMethod, model: Any, batch: Batch, routing: Routing) -> None:
     """Logits of the last position, as an answer begins with them."""
     logits = {"logits_to_keep": 1} if subject.backbone.architecture == "causal" else {}
     with torch.no_grad(), routing.of(batch.tasks), _autocast(subject):
@@ -250,7 +250,7 @@ def _parts(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return row.context, row.target
 
 
-def _autocast(subject: Subject) -> Any:
+def _autocast(subject: MeasuredMethod) -> Any:
     return torch.autocast(subject.device.type, dtype=subject.autocast, enabled=subject.autocast is not None)
 
 

@@ -13,7 +13,7 @@ from mtlbench.api.record import Record
 from mtlbench.observers.display import Bars, Display, Lines, Running, duration
 
 
-class Progress:
+class ProgressObserver:
     """Shows a run in the parent; silent in workers, where no run starts."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def _outcome(record: Record) -> str:
     return ", ".join(parts)
 
 
-_progress = Progress()
+_progress = ProgressObserver()
 mtlbench_run_started = _progress.mtlbench_run_started
 mtlbench_cell_started = _progress.mtlbench_cell_started
 mtlbench_step_logged = _progress.mtlbench_step_logged

@@ -17,7 +17,7 @@ BY_LUCK = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class AuditFinding:
     """One thing that does not add up. It proves nothing about why."""
 
     check: str
@@ -31,7 +31,7 @@ class Finding:
         return f"{self.check:<10}{' and '.join(self.tables)}: {self.what}"
 
 
-def audit(paper: Paper) -> tuple[Finding, ...]:
+def audit(paper: Paper) -> tuple[AuditFinding, ...]:
     """Every finding on a paper, check by check."""
     tables = paper.tables
     return (
@@ -47,7 +47,7 @@ def recomputed(row: Printed) -> float | None:
     return math.fsum(values) / len(values) if values and len(values) == len(row.values) else None
 
 
-def _averages(table: PublishedTable) -> Iterator[Finding]:
+def _averages(table: PublishedTable) -> Iterator[AuditFinding]:
     """Averages further from the mean of the row than rounding or truncation of all numbers explains."""
     step = 10.0**-table.decimals
     for row in table.rows:
@@ -58,7 +58,7 @@ def _averages(table: PublishedTable) -> Iterator[Finding]:
         if abs(difference) <= step * (1 + 1e-9):
             continue
         copied = f" (row copied from {row.copied_from})" if row.copied_from else ""
-        yield Finding(
+        yield AuditFinding(
             check="average",
             tables=(table.name,),
             what=f"{row.name}: the average is printed as {row.average:.{table.decimals}f}, the mean of the row is "
@@ -66,7 +66,7 @@ def _averages(table: PublishedTable) -> Iterator[Finding]:
         )
 
 
-def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Iterator[AuditFinding]:
     """Columns whose values are no k/n of the public evaluation split, and what they fit instead."""
     for at, column in enumerate(table.columns):
         sizes = splits.get(column.task or "", {})
@@ -78,7 +78,7 @@ def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Ite
         fits = {name: _fit(table, known, sizes[name]) for name in official}
         if any(found.holds for found in fits.values()):
             continue
-        yield Finding(
+        yield AuditFinding(
             check="rows",
             tables=(table.name,),
             what=_row_words(table, column, known, fits, sizes.get("train")),
@@ -107,7 +107,7 @@ def _fit(table: PublishedTable, values: Sequence[float], rows: int) -> Fit:
     return fit(values, rows=rows, decimals=table.decimals, unit=100 / UNITS[table.unit])
 
 
-def _identical(tables: Sequence[PublishedTable]) -> Iterator[Finding]:
+def _identical(tables: Sequence[PublishedTable]) -> Iterator[AuditFinding]:
     """One method with the same number on one task under two backbones."""
     for one, other in combinations(tables, 2):
         for row in one.rows:
@@ -116,7 +116,7 @@ def _identical(tables: Sequence[PublishedTable]) -> Iterator[Finding]:
                     continue
                 same = list(_same_cells(one, row, other, twin))
                 if same:
-                    yield Finding(
+                    yield AuditFinding(
                         check="identical",
                         tables=(one.name, other.name),
                         what=f"{row.name} has the same {', '.join(same)} on {row.backbone} and on {twin.backbone}.",

@@ -15,7 +15,7 @@ _SIGNED = ("mcc", "pearson")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PublishedComparison:
     """One cell of the paper and ours, in percent."""
 
     printed: Printed
@@ -62,7 +62,7 @@ def versus_lines(published: PublishedTable, study: Study) -> Iterator[str]:
             yield f"  not in this table: {', '.join(left)}"
 
 
-def compared(published: PublishedTable, table: Table) -> Iterator[Comparison]:
+def compared(published: PublishedTable, table: Table) -> Iterator[PublishedComparison]:
     """Cells whose method and task correspond, and averages where all columns of the paper do."""
     for row in table.rows:
         done = [record for record in row.records if record.status == "ok"]
@@ -80,7 +80,7 @@ def compared(published: PublishedTable, table: Table) -> Iterator[Comparison]:
                     interval = _interval(
                         row.entries.get(column.task or ""), scores, low=-100 if column.metric in _SIGNED else 0
                     )
-                    yield Comparison(
+                    yield PublishedComparison(
                         printed=printed,
                         row=row,
                         column=column.name,
@@ -90,7 +90,7 @@ def compared(published: PublishedTable, table: Table) -> Iterator[Comparison]:
                     )
             if printed.average is not None and len(ours) == len(published.columns):
                 means = [sum(of_seed) / len(of_seed) for of_seed in zip(*ours, strict=True)]
-                yield Comparison(
+                yield PublishedComparison(
                     printed=printed,
                     row=row,
                     column="average",

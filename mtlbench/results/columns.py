@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtlbench.api.study import Difference, Row, RowCosts, Table
+from mtlbench.api.study import Row, RowCosts, ScoreDifference, Table
 from mtlbench.results.words import DIFFERS, NONE, interval, points, probability, short_names
 from mtlbench.text import duration, memory, sentences
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class NumberColumn:
     """A column of numbers over the rows of a table."""
 
     name: str
@@ -22,7 +22,7 @@ class Column:
     """What the name stands for, where that is not plain."""
 
 
-def cost_columns(table: Table) -> list[Column]:
+def cost_columns(table: Table) -> list[NumberColumn]:
     """Means over seeds; the peak memory is the highest. None where no row has costs."""
     if not any(row.costs for row in table.rows):
         return []
@@ -42,58 +42,58 @@ def cost_columns(table: Table) -> list[Column]:
     ]
 
 
-def difference_columns(table: Table) -> list[Column]:
+def difference_columns(table: Table) -> list[NumberColumn]:
     """Differences to the reference on each task and in the average, or none where no row has any."""
-    if not any(row.beside for row in table.rows):
+    if not any(row.comparison for row in table.rows):
         return []
     names = dict(zip(table.tasks, short_names(table.tasks), strict=True))
     tasks = [_difference(name, task) for task, name in names.items()]
     return [*tasks, _difference("average", None)] if len(tasks) > 1 else tasks
 
 
-def over_tasks_columns(table: Table) -> list[Column]:
+def over_tasks_columns(table: Table) -> list[NumberColumn]:
     """What the rows do over all tasks, or none for one task or row."""
     if len(table.tasks) < 2 or not any(row.rank is not None for row in table.rows):
         return []
     own = [
         _number("mean rank", lambda row: row.rank, "{:.2f}".format, title="mean over tasks of the rank, 1 is best"),
-        Column(
+        NumberColumn(
             name="IQM",
             words=lambda row: interval(row.iqm) if row.iqm else NONE,
             value=lambda row: row.iqm.mean if row.iqm else None,
             title="interquartile mean over seeds and tasks, with its 95 % interval",
         ),
     ]
-    if not any(row.beside for row in table.rows):
+    if not any(row.comparison for row in table.rows):
         return own
     names = dict(zip(table.tasks, short_names(table.tasks), strict=True))
     beside = [
         _number(
             "Δm",
-            lambda row: row.beside.gain if row.beside else None,
+            lambda row: row.comparison.gain if row.comparison else None,
             lambda gain: f"{points(gain)}%",
             title="mean over tasks of the relative difference, – where the reference scores 0 or less on one",
         ),
-        Column(
+        NumberColumn(
             name="worse tasks",
             words=lambda row: _worse(row, len(table.tasks)),
-            value=lambda row: len(row.beside.worse) if row.beside else None,
+            value=lambda row: len(row.comparison.worse) if row.comparison else None,
             title="tasks below the reference: negative transfer; in brackets, significantly so",
         ),
-        Column(
+        NumberColumn(
             name="worst task",
             words=lambda row: _worst(row, names),
-            value=lambda row: row.beside.differences[row.beside.worst].points if row.beside else None,
+            value=lambda row: row.comparison.differences[row.comparison.worst].points if row.comparison else None,
         ),
         _number(
             "P(better)",
-            lambda row: row.beside.improvement if row.beside else None,
+            lambda row: row.comparison.improvement if row.comparison else None,
             "{:.0f}%".format,
             title="probability that a run beats one of the reference on a task drawn at random",
         ),
         _number(
             "Wilcoxon p",
-            lambda row: row.beside.wilcoxon if row.beside else None,
+            lambda row: row.comparison.wilcoxon if row.comparison else None,
             probability,
             title="signed-rank test over tasks, after Holm over the rows",
         ),
@@ -103,38 +103,38 @@ def over_tasks_columns(table: Table) -> list[Column]:
 
 def difference_legend(table: Table) -> str:
     """What the differences mean."""
-    told = [difference for row in table.rows if row.beside for difference in row.beside.differences.values()]
-    words = f"Difference to {table.reference} in points, over the seeds that both have"
+    told = [difference for row in table.rows if row.comparison for difference in row.comparison.differences.values()]
+    words = f"ScoreDifference to {table.reference} in points, over the seeds that both have"
     tested = any(one.p is not None for one in told)
     return words + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
 
 
-def over_tasks_legend(columns: Sequence[Column]) -> str:
+def over_tasks_legend(columns: Sequence[NumberColumn]) -> str:
     """What the columns over all tasks mean."""
     return sentences("; ".join(f"{column.name}: {column.title}" for column in columns if column.title))
 
 
-def _cost(name: str, of: Callable[[RowCosts], float | None], words: Callable[[float], str]) -> Column:
+def _cost(name: str, of: Callable[[RowCosts], float | None], words: Callable[[float], str]) -> NumberColumn:
     return _number(name, lambda row: of(row.costs) if row.costs else None, words)
 
 
 def _number(
     name: str, value: Callable[[Row], float | None], words: Callable[[float], str], *, title: str = ""
-) -> Column:
+) -> NumberColumn:
     def told(row: Row) -> str:
         number = value(row)
         return NONE if number is None else words(number)
 
-    return Column(name=name, words=told, value=value, title=title)
+    return NumberColumn(name=name, words=told, value=value, title=title)
 
 
-def _difference(name: str, task: str | None) -> Column:
+def _difference(name: str, task: str | None) -> NumberColumn:
     """On a task, or in the average."""
 
-    def of(row: Row) -> Difference | None:
-        if row.beside is None:
+    def of(row: Row) -> ScoreDifference | None:
+        if row.comparison is None:
             return None
-        return row.beside.average if task is None else row.beside.differences.get(task)
+        return row.comparison.average if task is None else row.comparison.differences.get(task)
 
     def told(row: Row) -> str:
         one = of(row)
@@ -144,18 +144,18 @@ def _difference(name: str, task: str | None) -> Column:
         one = of(row)
         return one.points if one else None
 
-    return Column(name=name, words=told, value=value, title=task or "")
+    return NumberColumn(name=name, words=told, value=value, title=task or "")
 
 
 def _worse(row: Row, tasks: int) -> str:
-    if row.beside is None:
+    if row.comparison is None:
         return NONE
-    surely = sum(row.beside.differences[task].significant for task in row.beside.worse)
-    return f"{len(row.beside.worse)} of {tasks}" + (f" ({surely}{DIFFERS})" if surely else "")
+    surely = sum(row.comparison.differences[task].significant for task in row.comparison.worse)
+    return f"{len(row.comparison.worse)} of {tasks}" + (f" ({surely}{DIFFERS})" if surely else "")
 
 
 def _worst(row: Row, names: Mapping[str, str]) -> str:
-    if row.beside is None:
+    if row.comparison is None:
         return NONE
-    worst = row.beside.worst
-    return f"{names[worst]} {points(row.beside.differences[worst].points)}"
+    worst = row.comparison.worst
+    return f"{names[worst]} {points(row.comparison.differences[worst].points)}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mtlbench.api.study import Beside, Difference, Row, spread
+from mtlbench.api.study import Comparison, Row, ScoreDifference, spread
 
 REFERENCES = ("lora_st", "lora")
 """Variants that others are compared with, the first that has scores; without one, the table's first row."""
@@ -32,7 +32,7 @@ def with_ranks(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:
 
 def with_reference(rows: Sequence[Row], against: Row, *, tasks: Sequence[str]) -> list[Row]:
     """The rows beside ``against``, over the seeds that both have."""
-    return [row if row is against else replace(row, beside=_beside(row, against, tasks)) for row in rows]
+    return [row if row is against else replace(row, comparison=_beside(row, against, tasks)) for row in rows]
 
 
 def difference(row: Row, against: Row, task: str | None) -> float | None:
@@ -43,15 +43,15 @@ def difference(row: Row, against: Row, task: str | None) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
-def _beside(row: Row, against: Row, tasks: Sequence[str]) -> Beside | None:
+def _beside(row: Row, against: Row, tasks: Sequence[str]) -> Comparison | None:
     points = {task: value for task in tasks if (value := difference(row, against, task)) is not None}
     if not points:
         return None
     average = difference(row, against, None)
-    return Beside(
+    return Comparison(
         seeds=tuple(seed for seed in row.seeds if seed in against.seeds),
-        differences={task: Difference(points=value) for task, value in points.items()},
-        average=None if average is None else Difference(points=average),
+        differences={task: ScoreDifference(points=value) for task, value in points.items()},
+        average=None if average is None else ScoreDifference(points=average),
         gain=_gain(row, against, tasks) if len(points) == len(tasks) else None,
         worst=min(points, key=lambda task: points[task]),
         worse=tuple(task for task, value in points.items() if value < 0),

@@ -22,7 +22,7 @@ AVERAGE = "average"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class RowPair:
     """Two rows that may be compared."""
 
     table: Table
@@ -35,7 +35,7 @@ class Pair:
         return tuple(seed for seed in self.row.seeds if seed in self.against.seeds)
 
 
-def pair_of(records: Iterable[Record], *, method: str, against: str, number: int | None = None) -> Pair:
+def pair_of(records: Iterable[Record], *, method: str, against: str, number: int | None = None) -> RowPair:
     """The rows with these labels, which must be of one table.
 
     Args:
@@ -61,7 +61,7 @@ def pair_of(records: Iterable[Record], *, method: str, against: str, number: int
         raise RequestError(f"{len(both)} tables have both {method} and {against}. Choose with --table: {told}.")
     table = tables[both[0]]
     rows = {row.label: row for row in table.rows}
-    return Pair(table=table, row=rows[method], against=rows[against])
+    return RowPair(table=table, row=rows[method], against=rows[against])
 
 
 def _holding(tables: Mapping[int, Table], label: str) -> dict[int, Table]:
@@ -77,7 +77,7 @@ def _differing(one: Table, other: Table) -> str:
     return "; ".join(f"{name} ({a} and {b})" for name, (a, b) in fields.items() if a != b)
 
 
-def statistics_lines(pair: Pair, *, predictions: Predictions, draws: int) -> list[str]:
+def statistics_lines(pair: RowPair, *, predictions: Predictions, draws: int) -> list[str]:
     """Each task's difference with its interval and p, and a test on the examples, as lines of a table."""
     from mtlbench.statistics.tested import scores_of
 
@@ -99,7 +99,7 @@ def statistics_lines(pair: Pair, *, predictions: Predictions, draws: int) -> lis
     return [title, "", *_aligned(lines), "", *notes, closing]
 
 
-def _over_seeds(pair: Pair, column: Mapping[str, Measured]) -> tuple[str, str, str]:
+def _over_seeds(pair: RowPair, column: Mapping[str, Measured]) -> tuple[str, str, str]:
     from mtlbench.statistics.estimate import estimate
 
     own, other = column.get(pair.row.label), column.get(pair.against.label)
@@ -114,7 +114,7 @@ def _over_seeds(pair: Pair, column: Mapping[str, Measured]) -> tuple[str, str, s
     return mean, f"[{points(interval.low, 2)}, {points(interval.high, 2)}]", probability(interval.p)
 
 
-def _on_examples(pair: Pair, task: str, answers: Held) -> ExampleTest | None:
+def _on_examples(pair: RowPair, task: str, answers: Held) -> ExampleTest | None:
     """McNemar's test for one seed of right and wrong answers, a permutation test for all else."""
     from mtlbench.statistics.metrics import measures
     from mtlbench.statistics.on_examples import mcnemar, permutation
@@ -141,7 +141,7 @@ def _test_words(test: ExampleTest | None) -> tuple[str, str]:
     return f"{test.name}; {test.differing} of {test.examples} differ", probability(test.p)
 
 
-def seeds_lines(pair: Pair, *, task: str | None, wanted: float, level: float, power: float) -> list[str]:
+def seeds_lines(pair: RowPair, *, task: str | None, wanted: float, level: float, power: float) -> list[str]:
     """How many seeds it takes to see a difference of ``wanted`` points on a task, or on each and in the average.
 
     Raises:
@@ -168,7 +168,7 @@ def seeds_lines(pair: Pair, *, task: str | None, wanted: float, level: float, po
     ]
 
 
-def _plan_words(pair: Pair, task: str, *, wanted: float, level: float, power: float) -> str:
+def _plan_words(pair: RowPair, task: str, *, wanted: float, level: float, power: float) -> str:
     from mtlbench.statistics.planner import MOST, seed_plan
 
     differences = _differences(pair, task)
@@ -186,7 +186,7 @@ def _plan_words(pair: Pair, task: str, *, wanted: float, level: float, power: fl
     )
 
 
-def _differences(pair: Pair, task: str) -> list[float]:
+def _differences(pair: RowPair, task: str) -> list[float]:
     by_seed: list[dict[int, float]] = []
     for row in (pair.row, pair.against):
         done = [record for record in row.records if record.status == "ok"]

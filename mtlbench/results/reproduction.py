@@ -21,7 +21,7 @@ _OWN = ("pid", "started", "finished")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class FoundRecord:
     """A record and the run folder that holds it."""
 
     folder: RunFolder
@@ -29,7 +29,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class FieldDifference:
     """One field, before and now."""
 
     group: str
@@ -49,7 +49,7 @@ class Difference:
         return abs(numbers[0] - numbers[1]) if len(numbers) == 2 else None
 
 
-def find_record(path: Path, key: str | None) -> Found:
+def find_record(path: Path, key: str | None) -> FoundRecord:
     """The record at ``path``, or the one of a run folder whose key begins with ``key``.
 
     Raises:
@@ -70,10 +70,10 @@ def find_record(path: Path, key: str | None) -> Found:
     record = folder.record(keys[0])
     if record is None:
         raise StoreError(f"The record {keys[0]} in {str(folder.path)!r} is damaged; its copy is in quarantine/.")
-    return Found(folder=folder, record=record)
+    return FoundRecord(folder=folder, record=record)
 
 
-def data_words(found: Found) -> str:
+def data_words(found: FoundRecord) -> str:
     """Where the rows came from: what the command said that the record's folder remembers, or what the cell says.
 
     Raises:
@@ -99,18 +99,18 @@ def cell_now(cell: Cell) -> Cell:
 
 def differences(
     before: Record, after: Record, *, steps: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
-) -> list[Difference]:
+) -> list[FieldDifference]:
     """Every field of both records and every logged loss, same or not, group by group."""
     one, other = (_flat(record, lines) for record, lines in zip((before, after), steps, strict=True))
     names = dict.fromkeys([*one, *other])
     found = [
-        Difference(group=group, name=name, before=one.get((group, name)), after=other.get((group, name)))
+        FieldDifference(group=group, name=name, before=one.get((group, name)), after=other.get((group, name)))
         for group, name in names
     ]
     return sorted(found, key=lambda difference: GROUPS.index(difference.group))
 
 
-def scores_differ(found: Sequence[Difference], *, tolerance: float) -> bool:
+def scores_differ(found: Sequence[FieldDifference], *, tolerance: float) -> bool:
     """Whether the outcome differs, or a score by more than ``tolerance`` points."""
     for difference in found:
         if difference.same or difference.group not in ("outcome", "scores"):
@@ -120,7 +120,7 @@ def scores_differ(found: Sequence[Difference], *, tolerance: float) -> bool:
     return False
 
 
-def lines(found: Sequence[Difference]) -> Iterator[str]:
+def lines(found: Sequence[FieldDifference]) -> Iterator[str]:
     """Every field that differs, and for each group how many do."""
     for group in GROUPS:
         mine = [difference for difference in found if difference.group == group]

@@ -11,7 +11,7 @@ from mtlbench.api.record import Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
-from mtlbench.results.comparison import beside
+from mtlbench.results.evidence import evidence_of
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
 from mtlbench.text import one_line, seed_list, tasks_words
@@ -61,7 +61,7 @@ def study_of(
     tables = tuple(_table(group, found=by_cell, differing=differing) for group in groups)
     _check_reference(tables, reference)
     done = [record for record in found.values() if record.status == "ok"]
-    told = dict(zip(map(id, done), beside(done, predictions=predictions, steps=steps), strict=True))
+    told = dict(zip(map(id, done), evidence_of(done, predictions=predictions, steps=steps), strict=True))
     answers = {number: own.answers for number, own in told.items() if own.answers is not None}
     flags = {number: own.flags for number, own in told.items()}
     tables = tuple(
@@ -110,7 +110,7 @@ def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:
 
 
 def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -> Table:
-    """The table with ranks, beside its reference, and with its tests."""
+    """The table with ranks, evidence_of its reference, and with its tests."""
     table = replace(table, rows=tuple(with_ranks(table.rows, tasks=table.tasks)))
     if not table.scored:
         return table

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mtlbench.api.study import Difference, Entry, Interval, Row, Table
+from mtlbench.api.study import Entry, Interval, Row, ScoreDifference, Table
 from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.draws import Held, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, student
@@ -121,7 +121,7 @@ def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapp
     against = next((row for row in rows if row.label == table.reference), None)
     found = []
     for row in rows:
-        beside = row.beside
+        beside = row.comparison
         if beside is not None and against is not None:
             beside = replace(
                 beside,
@@ -130,11 +130,11 @@ def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapp
                 wilcoxon=over.get(row.label),
                 improvement=_improvement(row, against, table, scores),
             )
-        found.append(replace(row, beside=beside))
+        found.append(replace(row, comparison=beside))
     return found
 
 
-def _differences(column: Column, reference: str | None) -> dict[str, Difference]:
+def _differences(column: Column, reference: str | None) -> dict[str, ScoreDifference]:
     estimates = {}
     against = column.get(reference or "")
     for label, measured in column.items():
@@ -144,16 +144,16 @@ def _differences(column: Column, reference: str | None) -> dict[str, Difference]
             estimates[label] = told
     adjusted = holm([one.p for one in estimates.values()])
     return {
-        label: Difference(points=one.mean, interval=one.interval(), p=p)
+        label: ScoreDifference(points=one.mean, interval=one.interval(), p=p)
         for (label, one), p in zip(estimates.items(), adjusted, strict=True)
     }
 
 
 def _signed_ranks(rows: Sequence[Row], table: Table) -> dict[str, float]:
     whole = {
-        row.label: [row.beside.differences[task].points for task in table.tasks]
+        row.label: [row.comparison.differences[task].points for task in table.tasks]
         for row in rows
-        if row.beside and len(table.tasks) > 1 and set(table.tasks) <= set(row.beside.differences)
+        if row.comparison and len(table.tasks) > 1 and set(table.tasks) <= set(row.comparison.differences)
     }
     whole = {label: points for label, points in whole.items() if np.isfinite(points).all()}
     return dict(zip(whole, holm([wilcoxon(points) for points in whole.values()]), strict=True))

@@ -21,7 +21,7 @@ RECORDS = "records"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class QuarantinedFile:
     """One file in quarantine."""
 
     path: Path
@@ -85,15 +85,17 @@ class Quarantine:
                 os.link(path, place)
             path.unlink(missing_ok=True)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[QuarantinedFile]:
         """What is here, by name."""
         found = []
         for path in self._files():
             try:
                 told = json.loads(_reason_file(path).read_bytes())
-                found.append(Entry(path=path, origin=str(told["from"]), reason=str(told["reason"]), time=told["time"]))
+                found.append(
+                    QuarantinedFile(path=path, origin=str(told["from"]), reason=str(told["reason"]), time=told["time"])
+                )
             except (OSError, ValueError, KeyError, TypeError):
-                found.append(Entry(path=path, origin=path.name, reason="no reason was kept", time=""))
+                found.append(QuarantinedFile(path=path, origin=path.name, reason="no reason was kept", time=""))
         return found
 
     def _files(self) -> Iterator[Path]:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from mtlbench.data.cache import cache_folder, keep, unusable
+from mtlbench.data.cache import cache_folder, unusable, write_cached
 from mtlbench.tokens.encode import Tokens
 
 TokenPair = tuple[Tokens, Tokens]
 """Context and target of a row."""
 
 
-def kept_pairs(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[TokenPair]:
+def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[TokenPair]:
     """The rows under ``key``, or else what ``make`` gives, which is then kept."""
     path = cache_folder() / "tokens" / key[:2] / f"{key}.safetensors"
     try:
@@ -30,7 +30,7 @@ def kept_pairs(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[To
     except Exception as error:  # whatever is wrong with it, it can be made again
         unusable(path, error)
     made = make()
-    keep(path, _content(made))
+    write_cached(path, _content(made))
     return made
 
 

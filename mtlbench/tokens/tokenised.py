@@ -10,7 +10,7 @@ from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.data.examples import training_pairs
 from mtlbench.errors import DataError
-from mtlbench.tokens.cache import TokenPair, kept_pairs
+from mtlbench.tokens.cache import TokenPair, cached_rows
 from mtlbench.tokens.encode import TokenRow, encode_rows
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 
@@ -65,5 +65,5 @@ class Tokenised:
                 max_length=max_length,
                 append_eos=append_eos,
             )
-            pairs = kept_pairs(key, make)
+            pairs = cached_rows(key, make)
         return [TokenRow(task=index, context=context, target=target) for context, target in pairs]

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.cell import Protocol
-from mtlbench.api.method import Holder, Method
+from mtlbench.api.method import Method, Stateful
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.tokens.encode import TokenRow, by_task
 from mtlbench.training.batches import Batch, collate, pass_slots, plan_batches, planned_steps
-from mtlbench.training.checkpoints.checkpoint import Place
-from mtlbench.training.checkpoints.recovery import Recovery
-from mtlbench.training.checkpoints.run_state import Run
-from mtlbench.training.checkpoints.savepoints import Savepoints
+from mtlbench.training.checkpoints.checkpoint import TrainingPosition
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
+from mtlbench.training.checkpoints.run_state import RunState
+from mtlbench.training.checkpoints.savepoints import TrainerState
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.gradients import Gradients, checkpointing, clear
 from mtlbench.training.loss import task_means
-from mtlbench.training.on_ranks import parts_for
+from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import AdamW, clip_gradients, schedule_factor
-from mtlbench.training.progress import Progress, StageProgress
+from mtlbench.training.progress import RunProgress, TrainingProgress
 from mtlbench.training.splits import Splits
-from mtlbench.training.stages import Stage, stage_of
+from mtlbench.training.stages import RunPlan, stage_of
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Loop:
         device: torch.device,
         autocast: torch.dtype | None = None,
         on_step: OnStep | None = None,
-        recovery: Recovery | None = None,
+        recovery: CheckpointPolicy | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.method, self.splits, self.protocol, self.tasks = model, method, splits, protocol, tasks
@@ -86,16 +86,16 @@ class Loop:
         self._searches = self._search_batches()
         self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
         extra = pass_slots(model, device)
-        self._parts = parts_for(
+        self._parts = micro_batcher_for(
             ranks, gradients=self._gradients, collate=self._collate, device=device, extra=extra, seed=seed
         )
-        self._savepoints = Savepoints(model, recovery, device, ranks)
+        self._savepoints = TrainerState(model, recovery, device, ranks)
         self._runs = 0
         """Runs begun."""
         self._mark = 0.0
         self._first_step = self._budgets_before = 0
         """Steps done and steps of the budgets before :meth:`turn_to`."""
-        self.progress = Progress()
+        self.progress = TrainingProgress()
 
     @property
     def total_steps(self) -> int:
@@ -145,9 +145,9 @@ class Loop:
         optimizer, stop_points, plan = self._optimizer(), self._stop_points(stage, patience_from), self._plan(stage)
         if share < 1:
             plan = self._plan(self._stage(tasks))[self.progress.steps - self._first_step :][: stage.steps]
-        done = StageProgress(tasks=stage.tasks, first_step=self.progress.steps, steps=self.progress.steps)
+        done = RunProgress(tasks=stage.tasks, first_step=self.progress.steps, steps=self.progress.steps)
         self.progress.stages.append(done)
-        run = Run(number, stage, optimizer, plan, stop_points, self.protocol.patience, done)
+        run = RunState(number, stage, optimizer, plan, stop_points, self.protocol.patience, done)
         torch.manual_seed(axis_seed(self.seed, "dropout"))
         self.model.train()
         recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
@@ -158,7 +158,7 @@ class Loop:
             self._save(run, ended=True)
         self._savepoints.end_if_asked()
 
-    def keep(self, holder: Holder, *, modules: Iterable[nn.Module] = ()) -> None:
+    def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         """Let checkpoints hold what ``holder`` has between steps, and the plain attributes of ``modules``."""
         self._savepoints.keep(holder, modules)
 
@@ -178,7 +178,7 @@ class Loop:
         self.model.train(training)
         return loss
 
-    def _train(self, run: Run, before_step: Callable[[int], None] | None) -> None:
+    def _train(self, run: RunState, before_step: Callable[[int], None] | None) -> None:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._savepoints.begin_run()
@@ -190,7 +190,7 @@ class Loop:
                 before_step(run.step)
                 clear(trainable)
                 # All computed the same; what rounding may have left apart is brought together.
-                self._ranks.level(trainable)
+                self._ranks.broadcast(trainable)
             rows = [self.splits.train[i] for i in run.plan[run.step]]
             self._step(run.step, rows, run.optimizer, total=run.stage.steps)
             clear(trainable)
@@ -200,7 +200,7 @@ class Loop:
                 self._pause(run)
             self._score(run)
 
-    def _score(self, run: Run) -> None:
+    def _score(self, run: RunState) -> None:
         """Score the stop split where the run has come to that."""
         if run.step not in run.stop_points:
             return
@@ -209,17 +209,17 @@ class Loop:
         if run.judge(score):
             run.best = trainable_state(self.model)
 
-    def _pause(self, run: Run) -> None:
+    def _pause(self, run: RunState) -> None:
         """Write a checkpoint, and end here if that was asked for."""
         self._save(run, ended=False)
         self._mark = time.perf_counter()
         self._savepoints.end_if_asked()
 
-    def _save(self, run: Run, *, ended: bool) -> None:
+    def _save(self, run: RunState, *, ended: bool) -> None:
         now = time.perf_counter()
         self.progress.seconds += now - self._mark
         self._savepoints.save(
-            Place(run.number, ended, run.step),
+            TrainingPosition(run.number, ended, run.step),
             lambda: {
                 "progress": self.progress.to_json(),
                 "search": self._searches.state(),
@@ -229,7 +229,7 @@ class Loop:
         )
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.progress = Progress.from_json(state["progress"])
+        self.progress = TrainingProgress.from_json(state["progress"])
         self._searches.load(state["search"])
         self._parts.most, self._parts.most_scored = state["most"]
 
@@ -241,7 +241,7 @@ class Loop:
             self.model.eval()
         return state is not None
 
-    def _go_on(self, run: Run) -> bool:
+    def _go_on(self, run: RunState) -> bool:
         """Whether an earlier attempt was in this run; the loop is then where that one wrote its last checkpoint."""
         state = self._savepoints.load(run.number, ended=False)
         if state is not None:
@@ -258,11 +258,11 @@ class Loop:
             self.splits.search, self.protocol, tasks=self.tasks, steps=self.total_steps, seed=self.seed
         )
 
-    def _stage(self, tasks: Sequence[int] | None = None, *, share: float = 1.0) -> Stage:
+    def _stage(self, tasks: Sequence[int] | None = None, *, share: float = 1.0) -> RunPlan:
         steps = max(1, round(self.total_steps * share))
         return stage_of(self.splits, self._rows_of_task, tasks, steps=steps, mixing=self.protocol.mixing)
 
-    def _plan(self, stage: Stage) -> list[list[int]]:
+    def _plan(self, stage: RunPlan) -> list[list[int]]:
         return plan_batches(
             stage.rows_of_task,
             steps=stage.steps,
@@ -292,7 +292,7 @@ class Loop:
         if self.on_step is not None:
             self.on_step(self.progress.steps - 1, losses, tasks)
 
-    def _stop_points(self, stage: Stage, patience_from: int) -> set[int]:
+    def _stop_points(self, stage: RunPlan, patience_from: int) -> set[int]:
         """Numbers of steps done in this run after which the stop split is scored."""
         evals = self.protocol.evals_per_run if stage.stop else 0
         points = {max(1, round(stage.steps * k / evals)) for k in range(1, evals + 1)}
@@ -305,7 +305,7 @@ class Loop:
         self.model.train()
         if found is None:
             return None
-        score = self._finite(self._ranks.same(task_means(*found, self.tasks).item()))
+        score = self._finite(self._ranks.broadcast_value(task_means(*found, self.tasks).item()))
         self.progress.stop_losses.append((self.progress.steps, score))
         log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
         return score

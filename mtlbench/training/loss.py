@@ -14,7 +14,7 @@ from mtlbench.training.batches import Batch
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class ModelReadOut:
     """What a model makes of a batch where its labels are."""
 
     logits: Tensor
@@ -46,7 +46,7 @@ class BatchAnswers:
             logits: Tensor = self._model(**self._batch.inputs, use_cache=False).logits
         return logits
 
-    def read(self) -> Read:
+    def read(self) -> ModelReadOut:
         """The same with the hidden states before them."""
         host: Any = self._model
         kept: list[Tensor] = []
@@ -56,7 +56,7 @@ class BatchAnswers:
         finally:
             handle.remove()
         hidden = kept[0]
-        return Read(logits, hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._batch.label_index))
+        return ModelReadOut(logits, hidden.reshape(-1, hidden.shape[-1]).index_select(0, self._batch.label_index))
 
     def token_losses(self, logits: Tensor) -> Tensor:
         """Cross entropy of each answer token, float32 ``[labels]``."""

@@ -14,12 +14,12 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, like_length
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Gradients, Step, clear
-from mtlbench.training.progress import Progress
+from mtlbench.training.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 
 
-class Parts:
+class MicroBatcher:
     """Splits what a step or a score computes.
 
     Args:
@@ -41,7 +41,9 @@ class Parts:
         self.most_scored: int | None = None
         """The same for scores."""
 
-    def step(self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: Progress) -> Step:
+    def step(
+        self, rows: Sequence[TokenRow], params: Sequence[Tensor], *, asked: int, progress: TrainingProgress
+    ) -> Step:
         """Loss, row losses and task ids of a step, at most ``asked`` rows at once; leaves gradients in ``params``.
 
         Where memory runs out, fewer rows are computed at once from here on; the step is the same one, with the same
@@ -102,7 +104,7 @@ class Parts:
         rows: Sequence[TokenRow],
         plan: list[list[Sequence[TokenRow]]],
         params: Sequence[Tensor],
-        progress: Progress,
+        progress: TrainingProgress,
     ) -> Step:
         batches = [self.collate(part) for part in plan[0]]
         found = self.gradients.step(batches)

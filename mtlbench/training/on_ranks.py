@@ -16,12 +16,12 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Gradients, Step
-from mtlbench.training.micro_batches import Parts, fewer
-from mtlbench.training.progress import Progress
+from mtlbench.training.micro_batches import MicroBatcher, fewer
+from mtlbench.training.progress import TrainingProgress
 
 
-class RanksParts(Parts):
-    """Parts of which every process computes every ``size``-th row, shortest first, so that all have as much to do.
+class RanksMicroBatcher(MicroBatcher):
+    """Every process computes every ``size``-th row, shortest first, so that all have as much to do.
 
     Rows have the weights that they have in one process, and what does not pass through the row losses (a penalty) is
     differentiated by every process after gradients are summed, so that it counts once. Dropout is drawn from a seed of
@@ -47,7 +47,7 @@ class RanksParts(Parts):
         rows: Sequence[TokenRow],
         plan: list[list[Sequence[TokenRow]]],
         params: Sequence[Tensor],
-        progress: Progress,
+        progress: TrainingProgress,
     ) -> Step:
         ranks = self._ranks
         tasks = torch.tensor([row.task for row in rows], device=self._device)
@@ -62,7 +62,9 @@ class RanksParts(Parts):
         if batches:
             losses[ranks.rank :: ranks.size] = found
         moved = [p for p, *any_rank in zip(params, *(each[2:] for each in told), strict=True) if any(any_rank)]
-        *gradients, losses = ranks.sum([*(torch.zeros_like(p) if p.grad is None else p.grad for p in moved), losses])
+        *gradients, losses = ranks.all_reduce(
+            [*(torch.zeros_like(p) if p.grad is None else p.grad for p in moved), losses]
+        )
         for p, gradient in zip(moved, gradients, strict=True):
             p.grad = gradient
         progress.count(rows, real=sum(each[0] for each in told), padded=sum(each[1] for each in told))
@@ -89,7 +91,7 @@ class RanksParts(Parts):
         losses = torch.zeros(len(rows), device=self._device)
         if found is not None:
             losses[rank::size] = found[0]
-        (losses,) = self._ranks.sum([losses])
+        (losses,) = self._ranks.all_reduce([losses])
         return losses, torch.tensor([row.task for row in rows], device=self._device)
 
     @contextmanager
@@ -110,7 +112,7 @@ class RanksParts(Parts):
                 self._ranks.fail(f"{type(error).__name__}: {error}")
         outcome = FINE if mine is None else NO_MEMORY if is_out_of_memory(mine) else FAILED
         own = [0] * count if mine is not None else [int(value) for value in values()]
-        every = self._ranks.exchange([outcome, *own])
+        every = self._ranks.all_gather([outcome, *own])
         worst = max(each[0] for each in every)
         if mine is not None and outcome == worst:
             raise mine
@@ -131,16 +133,16 @@ class RanksParts(Parts):
             set_draw_states(common, self._device)
 
 
-def parts_for(ranks: Ranks, *, gradients: Gradients, seed: int, **rest: Any) -> Parts:
+def micro_batcher_for(ranks: Ranks, *, gradients: Gradients, seed: int, **rest: Any) -> MicroBatcher:
     """What splits the steps of a process: alone, or one of several."""
     if ranks.size == 1:
-        return Parts(gradients, **rest)
+        return MicroBatcher(gradients, **rest)
     if ranks.sharded:
-        return ShardedParts(gradients, ranks=ranks, seed=seed, **rest)
-    return RanksParts(gradients, ranks=ranks, seed=seed, **rest)
+        return ShardedMicroBatcher(gradients, ranks=ranks, seed=seed, **rest)
+    return RanksMicroBatcher(gradients, ranks=ranks, seed=seed, **rest)
 
 
-class ShardedParts(RanksParts):
+class ShardedMicroBatcher(RanksMicroBatcher):
     """A process whose rows need fewer passes than another's makes up for them with a row that counts nothing.
 
     As many rows as asked for are computed at once, whatever their lengths: one more pass gathers every layer again.
@@ -181,7 +183,7 @@ class ShardedParts(RanksParts):
         losses = torch.zeros(len(rows), device=self._device)
         if own:
             losses[rank::size] = torch.cat(found)[: len(range(rank, len(rows), size))]
-        (losses,) = self._ranks.sum([losses])
+        (losses,) = self._ranks.all_reduce([losses])
         return losses, torch.tensor([row.task for row in rows], device=self._device)
 
     @contextmanager
@@ -189,4 +191,4 @@ class ShardedParts(RanksParts):
         told: list[list[int]] = []
         with self._ranks.in_step(self.gradients.model):
             yield told
-        told.extend(self._ranks.exchange([int(value) for value in values()]))
+        told.extend(self._ranks.all_gather([int(value) for value in values()]))

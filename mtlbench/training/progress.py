@@ -11,7 +11,7 @@ from mtlbench.tokens.encode import TokenRow
 
 
 @dataclass
-class StageProgress:
+class RunProgress:
     """What one run of the loop did. Steps are counted over all runs."""
 
     tasks: tuple[int, ...]
@@ -25,7 +25,7 @@ class StageProgress:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What training did, in plain numbers, over all runs of the loop."""
 
     steps: int = 0
@@ -40,7 +40,7 @@ class Progress:
     """Steps done and the method's loss, every few steps."""
     stop_losses: list[tuple[int, float]] = field(default_factory=list)
     """Steps done and the loss on the stop split: mean over tasks of each task's mean."""
-    stages: list[StageProgress] = field(default_factory=list)
+    stages: list[RunProgress] = field(default_factory=list)
     """One per run."""
     micro_batches: list[tuple[int, int]] = field(default_factory=list)
     """Where memory ran out: steps done, and the rows that were computed at once from there on."""
@@ -65,7 +65,7 @@ class Progress:
         changed = {
             "rows_per_task": Counter(dict(map(tuple, value["rows_per_task"]))),
             "tokens_per_task": Counter(dict(map(tuple, value["tokens_per_task"]))),
-            "stages": [StageProgress(**{**stage, "tasks": tuple(stage["tasks"])}) for stage in value["stages"]],
+            "stages": [RunProgress(**{**stage, "tasks": tuple(stage["tasks"])}) for stage in value["stages"]],
             **{name: [tuple(pair) for pair in value[name]] for name in ("losses", "stop_losses", "micro_batches")},
         }
         return cls(**{**value, **changed})

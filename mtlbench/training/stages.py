@@ -14,7 +14,7 @@ from mtlbench.training.splits import Splits
 
 
 @dataclass(frozen=True)
-class Stage:
+class RunPlan:
     """What one run trains on."""
 
     tasks: tuple[int, ...]
@@ -27,7 +27,7 @@ class Stage:
 
 def stage_of(
     splits: Splits, rows_of_task: Sequence[Sequence[int]], tasks: Sequence[int] | None, *, steps: int, mixing: str
-) -> Stage:
+) -> RunPlan:
     """The run on ``tasks``, or on all when ``None``, out of a budget of ``steps``.
 
     Rows of a task are visited in the same order as when all tasks train together: the plan draws one stream per task.
@@ -39,12 +39,12 @@ def stage_of(
     everything = tuple(range(len(rows_of_task)))
     if tasks is None:
         trained = tuple(task for task in everything if rows_of_task[task])
-        return Stage(trained, steps, [list(rows) for rows in rows_of_task], splits.stop)
+        return RunPlan(trained, steps, [list(rows) for rows in rows_of_task], splits.stop)
     wanted = tuple(sorted(set(tasks)))
     if not wanted or not set(wanted) <= set(everything):
         raise PluginError(f"run(tasks={list(tasks)}) is not possible: the tasks of this cell are {list(everything)}.")
     shares = share_steps([len(rows) for rows in rows_of_task], steps=steps, mixing=mixing)
-    return Stage(
+    return RunPlan(
         tasks=wanted,
         steps=sum(shares[task] for task in wanted),
         rows_of_task=[list(rows) if task in wanted else [] for task, rows in enumerate(rows_of_task)],

@@ -16,7 +16,7 @@ from functools import partial
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.backbones.machine import Machine, free_memory
-from mtlbench.cells.attempt import Attempt, Surroundings
+from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_along, run_cell
 from mtlbench.distributed.collectives import Connected
@@ -81,7 +81,7 @@ def follow(given: Assignment, ranks: Connected) -> int:
     """Train along until the first process has no more cells; gives the exit code."""
     folder = RunFolder(given.folder)
     bench = _bench(given, ranks, folder)
-    around = Surroundings(bench=bench, folder=folder, stop=given.stop, ranks=ranks)
+    around = TrainingContext(bench=bench, folder=folder, stop=given.stop, ranks=ranks)
     number = 0
     while True:
         number += 1
@@ -105,11 +105,11 @@ def follow(given: Assignment, ranks: Connected) -> int:
         ranks.leave(f"idle/{number}/{ranks.rank}", "1")
 
 
-def _train(cell: Cell, around: Surroundings) -> None:
+def _train(cell: Cell, around: TrainingContext) -> None:
     """What :func:`~mtlbench.cells.cell.run_cell` does with a cell up to the end of its training. Every process has the
     whole backbone: the rest is the first one's."""
     for _ in range(2):
-        attempt = Attempt(cell, around, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
+        attempt = CellAttempt(cell, around, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
         if attempt.attach() is not None:
             return
         try:
@@ -128,7 +128,7 @@ def _bench(given: Assignment, ranks: Connected, folder: RunFolder) -> Bench:
         sharding, ranks.sharded = Sharding(ranks, ranks.device), True
     words = folder.words(given.request)
     bench = Bench(device=str(ranks.device), threads=given.threads, data=words["data"], sharding=sharding)
-    bench.machine = Machine(**{**ranks.tell(asdict(bench.machine)), "device": bench.machine.device})
+    bench.machine = Machine(**{**ranks.broadcast_object(asdict(bench.machine)), "device": bench.machine.device})
     return bench
 
 

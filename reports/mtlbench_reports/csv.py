@@ -96,21 +96,21 @@ def _over_tasks(row: Row, reference: str | None) -> Line:
     told: Line = {"mean rank": row.rank}
     if row.iqm:
         told |= {"iqm": row.iqm.mean, "iqm low": row.iqm.low, "iqm high": row.iqm.high}
-    if row.beside:
-        told |= {"reference": reference, "gain percent": row.beside.gain, "worse tasks": len(row.beside.worse)}
-        told |= {"worst task": row.beside.worst, "better percent": row.beside.improvement}
-        told |= {"wilcoxon holm p": row.beside.wilcoxon}
+    if row.comparison:
+        told |= {"reference": reference, "gain percent": row.comparison.gain, "worse tasks": len(row.comparison.worse)}
+        told |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
+        told |= {"wilcoxon holm p": row.comparison.wilcoxon}
     return told
 
 
 def _differences(tables: Sequence[Table]) -> Iterator[Line]:
     for number, table in enumerate(tables, start=1):
         for row in table.rows:
-            if row.beside is None:
+            if row.comparison is None:
                 continue
             where: Line = {"table": number, "title": table.title, "method": row.label, "reference": table.reference}
-            where["seeds"] = len(row.beside.seeds)
-            for task, one in (*row.beside.differences.items(), ("average", row.beside.average)):
+            where["seeds"] = len(row.comparison.seeds)
+            for task, one in (*row.comparison.differences.items(), ("average", row.comparison.average)):
                 if one is not None:
                     low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
                     yield where | {"task": task, "points": one.points, "low": low, "high": high, "holm p": one.p}

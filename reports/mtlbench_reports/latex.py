@@ -11,7 +11,7 @@ from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
 from mtlbench.results.circumstances import equal_words
 from mtlbench.results.columns import (
-    Column,
+    NumberColumn,
     cost_columns,
     difference_columns,
     difference_legend,
@@ -79,7 +79,7 @@ def _sections(table: Table, *, prefix: str) -> Iterator[str]:
         yield from _floats(
             rows, [*scores, _score("average", None, "")], f"{title}. {words}", f"{prefix}scores", table, most=_SCORES
         )
-        beside = [row for row in rows if row.beside]
+        beside = [row for row in rows if row.comparison]
         words = escaped(difference_legend(table))
         yield from _plain(beside, difference_columns(table), f"{title}. {words}", f"{prefix}differences", table)
         over, ranked = over_tasks_columns(table), [row for row in rows if row.rank is not None]
@@ -93,7 +93,9 @@ def _sections(table: Table, *, prefix: str) -> Iterator[str]:
     yield _notes(table)
 
 
-def _plain(rows: Sequence[Row], columns: Sequence[Column], caption: str, label: str, table: Table) -> Iterator[str]:
+def _plain(
+    rows: Sequence[Row], columns: Sequence[NumberColumn], caption: str, label: str, table: Table
+) -> Iterator[str]:
     if columns and rows:
         parts = [_Part(head=escaped(column.name), words=partial(_words, column)) for column in columns]
         yield from _floats(rows, parts, caption, label, table, most=_NUMBERS)
@@ -128,7 +130,7 @@ def _runs(values: Sequence[T], size: int) -> list[Sequence[T]]:
     return [values[at : at + size] for at in range(0, len(values), size)]
 
 
-def _words(column: Column, row: Row) -> str:
+def _words(column: NumberColumn, row: Row) -> str:
     return escaped(column.words(row))
 
 

@@ -10,7 +10,7 @@ from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
 from mtlbench.results.circumstances import equal_words
 from mtlbench.results.columns import (
-    Column,
+    NumberColumn,
     cost_columns,
     difference_columns,
     difference_legend,
@@ -63,10 +63,10 @@ def _sections(table: Table) -> Iterator[str]:
 
 
 def _beside(table: Table) -> list[Row]:
-    return [row for row in table.rows if row.beside]
+    return [row for row in table.rows if row.comparison]
 
 
-def _columns(table: Table, columns: Sequence[Column], rows: Sequence[Row], words: str) -> Iterator[str]:
+def _columns(table: Table, columns: Sequence[NumberColumn], rows: Sequence[Row], words: str) -> Iterator[str]:
     if columns and rows:
         yield words
         lines = [[_escape(row.label), *(_escape(column.words(row)) for column in columns)] for row in rows]

@@ -17,8 +17,8 @@ from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.files.stop_request import Stop, Stopped
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench_methods.lora import Lora
 
@@ -103,8 +103,8 @@ class Training:
         setup = setup_for(model, total_steps=STEPS)
         method.attach(model, setup)
         self.stop = Stop()
-        files = Checkpoints(self.folder, identity={}) if self.folder else None
-        recovery = Recovery(files, stop=self.stop, every_s=self.every_s, writes=self.ranks.first)
+        files = CheckpointStore(self.folder, identity={}) if self.folder else None
+        recovery = CheckpointPolicy(files, stop=self.stop, every_s=self.every_s, writes=self.ranks.first)
         protocol = {"steps": STEPS, "batch_size": 13, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
         self.loop = toy_loop(
             model,

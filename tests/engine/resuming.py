@@ -18,8 +18,8 @@ from mtlbench.api.method import Method, Setup
 from mtlbench.files.stop_request import Stop
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, toy_loop
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.splits import Splits
 from mtlbench_methods.lora import Lora
@@ -55,8 +55,8 @@ class Attempt:
         self.setup: Setup = setup_for(model, total_steps=STEPS)
         self.method.attach(model, self.setup)
         stop = Stop()
-        files = Checkpoints(self.folder, identity=self.identity) if self.folder and self.method.resumes() else None
-        self.recovery = Recovery(files, stop=stop, every_s=self.every_s)
+        files = CheckpointStore(self.folder, identity=self.identity) if self.folder and self.method.resumes() else None
+        self.recovery = CheckpointPolicy(files, stop=stop, every_s=self.every_s)
         protocol = {"steps": STEPS, "batch_size": 12, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
         self.loop = toy_loop(
             model,

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from mtlbench.api.routing import Routing
 from mtlbench.cli import cli
 from mtlbench.measuring import conditions
-from mtlbench.measuring.conditions import Watch, hardware
+from mtlbench.measuring.conditions import MachineWatch, hardware
 from mtlbench.measuring.flops import analytic_flops, counted_flops
 from mtlbench.measuring.measure import measure_row
 from mtlbench.measuring.models import measured_backbone
@@ -118,7 +118,7 @@ def test_others_are_noticed(monkeypatch):
     monkeypatch.setattr(conditions, "_busy_seconds", lambda: next(busy))
     monkeypatch.setattr(conditions, "_own_seconds", lambda: next(own))
     monkeypatch.setattr(conditions.time, "perf_counter", lambda: next(clock))
-    told = Watch(CPU).told()
+    told = MachineWatch(CPU).told()
     assert told["others_cores"] == 1.5 and told["disturbed"], "4 busy seconds, 1 of them ours, in 2 seconds"
 
 

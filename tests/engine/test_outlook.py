@@ -16,11 +16,11 @@ from mtlbench.api.record import Record
 from mtlbench.backbones.names import BACKBONES
 from mtlbench.cells.cost import folder_bytes
 from mtlbench.errors import RequestError
-from mtlbench.forecasting.forecast import Outlook, Place, outlook_lines, outlooks, refuse_what_cannot_fit
+from mtlbench.forecasting.forecast import Target, VariantForecast, forecast_lines, forecasts, refuse_what_cannot_fit
 from mtlbench.store import RunFolder
 
 WORDS = ["--methods", "lora,full", "--tasks", "glue/rte,glue/sst2", "--train-rows", "200", "--epochs", "1"]
-PLACE = Place(device="cpu", memory=64 * 2**30, workers=1)
+PLACE = Target(device="cpu", memory=64 * 2**30, workers=1)
 
 
 def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -37,9 +37,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(home / "run")
 
 
-def forecast(folder: RunFolder, *, known: bool) -> dict[str, tuple[Outlook, Record]]:
+def forecast(folder: RunFolder, *, known: bool) -> dict[str, tuple[VariantForecast, Record]]:
     records = {record.cell.variant: record for record in folder.records().values()}
-    found, refused = outlooks(
+    found, refused = forecasts(
         [record.cell for record in records.values()], folder.records() if known else {}, place=PLACE, data="demo"
     )
     assert not refused
@@ -60,10 +60,10 @@ def test_tokens_steps_and_disk_are_those_of_the_recorded_cells(recorded: RunFold
 _ALONE = """
 import json, sys
 from pathlib import Path
-from mtlbench.forecasting.forecast import Place, outlooks
+from mtlbench.forecasting.forecast import Target, forecasts
 from mtlbench.store import RunFolder
 records = RunFolder(Path(sys.argv[1])).records().values()
-found, _ = outlooks([r.cell for r in records], {}, place=Place(device="cpu", memory=64 * 2**30, workers=1), data="demo")
+found, _ = forecasts([r.cell for r in records], {}, place=Target(device="cpu", memory=64 * 2**30, workers=1), data="demo")
 print(json.dumps({one.cell.variant: one.memory.total for one in found}))
 """
 """In a process of its own, as `mtlbench plan` does: a cell never seen is expected to need what the process has by now."""
@@ -97,20 +97,20 @@ def test_what_cannot_fit_is_refused_and_what_must_be_halved_is_said(recorded: Ru
     both = [one for one, _ in forecast(recorded, known=False).values()]
     need = both[0].smallest.total
     refuse_what_cannot_fit(both, place=PLACE, folder=recorded.path)
-    tight = Place(device="cpu", memory=need - 1, workers=1)
+    tight = Target(device="cpu", memory=need - 1, workers=1)
     with pytest.raises(RequestError, match="with one row in a pass, and there are"):
         refuse_what_cannot_fit(both, place=tight, folder=recorded.path)
-    middle = Place(device="cpu", memory=(need + both[0].memory.total) // 2, workers=1)
-    (line,) = [line for line in outlook_lines(both[:1], {}, place=middle, folder=recorded.path) if "halved" in line]
+    middle = Target(device="cpu", memory=(need + both[0].memory.total) // 2, workers=1)
+    (line,) = [line for line in forecast_lines(both[:1], {}, place=middle, folder=recorded.path) if "halved" in line]
     assert "a pass of 32 rows will be halved" in line
 
 
 def test_devices_of_a_cell_share_rows_and_with_shards_weights(recorded: RunFolder) -> None:
     cells = [record.cell for record in recorded.records().values() if record.cell.variant == "lora"]
 
-    def expected(devices: DevicesPerCell) -> Outlook:
-        place = Place(device="cpu", memory=2**30, workers=1, devices=devices)
-        ((one,), _) = outlooks(cells, {}, place=place, data="demo")
+    def expected(devices: DevicesPerCell) -> VariantForecast:
+        place = Target(device="cpu", memory=2**30, workers=1, devices=devices)
+        ((one,), _) = forecasts(cells, {}, place=place, data="demo")
         return one
 
     alone, shared, sharded = map(expected, [DevicesPerCell(), DevicesPerCell(2), DevicesPerCell(2, shard=True)])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 
 from mtlbench.evaluation.lm import cuts
-from mtlbench.evaluation.packed_rows import Wish, pack_of, pack_rows, share_rows
+from mtlbench.evaluation.packed_rows import ScoreRequest, pack_of, pack_rows, share_rows
 
 GROUP = (0, ())
 
 
 def rows_of(*sequences, group=GROUP, answer=1):
-    return share_rows([Wish(n, group, tuple(s), (*s[len(s) - answer + 1 :], 9)) for n, s in enumerate(sequences)])
+    return share_rows(
+        [ScoreRequest(n, group, tuple(s), (*s[len(s) - answer + 1 :], 9)) for n, s in enumerate(sequences)]
+    )
 
 
 def read(pack, at):
@@ -81,7 +83,7 @@ def test_each_paragraph_is_a_trunk_of_its_own():
 def test_no_logits_are_wanted_inside_a_trunk():
     preamble = tuple(range(1000, 1400))
     rows = share_rows(
-        [Wish(n, GROUP, (*preamble, n), (*preamble[300:], n, 1)) for n in range(30)]  # answers that begin alike
+        [ScoreRequest(n, GROUP, (*preamble, n), (*preamble[300:], n, 1)) for n in range(30)]  # answers that begin alike
     )
     packs = pack_rows(rows)
     assert all(min(places) >= 0 and len(places) == 102 for pack in packs for _, places in pack.picks)
@@ -90,7 +92,7 @@ def test_no_logits_are_wanted_inside_a_trunk():
 
 def test_groups_never_share():
     context = tuple(range(50))
-    rows = share_rows([Wish(n, (n, ()), (*context, 1), (2,)) for n in range(3)])
+    rows = share_rows([ScoreRequest(n, (n, ()), (*context, 1), (2,)) for n in range(3)])
     assert len(pack_rows(rows)) == 3
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: damaged, of another version, too large for the disk; what is in them, and how often."""
+"""CheckpointStore on disk: damaged, of another version, too large for the disk; what is in them, and how often."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from resuming import IDENTITY, STEPS, Attempt, Crash, assert_equal, interrupted, method_of
 
 from mtlbench.errors import RequestError
-from mtlbench.training.checkpoints.checkpoint import Checkpoints, Place
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore, TrainingPosition
 from mtlbench.training.checkpoints.packing import pack, unpack
 from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 from mtlbench_methods.lora import Lora
@@ -99,16 +99,22 @@ def test_state_comes_back_as_it_was():
 
 
 def test_a_chain_needs_every_end(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, identity=IDENTITY)
-    for place in (Place(0, False, 3), Place(0, True, 5), Place(1, False, 2), Place(1, True, 4), Place(2, False, 1)):
+    checkpoints = CheckpointStore(tmp_path, identity=IDENTITY)
+    for place in (
+        TrainingPosition(0, False, 3),
+        TrainingPosition(0, True, 5),
+        TrainingPosition(1, False, 2),
+        TrainingPosition(1, True, 4),
+        TrainingPosition(2, False, 1),
+    ):
         checkpoints.write(place, {"at": torch.tensor(place.step)}, {"steps": place.step})
 
-    def places() -> list[Place]:
-        return [saved.place for saved in Checkpoints(tmp_path, identity=IDENTITY).chain()]
+    def places() -> list[TrainingPosition]:
+        return [saved.place for saved in CheckpointStore(tmp_path, identity=IDENTITY).chain()]
 
-    assert places() == [Place(0, True, 5), Place(1, True, 4), Place(2, False, 1)]
+    assert places() == [TrainingPosition(0, True, 5), TrainingPosition(1, True, 4), TrainingPosition(2, False, 1)]
     flip(next(tmp_path.glob("001-end-*.safetensors")), -1)
-    assert places() == [Place(0, True, 5), Place(1, False, 2)]
+    assert places() == [TrainingPosition(0, True, 5), TrainingPosition(1, False, 2)]
     flip(next(tmp_path.glob("000-end-*.json")), 40)
     assert places() == []
 

@@ -17,8 +17,8 @@ from mtlbench.observers.events import Events
 from mtlbench.planning.plan import Request, make_plan
 from mtlbench.store import RunFolder
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.loop import budget_steps
 from mtlbench.training.splits import carve, phases
@@ -80,7 +80,7 @@ def trained(method, protocol=PROTOCOL, *, folder=None, crash_at=None):
         parts[0][1],
         splits=parts[0][0],
         on_step=stepped,
-        recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )
     states = [trainable_state(model)]
     method.fit(model, loop)

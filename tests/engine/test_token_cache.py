@@ -12,12 +12,12 @@ import pytest
 from tiny_backbones import tiny_tokenizer
 
 from mtlbench.backbones.backbone import load_backbone
-from mtlbench.data.cache import cache_folder, kept_table
+from mtlbench.data.cache import cache_folder, cached_table
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.plugins import load_suite
 from mtlbench.tokens import tokenised
-from mtlbench.tokens.cache import kept_pairs
+from mtlbench.tokens.cache import cached_rows
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 from mtlbench.tokens.tokenised import Tokenised
 
@@ -41,47 +41,47 @@ def never():
 
 
 def test_rows_come_back_as_they_were(folder):
-    assert kept_pairs(KEY, lambda: PAIRS) == PAIRS
-    assert kept_pairs(KEY, never) == PAIRS
-    assert kept_pairs("cd" * 32, list) == []
-    assert kept_pairs("cd" * 32, never) == []
+    assert cached_rows(KEY, lambda: PAIRS) == PAIRS
+    assert cached_rows(KEY, never) == PAIRS
+    assert cached_rows("cd" * 32, list) == []
+    assert cached_rows("cd" * 32, never) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other"])
 def test_a_damaged_entry_is_told_and_made_again(folder, caplog, damage):
-    kept_pairs(KEY, lambda: PAIRS)
+    cached_rows(KEY, lambda: PAIRS)
     path = entry(folder)
     content = path.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
     path.write_bytes({"cut": content[:-5], "empty": b"", "flipped": flipped, "other": b"{}" * 50}[damage])
     other = [((9,), (9,))]
-    assert kept_pairs(KEY, lambda: other) == other
+    assert cached_rows(KEY, lambda: other) == other
     assert str(path) in caplog.text
-    assert kept_pairs(KEY, never) == other
+    assert cached_rows(KEY, never) == other
 
 
 def test_nothing_half_written_is_left_or_read(folder):
-    kept_pairs(KEY, lambda: PAIRS)
+    cached_rows(KEY, lambda: PAIRS)
     (folder / "tokens" / KEY[:2] / ".half.part").write_bytes(b"x")
-    assert kept_pairs(KEY, never) == PAIRS
+    assert cached_rows(KEY, never) == PAIRS
     assert [p.suffix for p in (folder / "tokens" / KEY[:2]).iterdir() if not p.name.startswith(".")] == [".safetensors"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_that_cannot_be_written_to_costs_a_warning(folder, caplog):
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert kept_pairs(KEY, lambda: PAIRS) == PAIRS
+    assert cached_rows(KEY, lambda: PAIRS) == PAIRS
     assert "nothing is kept" in caplog.text
 
 
 def test_a_file_in_the_place_of_the_folder_costs_a_warning(folder, caplog):
     (folder / "tokens").write_text("")
-    assert kept_pairs(KEY, lambda: PAIRS) == PAIRS
+    assert cached_rows(KEY, lambda: PAIRS) == PAIRS
     assert "nothing is kept" in caplog.text
 
 
 def _many(number):
-    return kept_pairs(KEY, lambda: [((number,) * 2000, (1,))] * 50) and kept_pairs(KEY, never)
+    return cached_rows(KEY, lambda: [((number,) * 2000, (1,))] * 50) and cached_rows(KEY, never)
 
 
 def test_writers_at_the_same_time_leave_one_whole_entry(folder):
@@ -104,14 +104,14 @@ def test_where_the_cache_is(monkeypatch):
 
 def test_a_generated_table_is_kept_with_its_types(folder):
     rows = [{"text": "a", "label": 1, "choices": {"text": ["x", "y"]}, "score": 0.5}]
-    made = kept_table("k", lambda: rows)
-    again = kept_table("k", never)
+    made = cached_table("k", lambda: rows)
+    again = cached_table("k", never)
     assert again.schema.equals(made.schema)
     assert again.to_pylist() == rows
     path = folder / "rows" / "k.parquet"
     path.write_bytes(path.read_bytes()[:40])
-    assert kept_table("k", lambda: rows).to_pylist() == rows
-    assert kept_table("k", never).to_pylist() == rows
+    assert cached_table("k", lambda: rows).to_pylist() == rows
+    assert cached_table("k", never).to_pylist() == rows
 
 
 @pytest.fixture(scope="module")

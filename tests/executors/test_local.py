@@ -19,7 +19,7 @@ from mtlbench.api.executor import DevicesPerCell, Launch, Workers
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.executors.slots import Pool, Slot, pool, shares
+from mtlbench.executors.slots import DeviceSlot, Pool, pool, shares
 from mtlbench.files.owner import cpus
 from mtlbench.plugins import load_executor
 from mtlbench.store import RunFolder
@@ -69,7 +69,7 @@ def test_cores_are_shared_out_over_workers() -> None:
 def test_each_gpu_gets_a_worker_of_its_own() -> None:
     made = chosen("auto", 0, cores=16, cards=cards(4))
     assert [made.slot((device,)) for device in made.devices] == [
-        Slot(device="cuda", threads=4, devices=(card,)) for card in cards(4)
+        DeviceSlot(device="cuda", threads=4, devices=(card,)) for card in cards(4)
     ]
     assert chosen("cuda", 2, cores=16, cards=cards(4)).workers == 2
     assert made.slot(made.devices[:2]).visible == "GPU-0,GPU-1"

@@ -17,7 +17,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.runner import run
-from mtlbench.executors.watch import Signs, overdue
+from mtlbench.executors.watch import Heartbeat, overdue
 from mtlbench.store import RunFolder
 from mtlbench.workers.stacks import frames
 
@@ -101,7 +101,7 @@ def test_what_a_cell_started_ends_with_its_worker_wherever_it_went(tmp_path: Pat
 
 def test_only_a_worker_with_a_cell_or_at_its_start_can_be_overdue() -> None:
     def why(now: float, **known: object) -> str | None:
-        signs = Signs(file=0, last=0.0)
+        signs = Heartbeat(file=0, last=0.0)
         for name, value in known.items():
             setattr(signs, name, value)
         return overdue(signs, now=now, silence_s=10, cell_timeout_s=30)

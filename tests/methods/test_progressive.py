@@ -22,8 +22,8 @@ from mtlbench.files.stop_request import Stop
 from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch, group_counts
 from mtlbench.nn.low_rank.layer import merge
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_state
 from mtlbench.training.loss import row_losses
 from mtlbench_methods.progressive import Progressive
@@ -115,7 +115,7 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         setup,
         Protocol(steps=10, batch_size=8, evals_per_run=2, patience=9, learning_rate=1e-2),
         on_step=stepped,
-        recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )
     method.fit(model, loop)
     return model, setup, loop

@@ -22,8 +22,8 @@ from mtlbench.files.stop_request import Stop
 from mtlbench.nn.prefixes.attention import gated_prefix
 from mtlbench.nn.prefixes.fast_slow import TaskPrompts
 from mtlbench.testing import check_method, setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
-from mtlbench.training.checkpoints.checkpoint import Checkpoints
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.splits import carve, phases
 from mtlbench_methods.prefix_method import encoder_of
@@ -191,7 +191,7 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         parts[0][1],
         splits=parts[0][0],
         on_step=stepped,
-        recovery=Recovery(Checkpoints(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
     )
     states = [trainable_state(model)]
     method.fit(model, loop)

@@ -25,7 +25,7 @@ Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 @dataclass(eq=False)
-class Slot:
+class AttentionSlot:
     """What one attention module finds when it runs. It sits on the module, so copies of a model share nothing."""
 
     kernel: Kernel
@@ -39,8 +39,8 @@ class Slot:
     """Weight of the prefix by head ``[heads]``: attention to it then has a softmax of its own. ``None`` is one softmax
     over prefix and tokens."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        return Slot(self.kernel, self.additive)  # a prefix in flight belongs to one autograd graph
+    def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSlot:
+        return AttentionSlot(self.kernel, self.additive)  # a prefix in flight belongs to one autograd graph
 
 
 def register() -> None:

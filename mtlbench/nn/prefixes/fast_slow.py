@@ -102,11 +102,11 @@ class TaskPrompts(nn.Module):
         """The prefix of the rows in flight."""
         return _of_rows(self.keys_and_values(), self.gates(), self.routing)
 
-    def static(self) -> StaticPrompts:
+    def static(self) -> StaticTaskPrefixes:
         """The prefixes of all tasks as constants."""
         gate = self.gates()
         with torch.no_grad():
-            return StaticPrompts(self.keys_and_values(), None if gate is None else gate.detach(), self.routing)
+            return StaticTaskPrefixes(self.keys_and_values(), None if gate is None else gate.detach(), self.routing)
 
     def slow_parameters(self) -> list[nn.Parameter]:
         """What all tasks share and learn slowly; free prompts learn at the same rate."""
@@ -168,7 +168,7 @@ class TaskPrompts(nn.Module):
         self.right[:tasks] = (v[..., 0, :] * s[..., :1] / self.scale).transpose(0, 1)
 
 
-class StaticPrompts(nn.Module):
+class StaticTaskPrefixes(nn.Module):
     """Keys and values by task as constants: ``kv [layers, 2, tasks, kv_heads, length, head_dim]``."""
 
     kv: Tensor

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlbench.errors import RequestError
-from mtlbench.nn.prefixes.attention import Slot, register, stock_kernel
+from mtlbench.nn.prefixes.attention import AttentionSlot, register, stock_kernel
 from mtlbench.nn.prefixes.places import (
     WHERE,
     PrefixShape,
@@ -74,7 +74,7 @@ def attach_prefix(
     for stack in stacks_sharing(model, places):
         eager = stack.config._attn_implementation == "eager"
         for module in attentions(stack):
-            module.mtlbench_slot = Slot(stock_kernel(module, stack.config), eager)
+            module.mtlbench_slot = AttentionSlot(stock_kernel(module, stack.config), eager)
     if last is not None:
         places = tuple(replace(place, layers=place.layers[-last:]) for place in places)
     slots = PrefixSlots(places, bias=bias)

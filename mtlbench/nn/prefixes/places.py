@@ -26,7 +26,7 @@ class PrefixShape(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class AttentionPlace:
     """The attention modules of one place, in the order they run."""
 
     name: str
@@ -52,7 +52,7 @@ def places_named(where: str) -> tuple[str, ...]:
     return tuple(name for name in WHERE if name in words)
 
 
-def find_places(model: nn.Module, names: Sequence[str]) -> tuple[Place, ...]:
+def find_places(model: nn.Module, names: Sequence[str]) -> tuple[AttentionPlace, ...]:
     """The named places of ``model``.
 
     Raises:
@@ -70,7 +70,7 @@ def find_places(model: nn.Module, names: Sequence[str]) -> tuple[Place, ...]:
             raise _refused(model, reason)
         layers = [m for m in attentions(stack) if name == "enc" or bool(m.is_causal) == (name == "dec")]
         layers.sort(key=lambda m: int(m.layer_idx))
-        place = Place(name, stack, tuple(layers), layers[0] if layers else None)
+        place = AttentionPlace(name, stack, tuple(layers), layers[0] if layers else None)
         reason = _place_refusal(place)
         if reason:
             raise _refused(model, reason)
@@ -80,12 +80,12 @@ def find_places(model: nn.Module, names: Sequence[str]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def shape_of(places: Sequence[Place]) -> PrefixShape:
+def shape_of(places: Sequence[AttentionPlace]) -> PrefixShape:
     """The shape of a prefix for all of ``places`` together."""
     return PrefixShape(sum(len(place.layers) for place in places), *_head_shape(places[0]))
 
 
-def stacks_sharing(model: nn.Module, places: Sequence[Place]) -> list[Any]:
+def stacks_sharing(model: nn.Module, places: Sequence[AttentionPlace]) -> list[Any]:
     """The stacks that read the attention's name from a configuration of ``places``: in BART that is one for both."""
     configs = {id(place.stack.config) for place in places}
     stacks = {id(stack): stack for stack in _stacks(model).values()}
@@ -126,7 +126,7 @@ def _stack_refusal(stack: Any) -> str | None:
     return None
 
 
-def _place_refusal(place: Place) -> str | None:
+def _place_refusal(place: AttentionPlace) -> str | None:
     config, found = place.stack.config, [int(m.layer_idx) for m in place.layers]
     own = "encoder_layers" if place.name == "enc" else "decoder_layers"
     depth = getattr(config, own, None) or config.num_hidden_layers
@@ -136,7 +136,7 @@ def _place_refusal(place: Place) -> str | None:
     return f"{kind} was found in layers {found} of {depth}; every layer needs it."
 
 
-def _head_shape(place: Place) -> tuple[int, int]:
+def _head_shape(place: AttentionPlace) -> tuple[int, int]:
     layer, config = place.layers[0], place.stack.config
     heads = getattr(config, "num_key_value_heads", None) or getattr(layer, "num_heads", None)
     heads = heads or config.num_attention_heads

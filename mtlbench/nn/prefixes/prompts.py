@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
-from mtlbench.nn.prefixes.places import Place
+from mtlbench.nn.prefixes.places import AttentionPlace
 
 _ROLES = (("k_proj", "k"), ("v_proj", "v"))
 """Names of the linears that make keys, and values."""
@@ -37,7 +37,7 @@ class PromptProjections:
         RequestError: a layer has no such linears.
     """
 
-    def __init__(self, places: Sequence[Place], *, heads: int) -> None:
+    def __init__(self, places: Sequence[AttentionPlace], *, heads: int) -> None:
         self._layers = tuple(_layer(module) for place in places for module in place.layers)
         self._heads = heads
         self.width = self._layers[0].key.in_features

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mtlbench.nn.prefixes.attention import NAME, Slot
-from mtlbench.nn.prefixes.places import Place, shape_of
+from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
+from mtlbench.nn.prefixes.places import AttentionPlace, shape_of
 
 BIASES = ("relative", "zero")
 """Position bias of the prefix in models that learn one (T5): as memory slots before the decoder's first token, or none.
@@ -41,7 +41,7 @@ class PrefixSlots(nn.Module):
         shape: What one prefix token holds.
     """
 
-    def __init__(self, places: Sequence[Place], *, bias: str) -> None:
+    def __init__(self, places: Sequence[AttentionPlace], *, bias: str) -> None:
         super().__init__()
         self.where = tuple(place.name for place in places)
         self.bias = bias
@@ -119,7 +119,7 @@ class PrefixSlots(nn.Module):
             if place.name == "dec" and self.bias == "relative" and _slots(place)[0].gate is None:
                 _make_bias(place, args, kwargs)
 
-    def _put(self, prefix: Tensor | GatedPrefix | None, places: Sequence[Place]) -> None:
+    def _put(self, prefix: Tensor | GatedPrefix | None, places: Sequence[AttentionPlace]) -> None:
         if prefix is None:
             for place in places:
                 for slot in _slots(place):
@@ -142,11 +142,11 @@ class PrefixSlots(nn.Module):
             config._attn_implementation = name or stock
 
 
-def _slots(place: Place) -> list[Slot]:
+def _slots(place: AttentionPlace) -> list[AttentionSlot]:
     return [layer.mtlbench_slot for layer in place.layers]
 
 
-def _make_bias(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _make_bias(place: AttentionPlace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Set the learned relative bias of every prefix token; layers without one of their own use the first layer's."""
     prefix = place.layers[0].mtlbench_slot.prefix
     if prefix is None or not hasattr(place.first, "compute_bias"):

@@ -26,12 +26,12 @@ from mtlbench.training.checkpoints.packing import pack, unpack
 
 SCHEMA = 1
 ROLLING = 2
-"""Checkpoints inside a run of the loop that are kept: the newest, and the one before for when that is damaged."""
+"""CheckpointStore inside a run of the loop that are kept: the newest, and the one before for when that is damaged."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class TrainingPosition:
     """Where training was. Later places compare as larger."""
 
     run: int
@@ -43,10 +43,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """A whole checkpoint."""
 
-    place: Place
+    place: TrainingPosition
     about: Mapping[str, Any]
     """Plain values that are read without the state."""
     plain: Any
@@ -55,11 +55,11 @@ class Saved:
     """SHA-256 of the file of tensors."""
 
     def state(self) -> Any:
-        """What :meth:`Checkpoints.write` was given."""
+        """What :meth:`CheckpointStore.write` was given."""
         return unpack(self.plain, load_file(self.tensors))
 
 
-class Checkpoints:
+class CheckpointStore:
     """A folder with the checkpoints of one cell.
 
     Args:
@@ -70,11 +70,11 @@ class Checkpoints:
     def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
         self.folder, self.identity = folder, dict(identity)
         self.refused: list[str] = []
-        """Checkpoints that were there and not used, each with the reason."""
+        """CheckpointStore that were there and not used, each with the reason."""
         self._rolling: list[Path] = []
         self._checked: dict[Path, bool] = {}
 
-    def chain(self) -> list[Saved]:
+    def chain(self) -> list[Checkpoint]:
         """The ends of the runs before the newest whole checkpoint, and that one; empty to start from zero."""
         found = sorted(filter(None, map(self._read, sorted(self.folder.glob("*.json")))), key=lambda s: s.place)
         self._rolling = [saved.tensors for saved in found if not saved.place.ended]
@@ -85,7 +85,7 @@ class Checkpoints:
                 return [*before, saved]
         return []
 
-    def write(self, place: Place, state: Any, about: Mapping[str, Any]) -> None:
+    def write(self, place: TrainingPosition, state: Any, about: Mapping[str, Any]) -> None:
         """Write a checkpoint; older ones inside runs go once it is complete.
 
         Raises:
@@ -131,7 +131,7 @@ class Checkpoints:
         _log.warning("checkpoint %s is not used: %s", self.folder / name, reason)
         self.refused.append(f"{name}: {reason}")
 
-    def _read(self, path: Path) -> Saved | None:
+    def _read(self, path: Path) -> Checkpoint | None:
         try:
             body = read_sealed(path)
             if body is None:
@@ -145,8 +145,8 @@ class Checkpoints:
                 self.refuse(path.name, f"it was made with another {', '.join(other)}")
                 return None
             run, ended, step = body["place"]
-            return Saved(
-                place=Place(run, ended, step),
+            return Checkpoint(
+                place=TrainingPosition(run, ended, step),
                 about=body["about"],
                 plain=body["state"],
                 tensors=path.with_suffix(".safetensors"),
@@ -156,7 +156,7 @@ class Checkpoints:
             self.refuse(path.name, f"it is damaged ({error})")
             return None
 
-    def _whole(self, saved: Saved) -> bool:
+    def _whole(self, saved: Checkpoint) -> bool:
         """Whether the tensors are what was written."""
         if saved.tensors not in self._checked:
             try:

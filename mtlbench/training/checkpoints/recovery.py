@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.stop_request import DRAIN_S, Stop
-from mtlbench.training.checkpoints.checkpoint import Checkpoints, Place, Saved
+from mtlbench.training.checkpoints.checkpoint import Checkpoint, CheckpointStore, TrainingPosition
 
 EVERY_S = 60.0
 """Seconds of training between two checkpoints."""
@@ -40,7 +40,7 @@ def checkpoint_seconds(environment: Mapping[str, str] | None = None) -> float:
     return seconds
 
 
-class Recovery:
+class CheckpointPolicy:
     """The checkpoints of one cell as its training sees them.
 
     Args:
@@ -53,7 +53,7 @@ class Recovery:
 
     def __init__(
         self,
-        checkpoints: Checkpoints | None,
+        checkpoints: CheckpointStore | None,
         *,
         stop: Stop,
         every_s: float = EVERY_S,
@@ -62,9 +62,9 @@ class Recovery:
     ) -> None:
         self.checkpoints, self.stop, self._about, self._writes = checkpoints, stop, about, writes
         self._every_s = every_s = every_s if writes else math.inf
-        self._chain: list[Saved] = [] if checkpoints is None else checkpoints.chain()
+        self._chain: list[Checkpoint] = [] if checkpoints is None else checkpoints.chain()
         self._next = time.monotonic() + every_s
-        self._saved: Place | None = None
+        self._saved: TrainingPosition | None = None
         self.problems: list[str] = [] if checkpoints is None else list(checkpoints.refused)
         """Why a checkpoint was not used or not written."""
 
@@ -78,7 +78,7 @@ class Recovery:
         """What :attr:`about` was at the checkpoint that this attempt goes on from; empty when it starts from zero."""
         return self._chain[-1].about if self._chain else {}
 
-    def at(self, run: int) -> Saved | None:
+    def at(self, run: int) -> Checkpoint | None:
         """Where run number ``run`` of the loop goes on, or how it ended; ``None`` when it starts."""
         return self._chain[run] if run < len(self._chain) else None
 
@@ -100,7 +100,7 @@ class Recovery:
                 self.checkpoints.clear()
             self.checkpoints = None
 
-    def save(self, place: Place, state: Callable[[], Any]) -> None:
+    def save(self, place: TrainingPosition, state: Callable[[], Any]) -> None:
         """Write a checkpoint unless this place has one. One that cannot be written is no reason to end the training."""
         if self.checkpoints is None or not self._writes or place == self._saved:
             self._next = time.monotonic() + self._every_s

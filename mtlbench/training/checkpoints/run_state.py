@@ -11,17 +11,17 @@ from torch import Tensor
 
 from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench.training.optimizer import AdamW
-from mtlbench.training.progress import StageProgress
-from mtlbench.training.stages import Stage
+from mtlbench.training.progress import RunProgress
+from mtlbench.training.stages import RunPlan
 
 
 @dataclass
-class Run:
+class RunState:
     """One run of the loop."""
 
     number: int
     """Of the runs of a cell, from 0."""
-    stage: Stage
+    stage: RunPlan
     optimizer: AdamW
     plan: list[list[int]]
     """The rows of every step."""
@@ -29,7 +29,7 @@ class Run:
     """Numbers of steps after which the stop split is scored."""
     patience: int
     """The run is over after so many scores in a row without a better one."""
-    done: StageProgress
+    done: RunProgress
     step: int = 0
     """Steps done."""
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Run:
             "waited": self.waited,
         }
 
-    def load(self, state: Mapping[str, Any], *, done: StageProgress, like: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Any], *, done: RunProgress, like: Mapping[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken; ``like`` are the present parameters, for their devices.
 
         Raises:

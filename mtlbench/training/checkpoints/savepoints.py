@@ -9,26 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtlbench.api.method import Holder
+from mtlbench.api.method import Stateful
 from mtlbench.distributed.ranks import ALONE, Ranks
-from mtlbench.training.checkpoints.checkpoint import Place
+from mtlbench.training.checkpoints.checkpoint import TrainingPosition
 from mtlbench.training.checkpoints.model_state import ModelState, Unusable, random_states, set_random_states
-from mtlbench.training.checkpoints.recovery import Recovery
+from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 
 
-class Savepoints:
+class TrainerState:
     """The model, what methods keep, random states, and what the loop adds. Does nothing without ``recovery``.
 
     All ``ranks`` pause after the same step, and end after the same one.
     """
 
-    def __init__(self, model: nn.Module, recovery: Recovery | None, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, model: nn.Module, recovery: CheckpointPolicy | None, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         self._model, self._recovery, self._device, self._ranks = model, recovery, device, ranks
         self._state: ModelState | None = None
-        self._kept: list[Holder] = []
+        self._kept: list[Stateful] = []
         self._modules: list[nn.Module] = []
 
-    def keep(self, holder: Holder, modules: Iterable[nn.Module]) -> None:
+    def keep(self, holder: Stateful, modules: Iterable[nn.Module]) -> None:
         """Save ``holder`` too; it takes care of the plain attributes of ``modules``."""
         self._kept.append(holder)
         self._modules.extend(modules)
@@ -57,7 +59,7 @@ class Savepoints:
             self._state = self._state or ModelState(self._model)
             self._state.begin_run()
 
-    def save(self, place: Place, loop: Callable[[], Mapping[str, Any]]) -> None:
+    def save(self, place: TrainingPosition, loop: Callable[[], Mapping[str, Any]]) -> None:
         """Write a checkpoint with the state of the ``loop``; none from here on if it would miss what changed."""
         if self._recovery is None or self._state is None:
             return

@@ -8,7 +8,7 @@ from functools import partial
 
 from mtlbench.api.study import Entry, Row, Table
 from mtlbench.results.columns import (
-    Column,
+    NumberColumn,
     cost_columns,
     difference_columns,
     difference_legend,
@@ -76,7 +76,7 @@ def _entry(entry: Entry, link: str) -> Markup:
 
 def beside(table: Table, *, links: Links) -> Markup | None:
     """Differences to the reference and what rows do over all tasks, or nothing where there is nothing to compare."""
-    told = [row for row in table.rows if row.beside]
+    told = [row for row in table.rows if row.comparison]
     ranked = [row for row in table.rows if row.rank is not None]
     title = f"Beside {table.reference}" if table.reference else "Over all tasks"
     parts = [
@@ -92,7 +92,9 @@ def costs(table: Table, *, links: Links) -> Markup | None:
     return _columns("Costs", cost_columns(table), [row for row in table.rows if row.costs], links, note=note)
 
 
-def _columns(name: str, columns: Sequence[Column], rows: Sequence[Row], links: Links, *, note: str) -> Markup | None:
+def _columns(
+    name: str, columns: Sequence[NumberColumn], rows: Sequence[Row], links: Links, *, note: str
+) -> Markup | None:
     if not columns or not rows:
         return None
     header = [head("method", number=False), *(head(column.name, title=column.title or None) for column in columns)]

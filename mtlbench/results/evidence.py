@@ -19,19 +19,19 @@ _TOGETHER = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class StoredEvidence:
     """Of one cell."""
 
     answers: Mapping[str, TaskAnswers] | None
     flags: tuple[Flag, ...]
 
 
-def beside(done: Sequence[Record], *, predictions: Predictions, steps: Steps) -> list[Beside]:
-    """What is beside each of the finished cells ``done``; hundreds of them are read in copies of this process."""
+def evidence_of(done: Sequence[Record], *, predictions: Predictions, steps: Steps) -> list[StoredEvidence]:
+    """What is evidence_of each of the finished cells ``done``; hundreds of them are read in copies of this process."""
 
-    def read(part: Sequence[Record]) -> list[Beside]:
+    def read(part: Sequence[Record]) -> list[StoredEvidence]:
         found = [(record, predictions(record.key)) for record in part]
-        return [Beside(answers=a, flags=flags_of(r, answers=a, steps=steps(r.key))) for r, a in found]
+        return [StoredEvidence(answers=a, flags=flags_of(r, answers=a, steps=steps(r.key))) for r, a in found]
 
     parts = [done[at : at + _TOGETHER] for at in range(0, len(done), _TOGETHER)]
     with in_copies(read, parts) as results:
