@@ -20,7 +20,7 @@ from mtlbench.testing import setup_for
 from mtlbench.training.batches import Batch
 from mtlbench.training.gradients import checkpointing
 from mtlbench.training.loss import row_losses
-from mtlbench.training.optimizer import AdamW
+from mtlbench.training.optimizer import make_optimizer, take_step
 from mtlbench.training.tail import narrow_tail
 
 RATE = 1e-5
@@ -57,7 +57,7 @@ class Side:
     ) -> None:
         self.model, self.batch, self.routing, self.precision = model.train(), batch, routing, precision
         self.objective, self.after = objective, after
-        self.optimizer = AdamW(groups, lr=RATE) if groups else None
+        self.optimizer = make_optimizer("adamw", groups, learning_rate=RATE, weight_decay=0.0) if groups else None
         self.steps = 0
         self._open = ExitStack()
         if precision.checkpointing:
@@ -86,7 +86,7 @@ class Side:
         """Forward, backward, optimizer."""
         self.backward(all_logits=all_logits)
         if self.optimizer is not None:
-            self.optimizer.step()
+            take_step(self.optimizer, 1.0)
         if self.after is not None:
             self.after(self.steps)
         self.steps += 1

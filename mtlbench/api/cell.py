@@ -22,6 +22,10 @@ def digest(value: Any, *, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+BEFORE: Mapping[str, bool] = {"before": True}
+"""Marks a protocol field whose default is what cells had before there was the field: their keys stay as they were."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Everything that must be equal for two rows to be compared.
@@ -69,6 +73,8 @@ class Protocol:
     """Rows per optimizer step."""
     micro_batch: int | None = None
     """Rows per forward pass; ``None`` takes the whole batch."""
+    optimizer: str = field(default="adamw", metadata=BEFORE)
+    """``adamw``, ``adafactor`` (at the given rate, as prompt tuning trains) or ``sgd`` (momentum 0.9)."""
     learning_rate: float = 1e-3
     """Peak learning rate where a method sets none."""
     schedule: str = "cosine"
@@ -113,11 +119,15 @@ class Protocol:
     def identity(self) -> dict[str, Any]:
         """What two rows must share: all fields but the name.
 
-        A field that stands at nothing (``None``, 0, no, empty) by default is left out while it does, so that a field
-        added for a new feature changes no key of cells that do not use it.
+        A field that stands at nothing (``None``, 0, no, empty) by default is left out while it does, and so is one
+        marked with :data:`BEFORE`, so that a field added for a new feature changes no key of cells that do not use it.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        unused = {f.name for f in fields(self) if not f.default and values.get(f.name) == f.default}
+        unused = {
+            f.name
+            for f in fields(self)
+            if (not f.default or f.metadata.get("before")) and values.get(f.name) == f.default
+        }
         return {name: value for name, value in values.items() if name not in unused}
 
     def hash(self) -> str:

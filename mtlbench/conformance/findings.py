@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mtlbench.conformance.fixture import Fixture
+    pass
 
 Outcome = Literal["ok", "failed", "skipped"]
 
@@ -25,18 +25,6 @@ class Finding:
     outcome: Outcome
     message: str
     """Of a failed check what was seen and what to change; of a skipped one the reason; otherwise what holds."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One promise of a method."""
-
-    name: str
-    promise: str
-    advice: str
-    """What to change where the promise is broken; empty where only an exception can break it."""
-    run: Callable[[Fixture], None]
-    """Raises :class:`PromiseBroken` with what was seen, :class:`NotApplicable`, or what the method raised."""
 
 
 class PromiseBroken(Exception):

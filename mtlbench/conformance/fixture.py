@@ -245,3 +245,15 @@ def _changed(fixture: Fixture, case: Case) -> list[str]:
 
     now = tensors(case.backbone.model)
     return [name for name, bits in tensors(fixture.build()).items() if not torch.equal(bits, now[name])]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of a method."""
+
+    name: str
+    promise: str
+    advice: str
+    """What to change where the promise is broken; empty where only an exception can break it."""
+    run: Callable[[Fixture], None]
+    """Raises :class:`PromiseBroken` with what was seen, :class:`NotApplicable`, or what the method raised."""

@@ -13,8 +13,8 @@ from torch import nn
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
 from mtlbench.conformance import backward, forward, keeping, resuming
-from mtlbench.conformance.findings import Check, Finding, NotApplicable, PromiseBroken
-from mtlbench.conformance.fixture import Fixture
+from mtlbench.conformance.findings import Finding, NotApplicable, PromiseBroken
+from mtlbench.conformance.fixture import Check, Fixture
 from mtlbench.conformance.randomness import scrambled
 from mtlbench.conformance.toys import tiny_causal, tiny_seq2seq
 from mtlbench.errors import RequestError, did_you_mean

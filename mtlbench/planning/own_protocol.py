@@ -18,6 +18,7 @@ _AT_LEAST: dict[str, float] = {
     "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "adapt_steps": 1,
 }  # fmt: skip
 _OPTIONS = {
+    "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
     "dtype": ("auto", "float32", "bfloat16"),
     "attention": ("sdpa", "eager"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Stateful
@@ -28,7 +29,7 @@ from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.gradients import Gradients, checkpointing, clear
 from mtlbench.training.loss import task_means
 from mtlbench.training.on_ranks import micro_batcher_for
-from mtlbench.training.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress
 from mtlbench.training.splits import Splits
 from mtlbench.training.stages import RunPlan, stage_of
@@ -272,19 +273,23 @@ class Loop:
             lengths=[row.length for row in self.splits.train],
         )
 
-    def _optimizer(self) -> AdamW:
+    def _optimizer(self) -> Optimizer:
         rate = self.method.learning_rate
         rate = self.protocol.learning_rate if rate is None else rate
         groups = self.method.param_groups(self.model, rate)
         if not any(True for group in groups for _ in group["params"]):
             raise PluginError(f"Method {self.method.name!r} attached nothing that trains: override fit to do without.")
-        return AdamW(groups, lr=rate, weight_decay=self.protocol.weight_decay)
+        return make_optimizer(
+            self.protocol.optimizer, groups, learning_rate=rate, weight_decay=self.protocol.weight_decay
+        )
 
-    def _step(self, step: int, rows: Sequence[TokenRow], optimizer: AdamW, *, total: int) -> None:
-        loss, losses, tasks = self._parts.step(rows, optimizer.params, asked=self._rows_at_once, progress=self.progress)
+    def _step(self, step: int, rows: Sequence[TokenRow], optimizer: Optimizer, *, total: int) -> None:
+        params = parameters_of(optimizer)
+        loss, losses, tasks = self._parts.step(rows, params, asked=self._rows_at_once, progress=self.progress)
         if self.protocol.clip:
-            clip_gradients(optimizer.params, self.protocol.clip)
-        optimizer.step(schedule_factor(step, total=total, warmup=self.protocol.warmup, schedule=self.protocol.schedule))
+            nn.utils.clip_grad_norm_(params, self.protocol.clip)
+        factor = schedule_factor(step, total=total, warmup=self.protocol.warmup, schedule=self.protocol.schedule)
+        take_step(optimizer, factor)
         self.method.after_step(self.model, self._budgets_before + step)
         self.progress.steps += 1
         if (step + 1) % READ_EVERY == 0 or step + 1 == total:

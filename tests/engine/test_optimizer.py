@@ -1,11 +1,18 @@
-"""Our AdamW is torch's, and clipping and schedules are the usual ones."""
+"""Optimizers by name: what their updates are, that checkpoints hold their state, and the usual schedules."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mtlbench.training.optimizer import AdamW, clip_gradients, schedule_factor
+from mtlbench.training.checkpoints.packing import pack, unpack
+from mtlbench.training.optimizer import (
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    schedule_factor,
+    take_step,
+)
 
 
 def parameters():
@@ -26,13 +33,18 @@ def gradients(params, step):
         p.grad = None if index == 1 and step % 3 == 0 else torch.randn(p.shape)  # one parameter misses steps
 
 
+def adamw(groups, rate=1.0, decay=0.0):
+    return make_optimizer("adamw", groups, learning_rate=rate, weight_decay=decay)
+
+
 def test_twenty_steps_equal_torch():
     ours, theirs = parameters(), parameters()
-    mine, other = AdamW(groups(ours), lr=1.0), torch.optim.AdamW(groups(theirs), lr=1.0)
+    mine, other = adamw(groups(ours)), torch.optim.AdamW(groups(theirs), lr=1.0)
     for step in range(20):
-        for params, optimizer in ((ours, mine), (theirs, other)):
-            gradients(params, step)
-            optimizer.step()
+        gradients(ours, step)
+        take_step(mine, 1.0)
+        gradients(theirs, step)
+        other.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
@@ -45,43 +57,68 @@ def test_layout_and_precision_do_not_matter():
     for p in params:
         p.grad = gradient.to(p.dtype)
     params[2].grad = gradient.t().contiguous().t()
-    AdamW([{"params": params}], lr=0.1, weight_decay=0.1).step()
+    take_step(adamw([{"params": params}], rate=0.1, decay=0.1), 1.0)
     for p in params[1:]:
         torch.testing.assert_close(p.double(), params[0], rtol=1e-6, atol=1e-6)
 
 
-def test_its_state_continues_where_it_was_taken():
+def test_the_factor_scales_every_rate():
+    ours, theirs = parameters(), parameters()
+    halved = [{**group, "lr": group["lr"] / 2} for group in groups(theirs)]
+    gradients(ours, 1)
+    gradients(theirs, 1)
+    mine = adamw(groups(ours))
+    take_step(mine, 0.5)
+    torch.optim.AdamW(halved).step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_its_state_continues_where_it_was_taken(name):
+    def made(params):
+        own = [{key: value for key, value in group.items() if key != "betas"} for group in groups(params)]
+        return make_optimizer(name, own, learning_rate=1.0, weight_decay=0.0)
+
     whole, parts = parameters(), parameters()
-    one, first = AdamW(groups(whole), lr=1.0), AdamW(groups(parts), lr=1.0)
+    one, first = made(whole), made(parts)
     for step in range(6):
         gradients(whole, step)
-        one.step(0.5)
+        take_step(one, 0.5)
     for step in range(3):
         gradients(parts, step)
-        first.step(0.5)
-    second = AdamW(groups(parts), lr=1.0)
-    second.load_state_dict(first.state_dict())
+        take_step(first, 0.5)
+    second = made(parts)
+    load_optimizer_state(second, unpack(*pack(optimizer_state(first))))
     for step in range(3, 6):
         gradients(parts, step)
-        second.step(0.5)
+        take_step(second, 0.5)
     assert all(torch.equal(p, q) for p, q in zip(whole, parts, strict=True))
 
 
-def test_a_parameter_in_two_groups_is_refused():
+def test_adafactor_takes_the_rate_as_it_is():
+    """Shazeer and Stern 2018, algorithm 4 without relative steps: the first update of a vector is its sign, clipped."""
+    param = torch.nn.Parameter(torch.zeros(4))
+    param.grad = torch.tensor([1.0, -2.0, 3.0, -4.0])
+    take_step(make_optimizer("adafactor", [{"params": [param]}], learning_rate=0.3, weight_decay=0.0), 1.0)
+    torch.testing.assert_close(param.detach(), torch.tensor([-0.3, 0.3, -0.3, 0.3]))
+
+
+def test_sgd_has_momentum():
+    param = torch.nn.Parameter(torch.zeros(1))
+    optimizer = make_optimizer("sgd", [{"params": [param]}], learning_rate=0.1, weight_decay=0.0)
+    for _ in range(2):
+        param.grad = torch.ones(1)
+        take_step(optimizer, 1.0)
+    torch.testing.assert_close(param.detach(), torch.tensor([-0.1 - 0.19]))
+
+
+def test_a_parameter_in_two_groups_and_an_unknown_name_are_refused():
     params = parameters()
-    with pytest.raises(ValueError, match="two"):
-        AdamW([{"params": params}, {"params": params[:1]}], lr=1.0)
-
-
-@pytest.mark.parametrize("largest", [0.5, 1000.0])
-def test_clipping_equals_torch(largest):
-    ours, theirs = parameters(), parameters()
-    for params in (ours, theirs):
-        gradients(params, 1)
-    norm = clip_gradients(ours, largest)
-    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, largest))
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p.grad, q.grad)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        adamw([{"params": params}, {"params": params[:1]}])
+    with pytest.raises(ValueError, match="known: adamw, adafactor, sgd"):
+        make_optimizer("lion", [{"params": params}], learning_rate=1.0, weight_decay=0.0)
 
 
 def test_schedules():

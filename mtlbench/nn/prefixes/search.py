@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mtlbench.nn.prefixes.nas import PrefixNAS
-from mtlbench.training.optimizer import AdamW, clip_gradients
 
 CUTS = ((0.5, 2), (0.75, 4))
 """Share of the search at which the operations are divided by the number; at its end one is left: 12, 6, 3, 1."""
@@ -73,7 +72,7 @@ class ArchitectureSearch:
     ) -> None:
         self.encoders, self.plan, self.search_loss = tuple(encoders), plan, search_loss
         self.entropy_weight = entropy_weight
-        self._adam = AdamW([{"params": [e.alpha for e in self.encoders]}], lr=learning_rate, betas=BETAS)
+        self._adam = torch.optim.Adam([e.alpha for e in self.encoders], lr=learning_rate, betas=BETAS, fused=True)
 
     def before_step(self, step: int) -> None:
         """Shrink when it is time, then open or move the logits."""
@@ -111,7 +110,7 @@ class ArchitectureSearch:
             alpha.grad = grad
         for encoder in moving:
             encoder.alpha_open = False
-        clip_gradients(alphas, CLIP)
+        torch.nn.utils.clip_grad_norm_(alphas, CLIP)
         for alpha in alphas:
             if alpha.grad is not None:
                 alpha.grad += WEIGHT_DECAY * torch.where(alpha.isfinite(), alpha, 0.0).detach()

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mtlbench.training.checkpoints.model_state import Unusable
-from mtlbench.training.optimizer import AdamW
+from mtlbench.training.optimizer import load_optimizer_state, optimizer_state
 from mtlbench.training.progress import RunProgress
 from mtlbench.training.stages import RunPlan
 
@@ -22,7 +23,7 @@ class RunState:
     number: int
     """Of the runs of a cell, from 0."""
     stage: RunPlan
-    optimizer: AdamW
+    optimizer: Optimizer
     plan: list[list[int]]
     """The rows of every step."""
     stop_points: set[int]
@@ -57,7 +58,7 @@ class RunState:
             "tasks": list(self.stage.tasks),
             "steps": len(self.plan),
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "best": self.best,
             "lowest": self.lowest,
             "waited": self.waited,
@@ -71,6 +72,6 @@ class RunState:
         """
         if (state["tasks"], state["steps"]) != (list(self.stage.tasks), len(self.plan)):
             raise Unusable(f"run {self.number} trains on other tasks or for another number of steps")
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.best = {name: value.to(like[name].device) for name, value in state["best"].items()}
         self.step, self.lowest, self.waited, self.done = state["step"], state["lowest"], state["waited"], done
