@@ -22,8 +22,12 @@ def digest(value: Any, *, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
-BEFORE: Mapping[str, bool] = {"before": True}
-"""Marks a protocol field whose default is what cells had before there was the field: their keys stay as they were."""
+def _added(default: Any, *, before: Any) -> Any:
+    """A protocol field that records of earlier versions lack: what their cells had is ``before``.
+
+    The field is left out of keys and hashes while it stands at that, so that theirs stay as they were.
+    """
+    return field(default=default, metadata={"before": before})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class Protocol:
     """Rows per optimizer step."""
     micro_batch: int | None = None
     """Rows per forward pass; ``None`` takes the whole batch."""
-    optimizer: str = field(default="adamw", metadata=BEFORE)
+    optimizer: str = _added("adamw", before="adamw")
     """``adamw``, ``adafactor`` (at the given rate, as prompt tuning trains) or ``sgd`` (momentum 0.9)."""
     learning_rate: float = 1e-3
     """Peak learning rate where a method sets none."""
@@ -87,6 +91,9 @@ class Protocol:
     mixing: str = "proportional"
     """``proportional``, ``uniform``, ``temperature:T``, ``capped:ROWS``, ``fraction`` or ``weights:TASK=W,...``; see
     :func:`mtlbench.planning.mixing.read_mixing`."""
+    batching: str = _added("drawn", before="by_length")
+    """``drawn``: the rows of every step are a draw of the mixture. ``by_length``: rows of like length share a step,
+    within windows of 32, so a step holds few of the tasks; what versions before 0.2 did."""
     evals_per_run: int = 4
     """How often the early-stopping split is scored during training; 0 never stops early."""
     patience: int = 2
@@ -120,15 +127,12 @@ class Protocol:
         """What two rows must share: all fields but the name.
 
         A field that stands at nothing (``None``, 0, no, empty) by default is left out while it does, and so is one
-        marked with :data:`BEFORE`, so that a field added for a new feature changes no key of cells that do not use it.
+        that stands at what cells had before there was the field, so that a new field changes no key of earlier cells.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        unused = {
-            f.name
-            for f in fields(self)
-            if (not f.default or f.metadata.get("before")) and values.get(f.name) == f.default
-        }
-        return {name: value for name, value in values.items() if name not in unused}
+        silent = {f.name: f.metadata.get("before", f.default) for f in fields(self)}
+        optional = {f.name for f in fields(self) if not f.default or "before" in f.metadata}
+        return {name: v for name, v in values.items() if name not in optional or v != silent[name]}
 
     def hash(self) -> str:
         """Short digest of :meth:`identity`."""
@@ -192,7 +196,10 @@ class Cell:
     def from_json(cls, value: Mapping[str, Any]) -> Cell:
         """The cell that wrote ``value``; fields of a newer protocol are an error."""
         known = {f.name for f in fields(Protocol)}
-        protocol = value["protocol"]
+        protocol = {
+            **{f.name: f.metadata["before"] for f in fields(Protocol) if "before" in f.metadata},
+            **value["protocol"],
+        }
         unknown = sorted(set(protocol) - known)
         if unknown:
             raise ValueError(f"protocol fields {unknown} are unknown to this version")

@@ -26,6 +26,8 @@ def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, 
         "best_step": done.best_step,
         "stopped_early": done.stopped_early,
         "stop_losses": done.stop_losses,
+        "tasks_per_step": done.tasks_per_step,
+        "largest_share_of_step": done.largest_share_of_step,
         "rows_per_task": {tasks[i]: n for i, n in sorted(done.rows_per_task.items())},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }

@@ -20,6 +20,7 @@ _AT_LEAST: dict[str, float] = {
 _OPTIONS = {
     "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
+    "batching": ("drawn", "by_length"),
     "dtype": ("auto", "float32", "bfloat16"),
     "attention": ("sdpa", "eager"),
 }

@@ -87,6 +87,7 @@ def equal_words(table: Table) -> str:
         f"tuning effort {p.tuning}" if p.tuning != "none" else "",
         f"{_budget(p)} of batch {p.batch_size}",
         f"{p.mixing} mixing",
+        "steps drawn from the mixture" if p.batching == "drawn" else "rows of like length in a step, so few tasks",
         f"{p.optimizer}, learning rate {p.learning_rate:g} ({p.schedule}) where a method sets none",
         f"early stopping ({p.evals_per_run} scores a run, patience {p.patience})"
         if p.evals_per_run

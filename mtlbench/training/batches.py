@@ -18,7 +18,7 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.tail import Places
 
 WINDOW = 32
-"""Batches within which rows of like length are brought together."""
+"""Steps within which the tasks have their shares of the mixture, to the row."""
 
 
 def planned_steps(
@@ -37,20 +37,23 @@ def plan_batches(
     batch_size: int,
     mixing: str,
     seed: int,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int],
+    by_length: bool = False,
 ) -> list[list[int]]:
     """The rows of every step, the same for every method.
 
-    Each window of :data:`WINDOW` batches holds the tasks in the shares of the mixture, to the row; with ``fraction``
-    each batch does, and no task is without a row in a batch that has room for all. Each task's rows are visited in
-    shuffled passes without replacement. In a window rows of like length share a batch, and the batches are shuffled.
+    Each window of :data:`WINDOW` steps holds the tasks in the shares of the mixture, to the row; with ``fraction`` each
+    step does, and no task is without a row in a step that has room for all. Each task's rows are visited in shuffled
+    passes without replacement. The rows of a step are drawn from its window at random.
 
     Args:
         rows_of_task: For each task the indices of its rows.
-        lengths: Length in tokens by row index; ``None`` does not group.
+        lengths: Length in tokens by row index.
+        by_length: Let rows of like length share a step within their window, and shuffle the steps. Tasks differ in
+            length, so a step then holds few of them.
 
     Returns:
-        ``steps`` lists of ``batch_size`` row indices, shortest row first where ``lengths`` are given.
+        ``steps`` lists of ``batch_size`` row indices, shortest row first.
     """
     mixture = read_mixing(mixing)
     shares = np.array(mixture.weights([len(rows) for rows in rows_of_task]))
@@ -73,17 +76,18 @@ def plan_batches(
         if fixed is None:
             window = np.concatenate(drawn)
             random.shuffle(window)
-            grouped = _by_length(window, lengths).reshape(batches, batch_size)
+            grouped = (_sorted(window, lengths) if by_length else window).reshape(batches, batch_size)
         else:
-            parts = [_by_length(rows, lengths).reshape(batches, -1) for rows in drawn]
-            grouped = np.stack([_by_length(batch, lengths) for batch in np.concatenate(parts, axis=1)])
+            parts = [(_sorted(rows, lengths) if by_length else rows).reshape(batches, -1) for rows in drawn]
+            grouped = np.concatenate(parts, axis=1)
         random.shuffle(grouped)
-        plan.extend(grouped.tolist())
+        plan.extend(_sorted(batch, lengths).tolist() for batch in grouped)
     return plan
 
 
-def _by_length(rows: NDArray[Any], lengths: Sequence[int] | None) -> NDArray[Any]:
-    return rows if lengths is None else rows[np.argsort([lengths[i] for i in rows], kind="stable")]
+def _sorted(rows: NDArray[Any], lengths: Sequence[int]) -> NDArray[Any]:
+    """Shortest first; a step is the same whatever the order of its rows, and cuts between rows go by length."""
+    return rows[np.argsort([lengths[i] for i in rows], kind="stable")]
 
 
 def _every_step(shares: NDArray[Any], batch_size: int) -> NDArray[np.int64] | None:

@@ -271,6 +271,7 @@ class Loop:
             mixing=self.protocol.mixing,
             seed=axis_seed(self.seed, "data-order"),
             lengths=[row.length for row in self.splits.train],
+            by_length=self.protocol.batching == "by_length",
         )
 
     def _optimizer(self) -> Optimizer:
@@ -377,6 +378,7 @@ class SearchBatches:
                 mixing=self._protocol.mixing,
                 seed=axis_seed(self._seed, "search-order"),
                 lengths=[row.length for row in self._rows],
+                by_length=self._protocol.batching == "by_length",
             )
         indices = self._plan[self._taken % len(self._plan)]
         self._taken += 1

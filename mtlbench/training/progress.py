@@ -34,6 +34,10 @@ class TrainingProgress:
     real_tokens: int = 0
     padded_tokens: int = 0
     """Token slots computed, padding included."""
+    tasks_of_steps: int = 0
+    """Sum over the steps of how many tasks each held rows of."""
+    largest_of_steps: float = 0.0
+    """Sum over the steps of the share of rows that the task with most rows had."""
     rows_per_task: Counter[int] = field(default_factory=Counter)
     tokens_per_task: Counter[int] = field(default_factory=Counter)
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -50,8 +54,11 @@ class TrainingProgress:
         self.rows += len(rows)
         self.real_tokens += real
         self.padded_tokens += padded
+        of_task = Counter(row.task for row in rows)
+        self.tasks_of_steps += len(of_task)
+        self.largest_of_steps += max(of_task.values()) / len(rows)
+        self.rows_per_task.update(of_task)
         for row in rows:
-            self.rows_per_task[row.task] += 1
             self.tokens_per_task[row.task] += row.length
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +76,16 @@ class TrainingProgress:
             **{name: [tuple(pair) for pair in value[name]] for name in ("losses", "stop_losses", "micro_batches")},
         }
         return cls(**{**value, **changed})
+
+    @property
+    def tasks_per_step(self) -> float:
+        """How many tasks a step held rows of, in the mean."""
+        return self.tasks_of_steps / self.steps if self.steps else 0.0
+
+    @property
+    def largest_share_of_step(self) -> float:
+        """The share of a step's rows that were of the task with most of them, in the mean."""
+        return self.largest_of_steps / self.steps if self.steps else 0.0
 
     @property
     def best_step(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,12 +17,15 @@ from mtlbench.training.batches import WINDOW, collate, plan_batches, planned_ste
 from mtlbench.training.splits import carve
 
 SIZES = (1000, 100, 10)
+LENGTHS = [5 + (i * 7919) % 200 for i in range(1110)]
 
 
-def plan(mixing="proportional", *, sizes=SIZES, steps=WINDOW * 4, batch_size=16, seed=0, lengths=None):
+def plan(mixing="proportional", *, sizes=SIZES, steps=WINDOW * 4, batch_size=16, seed=0, by_length=False):
     bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     rows = [list(range(a, b)) for a, b in pairwise(bounds)]
-    return plan_batches(rows, steps=steps, batch_size=batch_size, mixing=mixing, seed=seed, lengths=lengths)
+    return plan_batches(
+        rows, steps=steps, batch_size=batch_size, mixing=mixing, seed=seed, lengths=LENGTHS, by_length=by_length
+    )
 
 
 def task_of(row):
@@ -68,36 +72,58 @@ def test_proportional_visits_every_row_once_per_epoch():
     assert sorted(rows) == list(range(128))
 
 
-def test_rows_of_like_length_share_a_batch_and_the_window_keeps_its_rows():
-    lengths = [5 + (i * 7919) % 200 for i in range(1110)]
-    loose, grouped = plan(), plan(lengths=lengths)
+def padded(batches):
+    return sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in batches)
 
-    def padded(batches):
-        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
 
-    real = sum(lengths[i] for batch in loose for i in batch)
-    assert padded(grouped) < 1.1 * real < 1.5 * real < padded(loose)
-    for start in range(0, len(loose), WINDOW):
-        one, other = (Counter(r for b in p[start : start + WINDOW] for r in b) for p in (loose, grouped))
+def test_by_length_rows_of_like_length_share_a_batch_and_the_window_keeps_its_rows():
+    drawn, grouped = plan(), plan(by_length=True)
+    real = sum(LENGTHS[i] for batch in drawn for i in batch)
+    assert padded(grouped) < 1.1 * real < 1.5 * real < padded(drawn)
+    for start in range(0, len(drawn), WINDOW):
+        one, other = (Counter(r for b in p[start : start + WINDOW] for r in b) for p in (drawn, grouped))
         assert one == other
-    longest = [max(lengths[i] for i in batch) for batch in grouped[:WINDOW]]
+    longest = [max(LENGTHS[i] for i in batch) for batch in grouped[:WINDOW]]
     assert longest != sorted(longest)
 
 
-@pytest.mark.parametrize("lengths", [None, [5 + (i * 7919) % 200 for i in range(1110)]])
-def test_a_fraction_holds_in_every_step(lengths):
-    batches = plan("fraction", lengths=lengths)
+@pytest.mark.parametrize("by_length", [False, True])
+def test_the_rows_of_a_step_stand_shortest_first(by_length):
+    assert all(batch == sorted(batch, key=LENGTHS.__getitem__) for batch in plan(by_length=by_length))
+
+
+def test_the_rows_of_a_drawn_step_are_a_random_draw_of_its_window():
+    """Tasks of 64 rows each and of lengths apart: the rows of a task in a step scatter as in draws without
+    replacement, while steps by length hold one task."""
+    bounds = range(0, 1024, 128)
+    tasks = [list(range(start, start + 128)) for start in bounds]
+    lengths = [10 + 20 * (row // 128) + row % 3 for row in range(1024)]
+
+    def counts(by_length):
+        batches = plan_batches(
+            tasks, steps=WINDOW, batch_size=32, mixing="proportional", seed=3, lengths=lengths, by_length=by_length
+        )
+        return np.array([[sum(row // 128 == task for row in batch) for task in range(8)] for batch in batches])
+
+    drawn, grouped = counts(False), counts(True)
+    assert (grouped > 0).sum(1).max() <= 2
+    assert (drawn > 0).sum(1).mean() > 7.5
+    # hypergeometric: 32 rows of 1024, of which 128 are of the task
+    variance = 32 * (1 / 8) * (7 / 8) * (1024 - 32) / 1023
+    assert 0.8 * variance < ((drawn - 4) ** 2).mean() < 1.2 * variance
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_a_fraction_holds_in_every_step(by_length):
+    batches = plan("fraction", by_length=by_length)
     counts = [Counter(task_of(row) for row in batch) for batch in batches]
     assert all(count == {0: 14, 1: 1, 2: 1} for count in counts), "of 14.4, 1.4 and 0.1 rows"
     visited = Counter(row for batch in batches for row in batch)
     for task in range(3):
         times = [visited[row] for row in range(1110) if task_of(row) == task]
         assert max(times) - min(times) <= 1
-    if lengths is not None:
-        padded = sum(16 * max(lengths[i] for i in batch) for batch in batches)
-        loose = sum(16 * max(lengths[i] for i in batch) for batch in plan("fraction"))
-        assert padded < 0.8 * loose
-        assert all(batch == sorted(batch, key=lengths.__getitem__) for batch in batches)
+    if by_length:
+        assert padded(batches) < 0.8 * padded(plan("fraction"))
 
 
 def test_a_fraction_of_a_batch_with_fewer_rows_than_tasks_takes_them_in_turn():
