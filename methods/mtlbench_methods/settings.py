@@ -10,7 +10,7 @@ from mtlbench import Method
 from mtlbench.errors import RequestError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 
 def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:
@@ -38,7 +38,7 @@ def check_low_rank(method: Any) -> None:
     )
 
 
-def undecayed(model: nn.Module, learning_rate: float, *, names: Collection[str]) -> list[dict[str, Any]]:
+def undecayed(model: torch.nn.Module, learning_rate: float, *, names: Collection[str]) -> list[dict[str, Any]]:
     """Two optimizer groups: the parameters whose last part of the name is in ``names`` have no weight decay.
 
     Decay would pull tables by task towards the same row, and gates and scales away from their start.

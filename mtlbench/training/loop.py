@@ -19,6 +19,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
+from mtlbench.nn.losses import task_means
 from mtlbench.tokens.encode import TokenRow, by_task
 from mtlbench.training.batches import Batch, collate, pass_slots, plan_batches, planned_steps
 from mtlbench.training.checkpoints.checkpoint import TrainingPosition
@@ -27,7 +28,6 @@ from mtlbench.training.checkpoints.run_state import RunState
 from mtlbench.training.checkpoints.savepoints import TrainerState
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.gradients import Gradients, checkpointing, clear
-from mtlbench.training.loss import task_means
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress

@@ -1,4 +1,4 @@
-"""Losses per row and their mean over tasks, without a loop over rows or tasks."""
+"""Losses per row, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -79,17 +79,3 @@ def row_losses(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
     A backward of the result must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
     """
     return BatchAnswers(model, batch, routing).losses()
-
-
-def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:
-    """Mean over the tasks present of each task's mean row loss: a scalar (PEML, eq. 4).
-
-    Args:
-        row_losses: ``[rows]``.
-        tasks: Task ids ``[rows]``.
-        tasks_count: Tasks in all.
-    """
-    empty = torch.zeros(tasks_count, dtype=row_losses.dtype, device=row_losses.device)
-    counts = empty.index_add(0, tasks, torch.ones_like(row_losses))
-    sums = empty.index_add(0, tasks, row_losses)
-    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()

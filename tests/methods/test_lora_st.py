@@ -13,7 +13,7 @@ from mtlbench.api.cell import Protocol
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.nn.low_rank.layer import LowRankLinear, merge
+from mtlbench.nn.low_rank.layer import LowRankLinear, merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_state
@@ -144,7 +144,7 @@ def test_a_mixed_batch_equals_one_batch_per_task_and_the_lora_merged_for_it(buil
         batch = collated(setup, [rows[i] for i in at])
         torch.testing.assert_close(mixed[at], row_losses(model, batch, setup.routing), rtol=1e-4, atol=1e-4)
         merged = copy.deepcopy(model)
-        merge(merged, task)
+        merge_low_rank(merged, task)
         torch.testing.assert_close(mixed[at], row_losses(merged, batch, Routing()), rtol=1e-3, atol=1e-3)
 
 

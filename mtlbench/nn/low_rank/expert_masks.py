@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
 
-from mtlbench.nn.low_rank.layer import FactorsOf, LowRankLinear
+from mtlbench.nn.low_rank.layer import FactorsFunction, LowRankLinear
 
 
-class MaskedExperts(LowRankLinear):
+class ExpertDropoutLinear(LowRankLinear):
     """A low-rank linear whose rank is split evenly over experts with a dropout mask each.
 
     A dropped copy of the input is kept for every expert, as the published loops do. Without dropout, and in
@@ -22,7 +22,13 @@ class MaskedExperts(LowRankLinear):
     """
 
     def __init__(
-        self, base: nn.Linear, parameters: Mapping[str, Tensor], factors: FactorsOf, *, experts: int, **options: Any
+        self,
+        base: nn.Linear,
+        parameters: Mapping[str, Tensor],
+        factors: FactorsFunction,
+        *,
+        experts: int,
+        **options: Any,
     ) -> None:
         super().__init__(base, parameters, factors, **options, reads_input=True)
         self.experts = experts

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.nn.low_rank.layer import LowRankLinear, kaiming
+from mtlbench.nn.low_rank.layer import LowRankLinear, kaiming_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Router:
+class SkillRouter:
     """How logits become mixing weights; options of microsoft/mttl@c66b20d:mttl/models/modifiers/poly.py."""
 
     gumbel: bool = True
@@ -37,7 +37,7 @@ class Router:
     """Scale by ``sqrt(splits / skills)`` instead of dividing by the sum over skills."""
 
 
-def mixing_weights(logits: Tensor, router: Router, *, training: bool, noise: Tensor | None = None) -> Tensor:
+def mixing_weights(logits: Tensor, router: SkillRouter, *, training: bool, noise: Tensor | None = None) -> Tensor:
     """Weights ``[rows, splits, skills]`` from logits of that shape.
 
     Args:
@@ -74,7 +74,7 @@ def mix_skills(weights: Tensor, skills: Tensor) -> Tensor:
     return _join(mixed.view(splits, -1, rank, part))
 
 
-def pick_skills(skills: Tensor, tasks: Tensor, *, each: int) -> Tensor:
+def select_skills(skills: Tensor, tasks: Tensor, *, each: int) -> Tensor:
     """Every row's own skills, ``[rows, each, rank, width]``; those of other tasks are not read.
 
     Args:
@@ -90,22 +90,22 @@ def _join(parts: Tensor) -> Tensor:
     return parts.movedim(0, -2).flatten(-2)
 
 
-def new_skills(splits: int, skills: int, rank: int, width: int, *, bound: str, draw: torch.Generator) -> Tensor:
+def init_skills(splits: int, skills: int, rank: int, width: int, *, bound: str, draw: torch.Generator) -> Tensor:
     """Down-projections ``[splits, skills, rank, width / splits]``, uniform.
 
     Args:
         bound: ``peft`` for ``±sqrt(splits / width)``, ``mttl`` for ``±1 / sqrt(3 width)``.
     """
     fan_in = width // splits if bound == "peft" else 3 * width
-    return kaiming((splits, skills, rank, width // splits), fan_in, draw)
+    return kaiming_uniform((splits, skills, rank, width // splits), fan_in, draw)
 
 
-def new_logits(tasks: int, splits: int, skills: int, *, draw: torch.Generator) -> Tensor:
+def init_router_logits(tasks: int, splits: int, skills: int, *, draw: torch.Generator) -> Tensor:
     """Logits ``[tasks, splits, skills]`` in ``±0.001``: all mixtures start near the uniform one."""
     return torch.rand((tasks, splits, skills), generator=draw).mul_(2e-3).sub_(1e-3)
 
 
-def router_of(name: str, granularity: str) -> str:
+def router_name(name: str, granularity: str) -> str:
     """What names the router of the linear ``name``: the same for all linears that share one.
 
     Shared as in microsoft/mttl@c66b20d:mttl/models/modifiers/routing.py on T5, whose names that code is written for.
@@ -134,7 +134,7 @@ def router_of(name: str, granularity: str) -> str:
     raise ValueError(f"granularity {granularity!r} is not known")
 
 
-class SkillNotes(nn.Module):
+class SkillUsage(nn.Module):
     """Tells the record what one task uses; holds no parameters.
 
     Args:
@@ -144,7 +144,9 @@ class SkillNotes(nn.Module):
         active: Parameters that serve one task: the skills it mixes at the start, and its rows of the router.
     """
 
-    def __init__(self, layers: Iterable[LowRankLinear], *, router: Router, tasks: Sequence[str], active: int) -> None:
+    def __init__(
+        self, layers: Iterable[LowRankLinear], *, router: SkillRouter, tasks: Sequence[str], active: int
+    ) -> None:
         super().__init__()
         self._layers = tuple(layers)  # in a tuple, so that they are not registered twice
         self._router, self._tasks, self._active = router, tuple(tasks), active

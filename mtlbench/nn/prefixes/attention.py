@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mtlbench.nn.attachments import get_state
+
 NAME = "mtlbench"
 """Name of the attention function and the mask maker inside transformers."""
 
@@ -26,7 +28,7 @@ Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 @dataclass(eq=False)
 class AttentionSlot:
-    """What one attention module finds when it runs. It sits on the module, so copies of a model share nothing."""
+    """What one attention module finds when it runs. It stays with the module, so copies of a model share none."""
 
     kernel: Kernel
     additive: bool
@@ -69,7 +71,7 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The stock kernel on the prefix followed by the layer's own keys and values, or with a gated prefix added."""
-    slot: Any = module.mtlbench_slot
+    slot = get_state(module, AttentionSlot)
     mask = attention_mask
     if slot.prefix is not None and slot.gate is None:
         if mask is None and module.is_causal and query.shape[2] > 1:
@@ -89,11 +91,13 @@ def _attention(
     if slot.prefix is not None and slot.gate is not None:
         dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
         prefix_keys, prefix_values = slot.prefix
-        output = output + gated_prefix(query, prefix_keys, prefix_values, slot.gate, dropout=dropout, scale=scale)
+        output = output + gated_prefix_attention(
+            query, prefix_keys, prefix_values, slot.gate, dropout=dropout, scale=scale
+        )
     return output, weights
 
 
-def gated_prefix(
+def gated_prefix_attention(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, *, dropout: float = 0.0, scale: float | None = None
 ) -> Tensor:
     """``gate * softmax(scale Q K_p^T) V_p`` of a gated prefix, to be added: ``[rows, queries, heads, head_dim]``.

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.low_rank.layer import kaiming
-from mtlbench.nn.soft_prompts.prompt import PromptSource, Text
+from mtlbench.nn.low_rank.layer import kaiming_uniform
+from mtlbench.nn.soft_prompts.prompt import PromptInput, PromptSource
 
 
 class TablePrompts(PromptSource):
@@ -27,7 +27,7 @@ class TablePrompts(PromptSource):
         self.routing = routing
         self.prompts = nn.Parameter(start)
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[1 or rows, length, width]``."""
         if self.routing is None:
             return self.prompts
@@ -49,7 +49,7 @@ class StaticPrompts(PromptSource):
         self.routing = routing
         self.register_buffer("prompts", prompts)
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         return self.prompts.index_select(0, self.routing.ids(text.rows))
 
@@ -85,7 +85,7 @@ class FactoredPrompts(PromptSource):
         self.teachers = None if teachers is None else nn.Parameter(teachers)
         self.teaching = False
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         ids = self.routing.ids(text.rows)
         if self.teaching and self.teachers is not None:
@@ -152,11 +152,11 @@ class MixedPrompts(PromptSource):
         self.routing, self.temperature, self.mix_target, self.mixing = routing, temperature, mix_target, True
         self.first_target = tasks - targets.shape[0]
         self.sources, self.targets = nn.Parameter(sources), nn.Parameter(targets)
-        self.down = nn.Parameter(kaiming((hidden, width), width, draw))
-        self.up = nn.Parameter(kaiming((width, hidden), hidden, draw))
+        self.down = nn.Parameter(kaiming_uniform((hidden, width), width, draw))
+        self.up = nn.Parameter(kaiming_uniform((width, hidden), hidden, draw))
         self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         ids = self.routing.ids(text.rows)
         with torch.autocast(self.down.device.type, enabled=False):
@@ -170,11 +170,11 @@ class MixedPrompts(PromptSource):
             own = self.sources.detach().index_select(0, ids.clamp(max=self.sources.shape[0] - 1))
             return torch.where((ids < self.first_target)[:, None, None], own, mixed)
 
-    def query(self, text: Text) -> Tensor:
+    def query(self, text: PromptInput) -> Tensor:
         """What the text asks for, ``z [rows, width]``."""
         tokens = text.embeddings.to(self.down.dtype)
-        if text.asked is not None:
-            tokens = tokens.masked_fill(~text.asked[:, :, None], torch.finfo(tokens.dtype).min)
+        if text.question_mask is not None:
+            tokens = tokens.masked_fill(~text.question_mask[:, :, None], torch.finfo(tokens.dtype).min)
         inner = F.linear(F.silu(F.linear(tokens.amax(1), self.down)), self.up)
         return F.layer_norm(inner, inner.shape[-1:], self.norm_weight, self.norm_bias)
 

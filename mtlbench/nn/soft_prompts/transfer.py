@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.soft_prompts.prompt import Text
+from mtlbench.nn.soft_prompts.prompt import PromptInput
 from mtlbench.nn.soft_prompts.sources import TablePrompts
 
 SIMILARITIES = ("tokens", "mean")
 
 
-def similarity(sources: Tensor, targets: Tensor, how: str) -> Tensor:
+def prompt_similarity(sources: Tensor, targets: Tensor, how: str) -> Tensor:
     """Cosines of prompts ``[sources, targets]``.
 
     Args:
@@ -26,7 +26,7 @@ def similarity(sources: Tensor, targets: Tensor, how: str) -> Tensor:
     return F.normalize(sources, dim=-1).mean(1) @ F.normalize(targets, dim=-1).mean(1).T
 
 
-def shares(alike: Tensor, top: int) -> Tensor:
+def transfer_weights(alike: Tensor, top: int) -> Tensor:
     """What each target takes of each source ``[sources, targets]``: the ``top`` most similar by their similarity.
 
     Negative similarities count as nothing. The most similar source alone is taken where none is positive.
@@ -55,7 +55,7 @@ class TransferPrompts(TablePrompts):
         self.names, self.joint = names, False
         self._taken: dict[str, dict[str, float]] = {}
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[1 or rows, length, width]``."""
         return self.prompts[:1] if self.joint else super().forward(text)
 
@@ -75,32 +75,11 @@ class TransferPrompts(TablePrompts):
 
     @torch.no_grad()
     def alike(self, sources: slice, targets: slice, how: str) -> Tensor:
-        """:func:`similarity` of prompts as they are; a task is not alike itself."""
-        found = similarity(self.prompts[sources], self.prompts[targets], how)
+        """:func:`prompt_similarity` of prompts as they are; a task is not alike itself."""
+        found = prompt_similarity(self.prompts[sources], self.prompts[targets], how)
         every = torch.arange(len(self.names), device=found.device)
         return found.masked_fill(every[sources][:, None] == every[targets], -2.0)
 
     def notes(self) -> dict[str, object]:
         """What each target started from."""
         return {"prompts_from": self._taken} if self._taken else {}
-
-
-def transfer_source(module: nn.Module) -> TransferPrompts:
-    """``module`` as what it is."""
-    assert isinstance(module, TransferPrompts)
-    return module
-
-
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """``KL(teacher || student)`` of each token ``[tokens]``, from logits ``[tokens, vocabulary]``."""
-    own, taught = (_wide(logits).log_softmax(-1) for logits in (student, teacher))
-    return F.kl_div(own, taught, reduction="none", log_target=True).sum(-1)
-
-
-def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of each token's hidden states ``[tokens]``, from ``[tokens, width]``."""
-    return (_wide(student) - _wide(teacher)).square().mean(-1)
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
