@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl, nn
-from mtlbench_methods.settings import check_low_rank, undecayed
+from mtlbench_methods.settings import check_low_rank
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Dora(Method):
         nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=("magnitude",))
+        return nn.optimizer_groups(model, learning_rate, no_decay=("magnitude",))
 
     def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""

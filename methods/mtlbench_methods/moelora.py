@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl, nn
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class MoeLora(Method):
         }
 
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=GATE)
+        return nn.optimizer_groups(model, learning_rate, no_decay=GATE)
 
     def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl, nn
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class MtlLora(Method):
         nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=TABLES)
+        return nn.optimizer_groups(model, learning_rate, no_decay=TABLES)
 
     def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""

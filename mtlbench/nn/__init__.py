@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mtlbench.nn.losses import hidden_state_mse, kl_divergence, task_means
     from mtlbench.nn.low_rank.dora import DoraFactors, DoraLinear, MergedDoraLinear, export_dora, merge_dora
     from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
-    from mtlbench.nn.low_rank.expert_masks import ExpertDropoutLinear
     from mtlbench.nn.low_rank.export import export_lora
     from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank, gated_product
     from mtlbench.nn.low_rank.layer import (
@@ -36,12 +35,11 @@ if TYPE_CHECKING:
         LowRankLinear,
         MergedLinear,
         adapt,
-        kaiming_uniform,
         merge_low_rank,
-        seeded_generator,
     )
     from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
     from mtlbench.nn.low_rank.skills import (
+        ExpertDropoutLinear,
         SkillRouter,
         SkillUsage,
         init_router_logits,
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
         router_name,
         select_skills,
     )
+    from mtlbench.nn.parameters import kaiming_uniform, optimizer_groups, seeded_generator
     from mtlbench.nn.prefixes.attention import gated_prefix_attention
     from mtlbench.nn.prefixes.encoders import DirectPrefix, ReparameterisedPrefix, TaskPrefixes
     from mtlbench.nn.prefixes.export import export_prefix, save_merged
@@ -75,9 +74,16 @@ if TYPE_CHECKING:
         export_prompt,
         soft_prompt_of,
     )
-    from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts, StaticPrompts, TablePrompts
+    from mtlbench.nn.soft_prompts.sources import (
+        FactoredPrompts,
+        MixedPrompts,
+        StaticPrompts,
+        TablePrompts,
+        TransferPrompts,
+        prompt_similarity,
+        transfer_weights,
+    )
     from mtlbench.nn.soft_prompts.start import init_prompts, prompt_learning_rate
-    from mtlbench.nn.soft_prompts.transfer import TransferPrompts, prompt_similarity, transfer_weights
 
 __all__ = [
     "PREFIX_OPERATIONS",
@@ -165,6 +171,7 @@ __all__ = [
     "mix_skills",
     "mixing_weights",
     "norm_names",
+    "optimizer_groups",
     "prefixes_of_rows",
     "projection_names",
     "prompt_learning_rate",
@@ -194,14 +201,13 @@ _NAMES = {
     "blocks.sublayers": "AfterLinear Sublayer find_sublayers insert_after layer_of",
     "low_rank.dora": "DoraFactors DoraLinear MergedDoraLinear export_dora merge_dora",
     "low_rank.dropout": "dropout_mask dropout_seed",
-    "low_rank.expert_masks": "ExpertDropoutLinear",
     "low_rank.export": "export_lora",
     "low_rank.fused": "Factors LowRankBranch fused_low_rank gated_product",
-    "low_rank.layer": "BatchRows FactorsFunction LowRankLinear MergedLinear adapt kaiming_uniform merge_low_rank "
-    "seeded_generator",
+    "low_rank.layer": "BatchRows FactorsFunction LowRankLinear MergedLinear adapt merge_low_rank",
     "low_rank.rank_budget": "RankBudget RankSchedule TripletLinear",
-    "low_rank.skills": "SkillRouter SkillUsage init_router_logits init_skills mix_skills mixing_weights router_name "
-    "select_skills",
+    "low_rank.skills": "ExpertDropoutLinear SkillRouter SkillUsage init_router_logits init_skills mix_skills "
+    "mixing_weights router_name select_skills",
+    "parameters": "kaiming_uniform optimizer_groups seeded_generator",
     "prefixes.attention": "gated_prefix_attention",
     "prefixes.encoders": "DirectPrefix ReparameterisedPrefix TaskPrefixes",
     "prefixes.export": "export_prefix save_merged",
@@ -212,9 +218,9 @@ _NAMES = {
     "prefixes.prompts": "PromptProjections",
     "prefixes.search": "ArchitectureSearch SearchSchedule",
     "soft_prompts.prompt": "PromptInput PromptSource SoftPrompt attach_soft_prompt export_prompt soft_prompt_of",
-    "soft_prompts.sources": "FactoredPrompts MixedPrompts StaticPrompts TablePrompts",
+    "soft_prompts.sources": "FactoredPrompts MixedPrompts StaticPrompts TablePrompts TransferPrompts prompt_similarity "
+    "transfer_weights",
     "soft_prompts.start": "init_prompts prompt_learning_rate",
-    "soft_prompts.transfer": "TransferPrompts prompt_similarity transfer_weights",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

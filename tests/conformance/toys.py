@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench import Method, Setup
 from mtlbench.nn.linears import replace_module
-from mtlbench.nn.low_rank.layer import kaiming_uniform, seeded_generator
+from mtlbench.nn.parameters import kaiming_uniform, seeded_generator
 
 RANK = 2
 

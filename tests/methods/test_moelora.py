@@ -11,7 +11,7 @@ from torch import nn
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
-from mtlbench.nn.low_rank.expert_masks import ExpertDropoutLinear
+from mtlbench.nn.low_rank.skills import ExpertDropoutLinear
 from mtlbench.testing import toy_rows
 from mtlbench.training.loss import row_losses
 from mtlbench_methods.moelora import MoeLora

@@ -12,8 +12,7 @@ import torch
 from mtlbench.api.routing import Routing
 from mtlbench.nn.losses import hidden_state_mse, kl_divergence
 from mtlbench.nn.soft_prompts.prompt import PromptInput
-from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts
-from mtlbench.nn.soft_prompts.transfer import prompt_similarity, transfer_weights
+from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts, prompt_similarity, transfer_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-6)])

@@ -7,7 +7,6 @@ differs between the methods.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
 from mtlbench.nn.linears import replace_module
@@ -31,9 +29,7 @@ __all__ = [
     "LowRankLinear",
     "MergedLinear",
     "adapt",
-    "kaiming_uniform",
     "merge_low_rank",
-    "seeded_generator",
 ]
 
 
@@ -237,16 +233,6 @@ def merge_low_rank(model: nn.Module, task: int | None = None) -> None:
         # a sharded weight stays as it is: what is merged into it would be whole on every device
         if isinstance(module, LowRankLinear) and not is_shard(module.base.weight):
             replace_module(model, name, module.merged(task))
-
-
-def seeded_generator(seed: int, layer: str) -> torch.Generator:
-    """Draws the initial values of one layer: the same numbers whatever the global random state."""
-    return torch.Generator().manual_seed(axis_seed(seed, f"init/{layer}"))
-
-
-def kaiming_uniform(shape: tuple[int, ...], fan_in: int, draw: torch.Generator) -> Tensor:
-    """Uniform in ``±1/sqrt(fan_in)``: Kaiming's with ``a = sqrt(5)``, as peft draws the down-projection."""
-    return torch.rand(shape, generator=draw).mul_(2).sub_(1).div_(math.sqrt(fan_in))
 
 
 FOLD_FROM = 4
