@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from mtlbench import nn
 from mtlbench.api.cell import Protocol
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
@@ -22,7 +23,7 @@ from mtlbench.training.loop import DivergedError
 from mtlbench.training.loss import row_losses
 from mtlbench.training.splits import Splits, carve
 from mtlbench_methods.lora import Lora
-from mtlbench_methods.lora_st import LoraSt
+from mtlbench_methods.lora_st import LoraSt, Stage
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 COUNTS = (60, 20, 10)
@@ -247,7 +248,7 @@ def test_a_failed_stage_leaves_rows_of_all_tasks_possible():
     loop, _ = loop_for(method, steps=60)
     with pytest.raises(DivergedError, match="learning_rate below"):
         method.fit(loop.model, loop)
-    assert loop.model.mtlbench_stage.task is None
+    assert nn.get_state(loop.model, Stage).task is None
 
 
 def test_fewer_steps_than_tasks_are_refused():
