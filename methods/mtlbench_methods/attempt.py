@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check
-from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_of
+from mtlbench_methods.soft_prompt_method import SoftPromptMethod, prompt_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class Attempt(SoftPromptMethod):
             hidden=self.hidden,
             temperature=self.temperature or math.e * sources.shape[2],
             mix_target=self.mix_target,
-            draw=draws(setup, "attempt"),
+            draw=nn.seeded_generator(setup.seed, "attempt"),
         )
 
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Answers, Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check
-from mtlbench_methods.soft_prompt_method import SoftPromptMethod, SourceTasks, draws, prompt_of
+from mtlbench_methods.soft_prompt_method import SoftPromptMethod, SourceTasks, prompt_of
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class Mpt(SoftPromptMethod):
 
         shared = self.start(model, setup, count=1)[0]
         length, width = shared.shape
-        draw, tasks = draws(setup, "mpt"), len(setup.tasks)
+        draw, tasks = nn.seeded_generator(setup.seed, "mpt"), len(setup.tasks)
         rows = self._factors((tasks, length, self.rank), draw)
         columns = self._factors((tasks, self.rank, width), draw)
         taught = setup.sources or tasks

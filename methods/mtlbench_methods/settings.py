@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtlbench import Method
 from mtlbench.errors import RequestError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:

@@ -107,11 +107,4 @@ class SoftPromptMethod(Method):
 
 def prompt_of(model: torch.nn.Module) -> nn.SoftPrompt:
     """The attached prompt."""
-    prompt = nn.soft_prompt_of(model)
-    assert prompt is not None
-    return prompt
-
-
-def draws(setup: Setup, name: str) -> torch.Generator:
-    """Draws initial values of what is called ``name``."""
-    return nn.seeded_generator(setup.seed, name)
+    return nn.get_module(model, nn.SoftPrompt)
