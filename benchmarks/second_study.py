@@ -29,7 +29,8 @@ def one_study(tasks: str, data: str, folder: Path) -> None:
     from mtlbench.cells.bench import Bench
     from mtlbench.cells.cell import run_cell
     from mtlbench.observers.events import Events
-    from mtlbench.planning.plan import Request, make_plan
+    from mtlbench.planning.plan import make_plan
+    from mtlbench.planning.request import Request
     from mtlbench.store import RunFolder
 
     request = Request(methods="lora", tasks=tasks, data=data, protocol={"steps": 1, "eval_rows": 4})

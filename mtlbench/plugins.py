@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pluggy
 
@@ -98,6 +99,24 @@ def load_method(name: str) -> type[Method]:
 def load_suite(name: str) -> TaskSuite:
     """The suite behind ``name``."""
     return cast(TaskSuite, _instance("tasks", name, TaskSuite))
+
+
+def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
+    """The preset or protocol ``name`` of an installed suite or method, and all names that were searched.
+
+    The plugin that the first part of the name names is searched first, then every suite.
+    """
+    first = name.partition("/")[0]
+    suites, methods = offers("tasks"), offers("methods")
+    known: dict[str, Mapping[str, Any]] = {}
+    if first in methods:
+        known.update(getattr(load_method(first), kind))
+    for suite in [first] if first in suites else []:
+        known.update(getattr(load_suite(suite), kind))
+    for suite in [] if name in known else suites:
+        for key, value in getattr(load_suite(suite), kind).items():
+            known.setdefault(key, value)
+    return known.get(name), set(known)
 
 
 def load_report(name: str) -> Report:

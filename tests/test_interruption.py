@@ -23,7 +23,8 @@ from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_cell
 from mtlbench.files import failpoints
 from mtlbench.observers.events import Events
-from mtlbench.planning.plan import Request, make_plan
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 from mtlbench.store import RunFolder
 
 STEPS = 6

@@ -11,8 +11,10 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.backbones.names import weights_digest
 from mtlbench.errors import DataError, RequestError
 from mtlbench.planning.mixing import ordered, read_mixing
-from mtlbench.planning.plan import Request, make_plan, make_protocol, resolve_tasks
+from mtlbench.planning.plan import make_plan, resolve_tasks
 from mtlbench.planning.presets import preset
+from mtlbench.planning.protocols import choose_protocol
+from mtlbench.planning.request import Request
 
 
 def test_suites_and_single_tasks_become_full_names_in_order():
@@ -104,7 +106,7 @@ def test_impossible_protocols_are_refused(field: str, value: object):
     with pytest.raises(
         RequestError, match=r"batch_size|micro_batch" if field == "micro_batch" else field.split("_")[0]
     ):
-        make_protocol({field: value}, data="demo:x")
+        choose_protocol({field: value})
 
 
 def test_mixing_words_give_the_weight_of_a_task():

@@ -10,9 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from mtlbench.cli import cli
-from mtlbench.commands.shared import plan_from
 from mtlbench.errors import RequestError
-from mtlbench.planning.plan import Plan
+from mtlbench.planning.plan import Plan, plan_of
 from mtlbench.planning.presets import open_preset, preset
 from mtlbench.store import RunFolder
 
@@ -21,7 +20,7 @@ TA_LORA = [f"ta_lora/table-{number}" for number in (1, 2, 3)]
 
 
 def planned(name: str, **given: Any) -> Plan:
-    return plan_from({"preset": name, "model": "demo", **given})
+    return plan_of({"preset": name, "model": "demo", **given})
 
 
 @pytest.mark.parametrize("name", PEML)

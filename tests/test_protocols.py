@@ -10,8 +10,7 @@ from record_builder import cell, done
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import RequestError
-from mtlbench.planning.own_protocol import make_protocol
-from mtlbench.planning.protocols import about, fields_of, names
+from mtlbench.planning.protocols import about, choose_protocol, fields_of, names
 from mtlbench.results.study import study_of
 from mtlbench.tuning.tuning import Words, make_tuning
 
@@ -30,8 +29,8 @@ HASHES = {
 from the mixture, and records of 0.1 say that theirs held rows of like length.)"""
 
 
-def made(**words: object) -> Protocol:
-    return make_protocol(words, data="")
+def made(**options: object) -> Protocol:
+    return choose_protocol(options).for_tasks((), data="")
 
 
 def test_every_protocol_that_comes_along_is_locked_by_its_hash():

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 
+from mtlbench.api.executor import DevicesPerCell
 from mtlbench.store import RunFolder
+from mtlbench.workers.arguments import WorkerArguments
 
 
 class Started:
@@ -170,3 +173,38 @@ def test_main_needs_a_request_that_exists(tmp_path: Path) -> None:
     words = [*COMMAND, "--folder", str(folder.path), "--request", "nothing"]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode != 0 and "There is no request 'nothing'" in ended.stderr
+
+
+ARGUMENTS = WorkerArguments(
+    folder=Path("some folder") / "run",
+    request="2026-a",
+    index=3,
+    device="cuda:1",
+    threads=2,
+    parent=77,
+    devices=4,
+    devices_per_cell=DevicesPerCell(usual=2, of={"toy": 4}, shard=True),
+    last="abc",
+    series="tuning",
+    pulse=9,
+)
+
+
+def test_the_command_line_of_a_worker_is_read_as_it_was_written():
+    least = WorkerArguments(folder=Path("run"), request="r")
+    assert least.argv() == ["--folder", "run", "--request", "r"]
+    assert WorkerArguments.parse(least.argv()) == least
+    for field in fields(WorkerArguments):
+        value = getattr(ARGUMENTS, field.name)
+        assert value != getattr(least, field.name), f"the example leaves {field.name} at its default"
+        one = replace(least, **{field.name: value})
+        assert WorkerArguments.parse(one.argv()) == one
+    assert WorkerArguments.parse(ARGUMENTS.argv()) == ARGUMENTS
+
+
+def test_each_process_of_a_group_gets_its_share_of_the_threads():
+    rank = WorkerArguments.parse(replace(ARGUMENTS, threads=9).of_rank().argv())
+    assert (rank.threads, rank.parent, rank.pulse) == (2, None, None)
+    assert replace(rank, threads=9, parent=77, pulse=9) == replace(ARGUMENTS, threads=9)
+    assert replace(ARGUMENTS, threads=2).of_rank().threads == 1, "never none"
+    assert replace(ARGUMENTS, threads=None).of_rank().threads is None

@@ -1,6 +1,6 @@
 """A worker whose cells do what their settings say: everything of a real worker except the engine.
 
-``python toy_worker.py`` takes the words of ``mtlbench.workers.worker``. Each run of a cell appends its key to ``ran`` in the
+``python toy_worker.py`` takes the command line of ``mtlbench.workers.worker``. Each run of a cell appends its key to ``ran`` in the
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
@@ -20,12 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Failure, Record
+from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
-from mtlbench.workers.worker import Assignment, main
+from mtlbench.workers.arguments import WorkerArguments
+from mtlbench.workers.worker import main
 
-ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MTLBENCH_FOREIGN_BYTES")
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES)
 COMMAND = (sys.executable, __file__)
 
 
@@ -101,7 +104,7 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     return Record(cell=cell, status="ok", notes=notes)
 
 
-def toy_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+def toy_engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
     if (folder.path / "broken-engine").exists():
         raise RuntimeError("this engine cannot start")
     return lambda cell: toy_run(cell, folder, events)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from mtlbench.api.cell import Cell
-from mtlbench.errors import RequestError, did_you_mean
 
 SILENCE_S = 1800.0
 """A cell that shows no sign of progress for this many seconds is ended."""
+FOREIGN_BYTES = "MTLBENCH_FOREIGN_BYTES"
+"""Environment variable of a worker: device memory that other programs held when it was started; records keep it."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +30,8 @@ class DevicesPerCell:
         return self.of.get(cell.method, self.usual)
 
     def __str__(self) -> str:
+        """The numbers as a command line writes them; :attr:`shard` is not among them."""
         return ",".join([str(self.usual), *(f"{name}={count}" for name, count in self.of.items())])
-
-    @classmethod
-    def read(cls, words: str) -> DevicesPerCell:
-        """``"2"``, ``"full=4"`` or ``"1,full=4"``.
-
-        Raises:
-            RequestError: the words are no numbers of devices.
-        """
-        usual, of = 1, dict[str, int]()
-        for word in words.split(","):
-            name, equals, number = word.strip().rpartition("=")
-            if not number.isdigit() or int(number) < 1 or (equals and not name):
-                raise RequestError(
-                    f"--devices-per-cell {words!r} cannot be read at {word!r}. Write a number, or a number for each "
-                    "method that needs another one: 1,full=4."
-                )
-            if name:
-                of[name.strip()] = int(number)
-            else:
-                usual = int(number)
-        return cls(usual=usual, of=of)
-
-    def check(self, cells: Iterable[Cell]) -> None:
-        """Refuse a method that no cell is of, and sharding where no cell has several devices.
-
-        Raises:
-            RequestError: saying what is wrong.
-        """
-        cells = list(cells)
-        methods = {cell.method for cell in cells}
-        if self.shard and all(self(cell) == 1 for cell in cells):
-            raise RequestError(
-                "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
-                "--devices-per-cell 2."
-            )
-        for name in self.of:
-            if name not in methods:
-                raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ def make(folder: Path, tasks: str | None, models: tuple[str, ...], data: str) ->
     source = open_source(data, suites=suites) if wanted else None
     made = collect(folder, tasks=wanted, source=source, models=models, say=lambda line: click.echo(line, err=True))
     click.echo(f"{len(made.files)} files, {sum(made.bytes.values()):,} bytes in {folder}")
-    words = ["mtlbench", "run", "--methods", "lora", "--tasks", tasks or "glue"]
-    words += ["--data", str(folder / "data")] if wanted else []
-    words += ["--model", str(folder / "models" / next(iter(made.models)))] if made.models else []
-    click.echo(f"use it with: {' '.join(words)}", err=True)
+    argv = ["mtlbench", "run", "--methods", "lora", "--tasks", tasks or "glue"]
+    argv += ["--data", str(folder / "data")] if wanted else []
+    argv += ["--model", str(folder / "models" / next(iter(made.models)))] if made.models else []
+    click.echo(f"use it with: {' '.join(argv)}", err=True)
 
 
 @bundle.command()
@@ -47,10 +47,10 @@ def verify(folder: Path) -> None:
     """Name what is missing from FOLDER, changed or added; exits with 1 if anything is."""
     from mtlbench.data.manifest import problems, read
 
-    found = list(problems(folder))
-    for line in found:
+    wrong = list(problems(folder))
+    for line in wrong:
         click.echo(line)
-    if found:
-        click.echo(f"{folder}: {len(found)} of its files are not as they were collected.", err=True)
+    if wrong:
+        click.echo(f"{folder}: {len(wrong)} of its files are not as they were collected.", err=True)
         sys.exit(1)
     click.echo(f"{folder}: all {len(read(folder).files)} files are as they were collected.")

@@ -49,7 +49,8 @@ def _check_suites(suites: list[TaskSuite], data: str) -> None:
 
     failed = False
     for suite in suites:
-        for found in check_suite(suite, data=data):
-            click.echo(f"  {'ok' if found.ok else 'failed':<8}{found.check:<12}{found.task:<30}  {found.message}")
-            failed |= not found.ok
+        for finding in check_suite(suite, data=data):
+            outcome = "ok" if finding.ok else "failed"
+            click.echo(f"  {outcome:<8}{finding.check:<12}{finding.task:<30}  {finding.message}")
+            failed |= not finding.ok
     sys.exit(1 if failed else 0)

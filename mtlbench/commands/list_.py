@@ -18,10 +18,10 @@ def list_(group: str | None, verbose: bool) -> None:
     for name in (group,) if group else GROUPS:
         if name == "protocols":
             break
-        found = offers(name)
+        known = offers(name)
         click.echo(f"{name}:")
-        width = max((len(n) for n in found), default=0)
-        for offered in found.values():
+        width = max((len(n) for n in known), default=0)
+        for offered in known.values():
             origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
             clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
             click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")

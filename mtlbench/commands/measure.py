@@ -26,7 +26,7 @@ import click
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/measure"), show_default=True)
 @click.option("--show", is_flag=True, help="Only print what --out holds.")
-def measure(out: Path, show: bool, preset: str | None, **words: Any) -> None:
+def measure(out: Path, show: bool, preset: str | None, **options: Any) -> None:
     """Measure time, memory, operations, energy and serving costs of methods, each in a process of its own.
 
     Every row goes into a JSON file in --out; the table of that folder is printed. Rows of different hardware are not
@@ -38,14 +38,14 @@ def measure(out: Path, show: bool, preset: str | None, **words: Any) -> None:
     from mtlbench.measuring.run import measure_rows
     from mtlbench.measuring.table import table_lines
 
-    given = {name: value for name, value in words.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     complete = True
     if not show:
         rows = make_rows(with_preset(preset, given))
         complete = measure_rows(rows, out, tell=lambda line: click.echo(line, err=True))
-    found = read_measured(out)
-    if not found:
+    measured = read_measured(out)
+    if not measured:
         raise RequestError(f"{str(out)!r} holds no measurement. Make one: mtlbench measure --methods lora,peml")
-    for line in table_lines(found):
+    for line in table_lines(measured):
         click.echo(line)
     sys.exit(0 if complete else 1)

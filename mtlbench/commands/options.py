@@ -18,7 +18,7 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
     click.option(
-        "--tuning", metavar="WORDS", help="Effort behind the settings; mtlbench tune says it.  [default: none]"
+        "--tuning", metavar="TEXT", help="Effort behind the settings; mtlbench tune says it.  [default: none]"
     ),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
 )
@@ -39,7 +39,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--schedule", help="cosine, linear or constant.  [default: cosine]"),
     click.option(
         "--mixing",
-        metavar="WORDS",
+        metavar="MIXTURE",
         help="proportional, uniform, temperature:T, capped:ROWS, fraction, weights:TASK=W,...  [default: proportional]",
     ),
     click.option("--train-rows", type=int, help="At most this many training rows per task."),

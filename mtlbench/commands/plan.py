@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mtlbench.commands.options import DEVICES, PROTOCOL, REQUEST, with_options
-from mtlbench.commands.shared import devices_from, plan_from, tell_notes
+from mtlbench.commands.shared import devices_from, show_notes
 
 
 @click.command()
@@ -20,15 +20,17 @@ from mtlbench.commands.shared import devices_from, plan_from, tell_notes
 )
 @with_options(DEVICES)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Forecast for this device.")
-def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **words: Any) -> None:
+def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **options: Any) -> None:
     """Show what would run and what is there already; creates nothing."""
+    from mtlbench.planning.plan import plan_of
+    from mtlbench.planning.request import check_devices
     from mtlbench.results.status import plan_lines
     from mtlbench.store import RunFolder
 
-    devices = devices_from(words)
-    made = plan_from(words)
-    devices.check(made.cells)
-    tell_notes(made)
+    devices = devices_from(options)
+    made = plan_of(options)
+    check_devices(devices, made.cells)
+    show_notes(made)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
     for line in plan_lines(made.cells, records, folder=path):
@@ -44,7 +46,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **word
 
         todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
         place = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
-        found, refused = forecasts(todo, records, place=place, data=made.request.data_words)
-        for line in forecast_lines(found, refused, place=place, folder=path):
+        expected, refused = forecasts(todo, records, place=place, data=made.request.data_name)
+        for line in forecast_lines(expected, refused, place=place, folder=path):
             click.echo(line)
-        refuse_what_cannot_fit(found, place=place, folder=path)
+        refuse_what_cannot_fit(expected, place=place, folder=path)

@@ -29,8 +29,8 @@ def show(table: str) -> None:
     from mtlbench.published.ledger import tables_named
     from mtlbench.published.views import table_lines
 
-    for at, found in enumerate(tables_named(table)):
-        _say([*([""] if at else []), *table_lines(found)])
+    for at, part in enumerate(tables_named(table)):
+        _say([*([""] if at else []), *table_lines(part)])
 
 
 @published.command()

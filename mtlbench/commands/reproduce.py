@@ -32,34 +32,34 @@ def reproduce(record: Path, key: str | None, to: Path | None, data: str | None, 
     from mtlbench.results.reproduction import differences, find_record, lines, scores_differ
     from mtlbench.store import RunFolder
 
-    found = find_record(record, key)
+    known = find_record(record, key)
     with ExitStack() as stack:
         path = to or Path(stack.enter_context(TemporaryDirectory(prefix="mtlbench-"))) / "run"
         folder = RunFolder(path)
-        again = _run(found, folder, data=data, device=device)
-        steps = found.folder.steps(found.record.key), folder.steps(again.key)
-        known = differences(found.record, again, steps=steps)
-    cell = found.record.cell
+        again = _run(known, folder, data=data, device=device)
+        steps = known.folder.steps(known.record.key), folder.steps(again.key)
+        changed = differences(known.record, again, steps=steps)
+    cell = known.record.cell
     click.echo(f"{cell.variant}, seed {cell.seed}, cell {cell.key}: the record -> again")
-    for line in lines(known):
+    for line in lines(changed):
         click.echo(line)
-    sys.exit(1 if scores_differ(known, tolerance=tolerance) else 0)
+    sys.exit(1 if scores_differ(changed, tolerance=tolerance) else 0)
 
 
-def _run(found: FoundRecord, folder: RunFolder, *, data: str | None, device: str) -> Record:
+def _run(known: FoundRecord, folder: RunFolder, *, data: str | None, device: str) -> Record:
     from mtlbench.backbones.names import check_model, check_reachable
     from mtlbench.errors import StoreError
     from mtlbench.executors.runner import run as run_cells
     from mtlbench.plugins import load_executor, load_observer, offers
-    from mtlbench.results.reproduction import cell_now, data_words
+    from mtlbench.results.reproduction import cell_now, data_source
 
-    cell = cell_now(found.record.cell)
-    where = data or data_words(found)
+    cell = cell_now(known.record.cell)
+    where = data or data_source(known)
     check_model(cell.model)
     check_reachable(cell.model)
     folder.preflight()
-    words = {"data": where if where in ("demo", "hub") else str(Path(where).resolve()), "reproduces": found.record.key}
-    request = folder.put_request(words, [cell])
+    source = where if where in ("demo", "hub") else str(Path(where).resolve())
+    request = folder.put_request({"data": source, "reproduces": known.record.key}, [cell])
     observers = {name: load_observer(name) for name in offers("observers")}
     code = run_cells(folder, request, [cell], load_executor("local"), observers, device=device, workers=1)
     if code == 130:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mtlbench.commands.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
-from mtlbench.commands.shared import limits_from, plan_from, render_reports, reports_named, tell_notes
+from mtlbench.commands.shared import DRAWS, limits_from, reports_named, show_notes, show_written
 
 
 @click.command()
@@ -20,25 +20,28 @@ from mtlbench.commands.shared import limits_from, plan_from, render_reports, rep
 @click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
 @with_options(TRACK)
 def run(
-    out: Path | None, executor: str, workers: int, device: str, formats: str | None, track: str | None, **words: Any
+    out: Path | None, executor: str, workers: int, device: str, formats: str | None, track: str | None, **options: Any
 ) -> None:
     """Train and evaluate every method; the same command again does only what is missing."""
     from mtlbench.backbones.names import check_reachable
     from mtlbench.executors.options import executor_of
     from mtlbench.executors.runner import run as run_cells
     from mtlbench.observers.trackers import trackers_named
+    from mtlbench.planning.plan import plan_of
     from mtlbench.planning.presets import preset_reports
+    from mtlbench.planning.request import check_devices
     from mtlbench.plugins import load_observer, offers
+    from mtlbench.results.documents import write_reports
     from mtlbench.store import RunFolder
 
-    reports = reports_named(formats or preset_reports(words["preset"]))
-    limits = limits_from(words)
-    plan = plan_from(words)
-    limits["devices"].check(plan.cells)
+    reports = reports_named(formats or preset_reports(options["preset"]))
+    limits = limits_from(options)
+    plan = plan_of(options)
+    check_devices(limits["devices"], plan.cells)
     starter = executor_of(executor)
     starter.check(device)
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
-    tell_notes(plan)
+    show_notes(plan)
     for model in plan.models:
         check_reachable(model)
     folder = RunFolder(out or plan.default_folder)
@@ -48,5 +51,5 @@ def run(
     code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers, **limits)
     click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
     if reports and code != 130:
-        render_reports(folder, reports, folder.path / "report")
+        write_reports(folder, reports, draws=DRAWS, tell=show_written)
     sys.exit(code)

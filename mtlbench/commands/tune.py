@@ -36,23 +36,23 @@ def tune(
     workers: int,
     device: str,
     track: str | None,
-    **words: Any,
+    **options: Any,
 ) -> None:
     """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command again goes on."""
     from mtlbench.errors import RequestError
     from mtlbench.tuning.command import tune as search
     from mtlbench.tuning.tuning import Words
 
-    limits = limits_from(words)
-    given = {name: value for name, value in words.items() if value is not None}
+    limits = limits_from(options)
+    given = {name: value for name, value in options.items() if value is not None}
     for needed in ("method", "tasks"):
         if needed not in given:
             raise RequestError(
                 f"--{needed} is missing. Example: mtlbench tune --method peml --tasks glue --budget quick"
             )
-    own = {name: given.pop(name) for name in Words.names() if name in given}
+    named = {name: given.pop(name) for name in Words.names() if name in given}
     code = search(
-        Words(**own, protocol=given),
+        Words(**named, protocol=given),
         out=out,
         to_optuna=to_optuna,
         executor=executor,

@@ -22,11 +22,12 @@ from mtlbench.executors.queue import CellQueue
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.files.owner import cpus
+from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import frames, stacks_file
 from mtlbench.workers.worker import MAX_DEATHS
 
 RESTARTS = 2
-"""How often a slot gets a new worker while nothing gets on."""
+"""How often a slot gets a new worker while no cell makes progress."""
 FAULTS = 2
 """A device on which workers died in this many different cells, with none done in between, is not used again, unless it
 is the last one."""
@@ -95,7 +96,7 @@ class _WorkerSlot:
     index: int
     worker: WorkerProcess | None = None
     restarts: int = 0
-    """Restarts in a row while nothing got on."""
+    """Restarts in a row without progress."""
     closed: bool = False
     lost: str | None = None
     """Key of the cell in which its latest worker died."""
@@ -163,7 +164,7 @@ class LocalWorkers(Workers):
                 if now >= deadline:
                     break
                 if now >= again:
-                    # Once may not be enough: see mtlbench.workers.worker.Stop.
+                    # Once may not be enough: see mtlbench.files.stop_request.Stop.
                     for worker in running:
                         worker.signal(signal.SIGTERM)
                     again = now + ASK_AGAIN_S
@@ -358,16 +359,17 @@ class LocalWorkers(Workers):
 
     def _spawn(self, slot: _WorkerSlot, devices: tuple[Device, ...], held: tuple[int, ...], *, done: int) -> None:
         launch = self.launch
-        words = ["--folder", str(launch.folder), "--request", launch.request, "--index", str(slot.index)]
-        if launch.devices.of or launch.devices.usual > 1:
-            words += ["--devices-per-cell", str(launch.devices), "--devices", str(len(devices))]
-            words += ["--shard"] if launch.devices.shard else []
-        if launch.series is not None:
-            words += ["--series", launch.series]
-        if slot.lost is not None:
-            words += ["--last", slot.lost]
         slot.worker = spawn(
-            [*self.command, *words],
+            self.command,
+            WorkerArguments(
+                folder=launch.folder,
+                request=launch.request,
+                index=slot.index,
+                devices=len(devices),
+                devices_per_cell=launch.devices,
+                series=launch.series,
+                last=slot.lost,
+            ),
             slot=self.pool.slot(devices),
             log=self.folder.log(slot.index),
             done=done,

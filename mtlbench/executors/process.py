@@ -9,18 +9,18 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.executors.slots import DeviceSlot, give_back
 from mtlbench.executors.watch import Heartbeat
 from mtlbench.store import Claim
+from mtlbench.workers.arguments import WorkerArguments, thread_variables
 from mtlbench.workers.stacks import ASK
 
 MARK = "MTLBENCH_WORKER"
 """Environment variable that a worker's children inherit: it finds those that left the process group."""
-FOREIGN = "MTLBENCH_FOREIGN_BYTES"
-"""Environment variable: device memory that other programs had taken at the start; a record keeps it."""
 DUMP_S = 2.0
 """How long a worker may take to write its stacks."""
 
@@ -102,6 +102,7 @@ class WorkerProcess:
 
 def spawn(
     command: Sequence[str],
+    arguments: WorkerArguments,
     *,
     slot: DeviceSlot,
     log: Path,
@@ -110,7 +111,7 @@ def spawn(
     directory: Path | None = None,
     leases: tuple[int, ...] = (),
 ) -> WorkerProcess:
-    """Start a worker: ``command`` with its device, threads, parent and the end of its pipe added.
+    """Start a worker: ``command`` with ``arguments``, to which device, threads, parent and pipe are added.
 
     ``base`` is the environment it gets, but for the threads and devices of ``slot``; ``leases`` stay open in it, so
     that its devices are held as long as it lives.
@@ -118,12 +119,11 @@ def spawn(
     mark = uuid.uuid4().hex
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
-    words = ["--device", slot.device, "--threads", str(slot.threads), "--parent", str(os.getpid())]
-    words += ["--pulse", str(theirs)]
+    complete = replace(arguments, device=slot.device, threads=slot.threads, parent=os.getpid(), pulse=theirs)
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [*command, *words],
+                [*command, *complete.argv()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -161,14 +161,12 @@ def end_all(workers: Iterable[WorkerProcess]) -> None:
 
 
 def _environment(slot: DeviceSlot, base: Mapping[str, str]) -> dict[str, str]:
-    threads = str(slot.threads)
-    foreign = {FOREIGN: str(slot.foreign)} if slot.foreign else {}
+    foreign = {FOREIGN_BYTES: str(slot.foreign)} if slot.foreign else {}
     return {
         # Threads that spin while they wait make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         **base,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        **thread_variables(slot.threads),
         "PYTHONUNBUFFERED": "1",
         "CUDA_VISIBLE_DEVICES": slot.visible,
         **foreign,

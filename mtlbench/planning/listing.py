@@ -10,16 +10,15 @@ from pathlib import Path
 
 from mtlbench.api.task import Task
 from mtlbench.errors import MtlbenchError
-from mtlbench.planning.own_protocol import make_protocol
-from mtlbench.planning.protocols import about, names
+from mtlbench.planning.protocols import about, choose_protocol, names
 from mtlbench.plugins import load_suite
 
 
 def protocol_lines() -> Iterator[str]:
-    """Name, hash of the fields and meaning of each protocol that comes along."""
+    """Name, hash of the fields and meaning of each protocol that comes with mtlbench."""
     width = max(map(len, names()))
     for name in names():
-        yield f"{name:<{width}}  {make_protocol({'name': name}, data='').hash()}  {about(name)}"
+        yield f"{name:<{width}}  {choose_protocol({'name': name}).for_tasks((), data='').hash()}  {about(name)}"
 
 
 def suite_lines(name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How tasks of different sizes share the batches, as words."""
+"""How tasks of different sizes share the batches: the text of ``--mixing`` and the weights it stands for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """A mixture in words, read."""
+    """The mixture that the text of an option describes."""
 
     kind: str
     value: float = 0.0
     """``T`` of ``temperature:T``, ``ROWS`` of ``capped:ROWS``."""
     of_task: Mapping[str, float] | None = None
-    """The weights of ``weights:``, in the order of the words."""
+    """The weights of ``weights:``, in the order of the text."""
 
     @property
     def every_step(self) -> bool:
@@ -32,7 +32,7 @@ class Mixing:
     def weights(self, rows: Sequence[int]) -> list[float]:
         """The weight of each task from the rows it has; 0 for a task without rows.
 
-        Fixed weights go by position: :func:`ordered` brings their words into the order of a cell's tasks.
+        Fixed weights go by position: :func:`ordered` sorts their text by the tasks of a cell.
 
         Raises:
             RequestError: the fixed weights are not as many as the tasks.
@@ -55,8 +55,8 @@ class Mixing:
         return min(float(rows), self.value) if self.kind == "capped" else float(rows)
 
 
-def read_mixing(words: str) -> Mixing:
-    """What ``words`` say.
+def read_mixing(text: str) -> Mixing:
+    """The mixture that ``text`` describes.
 
     - ``proportional``: by rows;
     - ``uniform``: all tasks alike;
@@ -69,49 +69,49 @@ def read_mixing(words: str) -> Mixing:
     Raises:
         RequestError: for anything else.
     """
-    kind, _, argument = words.partition(":")
-    if words in ("proportional", "uniform", "fraction"):
+    kind, _, argument = text.partition(":")
+    if text in ("proportional", "uniform", "fraction"):
         return Mixing(kind=kind)
     if kind == "weights" and argument:
-        return Mixing(kind=kind, of_task=_fixed(words, argument))
+        return Mixing(kind=kind, of_task=_fixed(text, argument))
     value = _number(argument)
     if (kind == "temperature" and value > 0) or (kind == "capped" and value >= 1 and value.is_integer()):
         return Mixing(kind=kind, value=value)
-    raise RequestError(f"mixing={words!r} is not known. Known: {KNOWN}.")
+    raise RequestError(f"mixing={text!r} is not known. Known: {KNOWN}.")
 
 
-def ordered(words: str, tasks: Sequence[str]) -> str:
-    """``words`` with fixed weights in the order of ``tasks``; other words as they are.
+def ordered(text: str, tasks: Sequence[str]) -> str:
+    """``text`` with fixed weights in the order of ``tasks``; any other mixture as it is.
 
     Raises:
-        RequestError: the words are not known, or a task has no weight or is not among ``tasks``.
+        RequestError: the mixture is not known, or a task has no weight or is not among ``tasks``.
     """
-    weights = read_mixing(words).of_task
+    weights = read_mixing(text).of_task
     if weights is None:
-        return words
+        return text
     for task in weights:
         if task not in tasks:
-            raise RequestError(f"mixing={words!r}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
+            raise RequestError(f"mixing={text!r}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
     without = [task for task in tasks if task not in weights]
     if without:
-        raise RequestError(f"mixing={words!r} gives no weight to {', '.join(without)}. Give one to every task.")
+        raise RequestError(f"mixing={text!r} gives no weight to {', '.join(without)}. Give one to every task.")
     return "weights:" + ",".join(f"{task}={weights[task]:g}" for task in tasks)
 
 
-def _fixed(words: str, argument: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _fixed(text: str, argument: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
     for part in argument.split(","):
         task, _, weight = part.partition("=")
-        if task in found or not task or not _number(weight) > 0:
-            raise RequestError(f"mixing={words!r}: {part!r} must be TASK=W with W > 0, each task once. Known: {KNOWN}.")
-        found[task] = _number(weight)
-    return found
+        if task in weights or not task or not _number(weight) > 0:
+            raise RequestError(f"mixing={text!r}: {part!r} must be TASK=W with W > 0, each task once. Known: {KNOWN}.")
+        weights[task] = _number(weight)
+    return weights
 
 
-def _number(word: str) -> float:
+def _number(text: str) -> float:
     """The number, or 0 where there is no finite one."""
     try:
-        value = float(word)
+        value = float(text)
     except ValueError:
         return 0.0
     return value if math.isfinite(value) else 0.0

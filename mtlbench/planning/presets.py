@@ -1,4 +1,4 @@
-"""Named requests: words of the command line that a suite or a method carries."""
+"""Named requests: options of the command line that a suite or a method carries."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.planning.protocols import carried, overlaid
-from mtlbench.plugins import offers
+from mtlbench.planning.protocols import overlaid
+from mtlbench.plugins import carried, offers
 
 OF_THE_COMMAND = ("parts", "notes", "reports")
-"""Words of a preset that are no option of a request: several requests, lines to say, reports to end in."""
+"""Keys of a preset that are no option of a request: several requests, lines to print, reports to end in."""
 _BETWEEN = re.compile(r",(?![^\[]*\])")
 """A comma between methods, not inside the brackets of one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named request, taken apart."""
+    """The requests of a preset."""
 
     parts: tuple[Mapping[str, Any], ...]
-    """One or more requests, words by option name: a table of a paper may need several."""
+    """One or more requests, options by name: a table of a paper may need several."""
     notes: tuple[str, ...] = ()
-    """What the one who uses it should know."""
+    """What its user should know."""
 
 
 def preset(name: str) -> Mapping[str, Any]:
-    """The words of the preset ``name``: of the suite or the method that its first part names, or of any suite.
+    """The options of the preset ``name``: of the suite or the method that its first part names, or of any suite.
 
     Raises:
         RequestError: there is no such preset.
     """
-    found, known = carried("presets", name)
-    if found is None:
+    options, known = carried("presets", name)
+    if options is None:
         raise RequestError(f"Unknown preset {name!r}. {did_you_mean(name, known)}")
-    return found
+    return options
 
 
 def open_preset(name: str, given: Mapping[str, Any]) -> Preset:
-    """The requests of the preset ``name``; words ``given`` win in each of them.
+    """The requests of the preset ``name``; options ``given`` win in each of them.
 
     Methods of the preset that no installed package offers are left out, and a note says so.
 
     Raises:
         RequestError: there is no such preset, or none of its methods is installed and none is given.
     """
-    words = preset(name)
-    common = {word: value for word, value in words.items() if word not in OF_THE_COMMAND}
+    options = preset(name)
+    common = {option: value for option, value in options.items() if option not in OF_THE_COMMAND}
     missing: dict[str, None] = {}
     parts = []
-    for part in words.get("parts", ({},)):
-        own = {**common, **part}
-        if "methods" in own and "methods" not in given:
-            own["methods"], absent = _installed(own["methods"])
+    for part in options.get("parts", ({},)):
+        merged = {**common, **part}
+        if "methods" in merged and "methods" not in given:
+            merged["methods"], absent = _installed(merged["methods"])
             missing.update(dict.fromkeys(absent))
-        parts.append(overlaid(own, given))
-    notes = [f"{name}: {note}" for note in words.get("notes", ())]
+        parts.append(overlaid(merged, given))
+    notes = [f"{name}: {note}" for note in options.get("notes", ())]
     if missing:
         notes.append(f"{name}: left out, as no installed package offers them: {', '.join(missing)}.")
     if not all(part.get("methods", "-") for part in parts):
@@ -76,9 +76,9 @@ def preset_reports(name: str | None) -> str | None:
 def _installed(methods: str) -> tuple[str, list[str]]:
     """The methods that are installed, and the others."""
     known = offers("methods")
-    there: list[str] = []
+    installed: list[str] = []
     absent: list[str] = []
-    for word in _BETWEEN.split(methods):
-        members = word.partition("[")[0].split("+")
-        (there if all(member in known for member in members) else absent).append(word)
-    return ",".join(there), absent
+    for method in _BETWEEN.split(methods):
+        members = method.partition("[")[0].split("+")
+        (installed if all(member in known for member in members) else absent).append(method)
+    return ",".join(installed), absent

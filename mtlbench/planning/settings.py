@@ -1,4 +1,4 @@
-"""Words in brackets to a method with settings: ``lora[rank=16,dropout=0.1]``."""
+"""From the text of ``--methods`` to methods with typed settings: ``lora[rank=16,dropout=0.1]``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mtlbench.api.method import Method, Value
@@ -16,35 +17,56 @@ from mtlbench.plugins import load_method
 _NAME = re.compile(r"(?P<name>[^\[\]=,+\s]*)(?:\[(?P<inner>[^\[\]]*)\])?")
 
 
-def split_methods(words: str) -> list[tuple[str, dict[str, str]]]:
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice:
+    """A method that a request names."""
+
+    name: str
+    """Of one method, or of several joined by ``+``."""
+    settings: Mapping[str, Value]
+    """Settings that are given explicitly."""
+    method: Method
+    """Built with these settings."""
+
+
+def read_methods(text: str) -> list[MethodChoice]:
+    """The methods of ``text``, in order, each built once.
+
+    Raises:
+        RequestError: the text cannot be read, a method or a setting is unknown, or a method refuses its settings.
+    """
+    return [_chosen(name, options) for name, options in split_methods(text)]
+
+
+def split_methods(text: str) -> list[tuple[str, dict[str, str]]]:
     """``"peml,lora[rank=16]"`` to ``[("peml", {}), ("lora", {"rank": "16"})]``.
 
     Methods joined by ``+`` are one: ``"prefixnas+lora[rank=4]+[order=in_turn]"`` gives the name ``prefixnas+lora`` and
     the settings ``lora.rank`` and ``order``.
 
     Raises:
-        RequestError: the words are not names with optional bracketed settings.
+        RequestError: the text is not names with optional bracketed settings.
     """
     methods: list[tuple[str, dict[str, str]]] = []
     at = 0
-    while at < len(words):
+    while at < len(text):
         members: list[str] = []
         settings: dict[str, str] = {}
         while True:
-            found = _NAME.match(words, at)
-            own = found is not None and not found["name"] and found["inner"] is not None and len(members) > 1
-            if found is None or not (found["name"] or own):
-                raise _unreadable(words, at)
-            at = found.end()
-            pairs = _pairs(found["name"] or "+".join(members), found["inner"])
-            if found["name"]:
-                members.append(found["name"])
-            prefix = f"{found['name']}." if found["name"] else ""
+            match = _NAME.match(text, at)
+            of_composition = match is not None and not match["name"] and match["inner"] is not None and len(members) > 1
+            if match is None or not (match["name"] or of_composition):
+                raise _unreadable(text, at)
+            at = match.end()
+            pairs = _pairs(match["name"] or "+".join(members), match["inner"])
+            if match["name"]:
+                members.append(match["name"])
+            prefix = f"{match['name']}." if match["name"] else ""
             settings.update({f"{prefix}{name}": value for name, value in pairs.items()})
-            if at == len(words) or words[at] == ",":
+            if at == len(text) or text[at] == ",":
                 break
-            if words[at] != "+" or own:
-                raise _unreadable(words, at)
+            if text[at] != "+" or of_composition:
+                raise _unreadable(text, at)
             at += 1
         if len(members) == 1:
             settings = {name.partition(".")[2]: value for name, value in settings.items()}
@@ -55,9 +77,9 @@ def split_methods(words: str) -> list[tuple[str, dict[str, str]]]:
     return methods
 
 
-def _unreadable(words: str, at: int) -> RequestError:
+def _unreadable(text: str, at: int) -> RequestError:
     return RequestError(
-        f"Cannot read --methods {words!r} at {words[at:]!r}. Write names separated by commas, each with optional "
+        f"Cannot read --methods {text!r} at {text[at:]!r}. Write names separated by commas, each with optional "
         "settings, such as peml,'lora[rank=16,alpha=32]'; methods joined by '+' are trained as one."
     )
 
@@ -76,22 +98,30 @@ def _pairs(method: str, inner: str | None) -> dict[str, str]:
     return pairs
 
 
-def read_settings(name: str, words: Mapping[str, str]) -> dict[str, Value]:
+def read_settings(name: str, options: Mapping[str, str]) -> dict[str, Value]:
     """Typed settings for a method, checked by building it once.
+
+    Args:
+        options: Setting to its value as text.
 
     Raises:
         RequestError: an unknown setting, a value of the wrong type, or one the method refuses.
     """
-    if "+" in name:
-        return _read_members(name, words)
-    method = load_method(name)
-    known = method.setting_types(words)
+    return dict(_chosen(name, options).settings)
+
+
+def _chosen(name: str, options: Mapping[str, str]) -> MethodChoice:
+    settings = _member_settings(name, options) if "+" in name else _own_settings(name, options)
+    return MethodChoice(name=name, settings=settings, method=build(name, settings))
+
+
+def _own_settings(name: str, options: Mapping[str, str]) -> dict[str, Value]:
+    known = load_method(name).setting_types(options)
     settings: dict[str, Value] = {}
-    for setting, word in words.items():
+    for setting, value in options.items():
         if setting not in known:
             raise RequestError(f"Method {name!r} has no setting {setting!r}. {did_you_mean(setting, known)}")
-        settings[setting] = typed(f"Method {name!r}", setting, word, known[setting])
-    build(name, settings)
+        settings[setting] = typed(f"Method {name!r}", setting, value, known[setting])
     return settings
 
 
@@ -110,53 +140,52 @@ def build(name: str, settings: Mapping[str, Value]) -> Method:
     return made
 
 
-def _read_members(name: str, words: Mapping[str, str]) -> dict[str, Value]:
+def _member_settings(name: str, options: Mapping[str, str]) -> dict[str, Value]:
     """Settings of methods joined by ``+``, as ``member.setting``; without a member they are the composition's own."""
     settings: dict[str, Value] = {}
     for member in name.split("+"):
-        own = {word.partition(".")[2]: value for word, value in words.items() if word.startswith(f"{member}.")}
-        settings.update({f"{member}.{key}": value for key, value in read_settings(member, own).items()})
+        of_member = {key.partition(".")[2]: value for key, value in options.items() if key.startswith(f"{member}.")}
+        settings.update({f"{member}.{key}": value for key, value in read_settings(member, of_member).items()})
     known = Sum.setting_types({})
-    for word, value in words.items():
-        if "." in word:
+    for setting, value in options.items():
+        if "." in setting:
             continue
-        if word not in known:
-            raise RequestError(f"A composition has no setting {word!r}. {did_you_mean(word, known)}")
-        settings[word] = typed(f"Method {name!r}", word, value, known[word])
-    build(name, settings)
+        if setting not in known:
+            raise RequestError(f"A composition has no setting {setting!r}. {did_you_mean(setting, known)}")
+        settings[setting] = typed(f"Method {name!r}", setting, value, known[setting])
     return settings
 
 
 def _build_sum(name: str, settings: Mapping[str, Value]) -> Sum:
-    def own(member: str) -> dict[str, Value]:
+    def of_member(member: str) -> dict[str, Value]:
         return {key.partition(".")[2]: v for key, v in settings.items() if key.startswith(f"{member}.")}
 
-    members = tuple(build(member, own(member)) for member in name.split("+"))
+    members = tuple(build(member, of_member(member)) for member in name.split("+"))
     return Sum(members=members, **dict[str, Any]({key: v for key, v in settings.items() if "." not in key}))
 
 
-def typed(whose: str, setting: str, word: str, hint: Any) -> Value:
-    """The value that ``word`` means for a setting with the type ``hint``.
+def typed(whose: str, setting: str, text: str, hint: Any) -> Value:
+    """The value that ``text`` stands for in a setting with the type ``hint``.
 
     Raises:
-        RequestError: it means none; ``whose`` begins the message.
+        RequestError: it stands for none; ``whose`` begins the message.
     """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if word.lower() == "none" and type(None) in options:
+    if text.lower() == "none" and type(None) in options:
         return None
     for option in options:
-        if get_origin(option) is Literal and word in get_args(option):
-            return word
-        if option is bool and word.lower() in ("true", "false"):
-            return word.lower() == "true"
+        if get_origin(option) is Literal and text in get_args(option):
+            return text
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
         if option is str:
-            return word
+            return text
         if option in (int, float):
             try:
-                return typing.cast(Value, option(word))
+                return typing.cast(Value, option(text))
             except ValueError:
                 continue
-    raise RequestError(f"{whose}: {setting} must be {_describe(options)}, got {word!r}.")
+    raise RequestError(f"{whose}: {setting} must be {_describe(options)}, got {text!r}.")
 
 
 def _describe(options: tuple[Any, ...]) -> str:

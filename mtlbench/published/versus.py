@@ -35,6 +35,20 @@ class PublishedComparison:
             return "inside"
         return f"outside, ours {'higher' if self.interval.mean > self.paper else 'lower'}"
 
+    def beside(self, other: PublishedComparison) -> bool:
+        """Whether ``other`` is another row of the paper's table, on the same backbone, in the same column."""
+        return (
+            other.row is not self.row
+            and other.column == self.column
+            and other.printed.backbone == self.printed.backbone
+        )
+
+    def minus(self, other: PublishedComparison) -> str | None:
+        """Our mean difference to ``other`` in points, over the seeds that both have; ``None`` without any."""
+        own, others = (dict(zip(c.row.seeds, c.values, strict=True)) for c in (self, other))
+        differences = [value - others[seed] for seed, value in own.items() if seed in others]
+        return f"{sum(differences) / len(differences):+.2f}" if differences else None
+
     def cells(self) -> list[str]:
         """A line of the table."""
         mean = sum(self.values) / len(self.values)
@@ -57,9 +71,24 @@ def versus_lines(published: PublishedTable, study: Study) -> Iterator[str]:
             continue
         head = ["method", "paper's row", "task", "paper", "ours [95 %]", "over", "the paper's value is"]
         yield from (f"  {line}" for line in aligned([head, *(comparison.cells() for comparison in found)]))
+        yield from _gain_lines(found, reference=table.reference)
         left = [row.name for row in published.rows if all(c.printed is not row for c in found)]
         if left:
             yield f"  not in this table: {', '.join(left)}"
+
+
+def _gain_lines(found: Sequence[PublishedComparison], *, reference: str | None) -> Iterator[str]:
+    """What each row gains over the table's reference, where the paper prints the reference too."""
+    rows = []
+    for comparison in found:
+        against = next((other for other in found if other.row.label == reference and comparison.beside(other)), None)
+        if against is not None and (ours := comparison.minus(against)) is not None:
+            paper = comparison.paper - against.paper
+            rows.append([comparison.row.label, comparison.printed.name, comparison.column, f"{paper:+.2f}", ours])
+    if rows:
+        yield f"  difference to {reference}, over the seeds that both have"
+        head = ["method", "paper's row", "task", "paper", "ours"]
+        yield from (f"  {line}" for line in aligned([head, *rows]))
 
 
 def compared(published: PublishedTable, table: Table) -> Iterator[PublishedComparison]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.api.study import Interval, Predictions
-from mtlbench.errors import RequestError
+from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.statistics.intervals import holm
 
 if TYPE_CHECKING:
     from mtlbench.api.study import TaskAnswers
     from mtlbench.statistics.estimate import Estimate, Measured
+    from mtlbench.store import RunFolder
 
 ALPHA = 0.05
 """Significance level, after Holm's correction over everything compared."""
@@ -58,6 +59,53 @@ class Change:
         if self.p > ALPHA:
             return "no significant change"
         return "DROP" if self.dropped else "rise"
+
+
+def pairs_of(before: tuple[RunFolder, str | None], after: tuple[RunFolder, str | None]) -> Iterator[tuple[Side, Side]]:
+    """The sides to compare: the named variants of two run folders, or every variant that both have.
+
+    Raises:
+        RequestError: a variant is named on one side only or is unknown, or there is none in common.
+    """
+    (folder_a, variant_a), (folder_b, variant_b) = before, after
+    a, b = _done(folder_a), _done(folder_b)
+    if (variant_a is None) != (variant_b is None):
+        raise RequestError("Name a variant on both sides, or on none: mtlbench compare runs/a:lora runs/b:lora")
+    if variant_a is not None and variant_b is not None:
+        yield _side(folder_a, a, variant_a), _side(folder_b, b, variant_b)
+        return
+    others = {record.cell.variant for record in b}
+    shared = [variant for variant in dict.fromkeys(record.cell.variant for record in a) if variant in others]
+    if not shared:
+        raise RequestError(
+            f"{folder_a.path} and {folder_b.path} have no finished variant in common. Name one on each side."
+        )
+    for variant in shared:
+        yield _side(folder_a, a, variant), _side(folder_b, b, variant)
+
+
+def _done(folder: RunFolder) -> list[Record]:
+    return [record for record in folder.records().values() if record.status == "ok"]
+
+
+def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
+    from mtlbench.statistics.answers import answers_in
+
+    known = {record.cell.variant for record in records}
+    if variant not in known:
+        raise RequestError(f"No finished cell of {variant!r} is in {folder.path}. {did_you_mean(variant, known)}")
+    by_seed: dict[int, Record] = {}
+    for record in records:
+        if record.cell.variant != variant:
+            continue
+        if record.cell.seed in by_seed:
+            raise RequestError(
+                f"{folder.path} holds {variant} with seed {record.cell.seed} more than once, under other protocols, "
+                "tasks, backbones or versions. Compare folders that hold one of each."
+            )
+        by_seed[record.cell.seed] = record
+    predictions = answers_in(folder, by_seed.values())
+    return Side(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)
 
 
 def changes(one: Side, other: Side) -> tuple[Change, ...]:

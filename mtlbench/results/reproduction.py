@@ -73,7 +73,7 @@ def find_record(path: Path, key: str | None) -> FoundRecord:
     return FoundRecord(folder=folder, record=record)
 
 
-def data_words(found: FoundRecord) -> str:
+def data_source(found: FoundRecord) -> str:
     """Where the rows came from: what the command said that the record's folder remembers, or what the cell says.
 
     Raises:

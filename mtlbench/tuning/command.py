@@ -11,9 +11,10 @@ from mtlbench.backbones.names import check_reachable
 from mtlbench.executors.options import executor_of
 from mtlbench.executors.runner import INTERRUPTED, Session
 from mtlbench.observers.trackers import trackers_named
+from mtlbench.planning.request import check_devices
 from mtlbench.plugins import load_observer, offers
 from mtlbench.store import RunFolder
-from mtlbench.tuning.report import documents, settings_words, trial_line
+from mtlbench.tuning.report import settings_words, trial_line, write_documents
 from mtlbench.tuning.search import search
 from mtlbench.tuning.trials import Trial, best_of
 from mtlbench.tuning.tuning import Words, make_tuning
@@ -44,7 +45,7 @@ def tune(
     tuning = make_tuning(words)
     limits = limits or {}
     if "devices" in limits:
-        limits["devices"].check([tuning.template])
+        check_devices(limits["devices"], [tuning.template])
     starter = executor_of(executor)
     starter.check(device)
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
@@ -72,11 +73,8 @@ def tune(
             return session.run(request, cells)
 
         outcome = search(tuning, folder, run, tell=heard)
-    target = folder.path / "report"
-    target.mkdir(exist_ok=True)
-    for name, content in documents(tuning, outcome).items():
-        (target / name).write_text(content)
-        tell(f"wrote {target / name}")
+    for path in write_documents(tuning, outcome, folder.path / "report"):
+        tell(f"wrote {path}")
     if to_optuna is not None:
         from mtlbench.tuning.storage import export
 

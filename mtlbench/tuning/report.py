@@ -6,9 +6,11 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
+from mtlbench.files.sealed import overwrite
 from mtlbench.results.study import study_of
 from mtlbench.text import one_line, sentences
 from mtlbench.tuning.sampler import frozen
@@ -27,6 +29,15 @@ def documents(tuning: Tuning, outcome: Outcome) -> dict[str, str]:
     parts += ["## History", *([f"![Score of each trial]({stem}.svg)"] if drawn else []), _history(outcome.trials)]
     parts += ["## Importance of the settings", _importance(tuning, outcome)]
     return {f"{stem}.md": "\n\n".join(parts) + "\n", **({f"{stem}.svg": drawn} if drawn else {})}
+
+
+def write_documents(tuning: Tuning, outcome: Outcome, target: Path) -> list[Path]:
+    """Write :func:`documents` to the folder ``target``, and give their paths."""
+    target.mkdir(exist_ok=True)
+    contents = {target / name: content for name, content in documents(tuning, outcome).items()}
+    for path, content in contents.items():
+        overwrite(path, content.encode(), durable=False)
+    return list(contents)
 
 
 def settings_words(settings: Mapping[str, Value]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.method import Value
 from mtlbench.errors import RequestError
-from mtlbench.planning.plan import Plan, Request, make_plan
+from mtlbench.planning.plan import Plan, make_plan
+from mtlbench.planning.request import Request
 from mtlbench.planning.settings import split_methods
 from mtlbench.tuning.pruning import SHARES, check_rule
 from mtlbench.tuning.space import Budget, Space, budget_named, search_space

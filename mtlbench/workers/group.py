@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mtlbench.files.stop_request import Stop
+from mtlbench.workers.arguments import thread_variables
 from mtlbench.workers.stacks import ASK
 
 TRIES = 3
@@ -31,11 +32,11 @@ TICK_S = 0.1
 _log = logging.getLogger(__name__)
 
 
-def command(words: Sequence[str], *, processes: int, port: int) -> list[str]:
-    """The command that starts ``processes`` ranks with ``words``, which meet at ``port`` of this machine."""
+def command(argv: Sequence[str], *, processes: int, port: int) -> list[str]:
+    """The command that starts ``processes`` ranks with ``argv``, which meet at ``port`` of this machine."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes)]
     launch += ["--max-restarts", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    return [*launch, "-m", "mtlbench.workers.rank", *words]
+    return [*launch, "-m", "mtlbench.workers.rank", *argv]
 
 
 def free_port() -> int:
@@ -47,7 +48,7 @@ def free_port() -> int:
 
 
 def serve(
-    words: Sequence[str],
+    argv: Sequence[str],
     *,
     processes: int,
     threads: int | None,
@@ -63,7 +64,7 @@ def serve(
     end are passed on.
 
     Args:
-        words: For ``mtlbench.workers.rank``.
+        argv: Command line of ``mtlbench.workers.rank``.
         threads: CPU threads of each process.
         pulse: Open file for signs of life.
         shard: Whether each process keeps only a part of the backbone.
@@ -73,7 +74,7 @@ def serve(
     """
     for trial in range(1, TRIES + 1):
         port = ports()
-        launch = build(words, processes=processes, port=port)
+        launch = build(argv, processes=processes, port=port)
         with stop.held(), _started(launch, threads=threads, pulse=pulse, shard=shard) as group:
             code = group.watch(stop)
         stop.check()
@@ -159,11 +160,11 @@ class _Group:
 
 
 @contextlib.contextmanager
-def _started(words: Sequence[str], *, threads: int | None, pulse: int | None, shard: bool) -> Iterator[_Group]:
+def _started(argv: Sequence[str], *, threads: int | None, pulse: int | None, shard: bool) -> Iterator[_Group]:
     """A group that is gone at the end of the block."""
     environment = dict(os.environ)
     if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment |= thread_variables(threads)
     if sys.platform == "linux":
         # All are on this machine, whose name need not lead to an address.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -173,7 +174,7 @@ def _started(words: Sequence[str], *, threads: int | None, pulse: int | None, sh
     if pulse is not None:
         os.set_blocking(pulse, False)
     process = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )
     group = _Group(process, pulse)
     before = signal.getsignal(ASK) if ASK is not None else None

@@ -21,13 +21,13 @@ from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_along, run_cell
 from mtlbench.distributed.collectives import Connected
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import Stopped
+from mtlbench.files.stop_request import Stop, Stopped
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 from mtlbench.training.checkpoints.state import trainable_names
-from mtlbench.workers.worker import Assignment
+from mtlbench.workers.arguments import WorkerArguments
 
 POLL_S = 0.05
 SETTLE_S = 10.0
@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 class Leader:
     """The first process: runs cells like any worker, and lets the others know which."""
 
-    def __init__(self, given: Assignment, ranks: Connected) -> None:
-        self._given, self._ranks, self._cells = given, ranks, 0
+    def __init__(self, given: WorkerArguments, ranks: Connected, stop: Stop) -> None:
+        self._given, self._ranks, self._stop, self._cells = given, ranks, stop, 0
 
     def engine(self, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
         """Gives the function that runs one cell."""
@@ -56,7 +56,7 @@ class Leader:
                     bench=bench,
                     folder=folder,
                     events=events,
-                    stop=self._given.stop,
+                    stop=self._stop,
                     checkpoint_s=every_s,
                     ranks=self._ranks,
                 )
@@ -77,20 +77,20 @@ class Leader:
             raise SystemExit(1)
 
 
-def follow(given: Assignment, ranks: Connected) -> int:
+def follow(given: WorkerArguments, ranks: Connected, stop: Stop) -> int:
     """Train along until the first process has no more cells; gives the exit code."""
     folder = RunFolder(given.folder)
     bench = _bench(given, ranks, folder)
-    around = TrainingContext(bench=bench, folder=folder, stop=given.stop, ranks=ranks)
+    around = TrainingContext(bench=bench, folder=folder, stop=stop, ranks=ranks)
     number = 0
     while True:
         number += 1
         while not ranks.left(f"cell/{number}"):
             time.sleep(POLL_S)
-        words = ranks.word(f"cell/{number}")
-        if not words:
+        text = ranks.word(f"cell/{number}")
+        if not text:
             return 0
-        cell = Cell.from_json(json.loads(words))
+        cell = Cell.from_json(json.loads(text))
         ranks.turn_to(f"cell/{number}")
         try:
             (run_along if ranks.sharded else _train)(cell, around)
@@ -119,15 +119,15 @@ def _train(cell: Cell, around: TrainingContext) -> None:
         return
 
 
-def _bench(given: Assignment, ranks: Connected, folder: RunFolder) -> Bench:
+def _bench(given: WorkerArguments, ranks: Connected, folder: RunFolder) -> Bench:
     """What stays warm. All take the first one's measurements, from which the numbers' format follows."""
     sharding = None
     if given.shard:
         from mtlbench.distributed.shards import Sharding
 
         sharding, ranks.sharded = Sharding(ranks, ranks.device), True
-    words = folder.words(given.request)
-    bench = Bench(device=str(ranks.device), threads=given.threads, data=words["data"], sharding=sharding)
+    data = folder.words(given.request)["data"]
+    bench = Bench(device=str(ranks.device), threads=given.threads, data=data, sharding=sharding)
     bench.machine = Machine(**{**ranks.broadcast_object(asdict(bench.machine)), "device": bench.machine.device})
     return bench
 

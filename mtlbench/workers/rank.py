@@ -18,15 +18,16 @@ from mtlbench.files.redact import log_to_stderr
 from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
+from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import ASK
-from mtlbench.workers.worker import LOG_FORMAT, Assignment, read, work_as
+from mtlbench.workers.worker import LOG_FORMAT, work_as
 
 _log = logging.getLogger(__name__)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m mtlbench.workers.rank``."""
-    given = read(words)
+    given = WorkerArguments.parse(argv)
     # What the group hears is only what is meant for it: everything printed goes where the log goes.
     channel = os.dup(1)
     os.dup2(2, 1)
@@ -42,13 +43,13 @@ def main(words: Sequence[str] | None = None) -> int:
     # Torchrun sends this when another process died: end at once, whatever this one waits for.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        return _work(replace(given, stop=stop), channel)
+        return _work(given, channel, stop)
     finally:
         # Python gives a signal its deadly default back while it ends.
         stop.ignore()
 
 
-def _work(given: Assignment, channel: int) -> int:
+def _work(given: WorkerArguments, channel: int, stop: Stop) -> int:
     from mtlbench.distributed.collectives import join
     from mtlbench.workers.on_ranks import Leader, follow
 
@@ -59,22 +60,22 @@ def _work(given: Assignment, channel: int) -> int:
         _say(channel, "refused")
         return 1
     if not ranks.first:
-        with given.stop.held():
-            return follow(given, ranks)
+        with stop.held():
+            return follow(given, ranks, stop)
     _say(channel, "met")
-    leader = Leader(given, ranks)
+    leader = Leader(given, ranks, stop)
 
-    def engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+    def engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
         return leader.engine(folder, events)
 
     try:
-        return work_as(replace(given, pulse=channel), engine=engine)
+        return work_as(replace(given, pulse=channel), engine=engine, stop=stop)
     finally:
         leader.end()
 
 
-def _say(channel: int, words: str) -> None:
-    os.write(channel, f"{words}\n".encode())
+def _say(channel: int, line: str) -> None:
+    os.write(channel, f"{line}\n".encode())
 
 
 def _follow_group() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import logging
 import os
@@ -11,11 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Failure, Record
 from mtlbench.errors import MtlbenchError
 from mtlbench.files import heartbeat as pulse
@@ -24,6 +20,7 @@ from mtlbench.files.redact import log_to_stderr
 from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events, StepLog
 from mtlbench.store import Claim, RunFolder
+from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import Stacks, crash_of
 
 MAX_DEATHS = 2
@@ -73,7 +70,7 @@ def work(
     new, busy_at = queue.cells, time.monotonic()
     relay = events if events is not None else Events({})
     stop = stop if stop is not None else Stop()
-    told: set[str] = set()
+    named: set[str] = set()
     folder.drop_finished_checkpoints()
     while True:
         taken = [cell for cell in new if takes(cell)]
@@ -89,7 +86,7 @@ def work(
             if not (pending or new) and (not queue.open or time.monotonic() > busy_at + LINGER_S):
                 return
             pulse.wait()
-            _tell(folder, pending, told)
+            _log_waiting(folder, pending, named)
             time.sleep(poll_s if pending else poll_s / 5)
             continue
         try:
@@ -164,15 +161,15 @@ def _unwritable(cell: Cell, error: Exception) -> Record:
     )
 
 
-def _tell(folder: RunFolder, pending: Sequence[Cell], told: set[str]) -> None:
-    """Say once for each claim whom this worker waits for."""
+def _log_waiting(folder: RunFolder, pending: Sequence[Cell], named: set[str]) -> None:
+    """Log once for each claim which process this worker waits for; ``named`` are the claims logged before."""
     if not pending:
         return
     running = folder.claims()
     for cell in pending:
         claim = running.get(cell.key)
-        if claim is not None and claim.token not in told:
-            told.add(claim.token)
+        if claim is not None and claim.token not in named:
+            named.add(claim.token)
             owner = claim.owner
             _log.info("waiting for %s (%s), run by process %d on %s", cell.key, cell.variant, owner.pid, owner.host)
 
@@ -200,53 +197,26 @@ def end_group() -> None:
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """What an executor tells a worker."""
-
-    folder: Path
-    request: str
-    index: int
-    device: str
-    threads: int | None
-    parent: int | None
-    devices: int = 1
-    """Devices of each cell of this worker."""
-    devices_per_cell: str = "1"
-    """How many devices which cells get: it takes those that get ``devices``."""
-    shard: bool = False
-    """Whether each of several devices keeps only a part of the backbone."""
-    last: str | None = None
-    """Key of the cell that killed the worker before this one: siblings get to try it first."""
-    series: str | None = None
-    """Name of the series whose later requests it takes too."""
-    pulse: int | None = None
-    """Open file for signs of life."""
-    stop: Stop = field(default_factory=Stop)
-    """Tells when the worker is asked to end."""
+Engine = Callable[[WorkerArguments, RunFolder, Events, Stop], Callable[[Cell], Record]]
+"""Gives the function that runs one cell, and ends early when the worker is asked to stop."""
 
 
-Engine = Callable[[Assignment, RunFolder, Events], Callable[[Cell], Record]]
-"""Gives the function that runs one cell."""
-
-
-def torch_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+def torch_engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
     """The real engine; backbone and tokenised data stay warm between cells."""
     from mtlbench.cells.cell import Bench, run_cell
     from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 
     every_s = checkpoint_seconds()
-    words = folder.words(given.request)
-    bench = Bench(device=given.device, threads=given.threads, data=words["data"])
-    return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=given.stop, checkpoint_s=every_s)
+    bench = Bench(device=given.device, threads=given.threads, data=folder.words(given.request)["data"])
+    return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=stop, checkpoint_s=every_s)
 
 
-def main(words: Sequence[str] | None = None, *, engine: Engine | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, engine: Engine | None = None) -> int:
     """Entry point of ``python -m mtlbench.workers.worker``; without an ``engine``, cells are trained.
 
     A worker whose cells get several devices is a group of as many processes.
     """
-    given = read(words)
+    given = WorkerArguments.parse(argv)
     faulthandler.enable()
     log_to_stderr(logging.INFO, LOG_FORMAT)
     stop = Stop()
@@ -259,28 +229,27 @@ def main(words: Sequence[str] | None = None, *, engine: Engine | None = None) ->
     try:
         if given.devices > 1 and engine is None:
             return _group(given, stop)
-        return work_as(replace(given, stop=stop), engine=engine or torch_engine)
+        return work_as(given, engine=engine or torch_engine, stop=stop)
     finally:
         stop.ignore()
         if given.parent is not None and os.getppid() != given.parent:
             end_group()
 
 
-def work_as(given: Assignment, *, engine: Engine) -> int:
-    """Run the cells that ``given`` tells of; gives the exit code."""
+def work_as(given: WorkerArguments, *, engine: Engine, stop: Stop) -> int:
+    """Run the cells of a worker with these arguments; gives the exit code."""
     folder = RunFolder(given.folder)
     beats = {"pulse": pulse.install(given.pulse)} if given.pulse is not None else {}
     events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beats, **_observers()})
-    rule = DevicesPerCell.read(given.devices_per_cell)
     try:
         work(
             folder,
             given.request,
-            run=engine(given, folder, events),
+            run=engine(given, folder, events, stop),
             events=events,
             index=given.index,
-            stop=given.stop,
-            takes=lambda cell: rule(cell) == given.devices,
+            stop=stop,
+            takes=lambda cell: given.devices_per_cell(cell) == given.devices,
             last=given.last,
             series=given.series,
         )
@@ -291,47 +260,25 @@ def work_as(given: Assignment, *, engine: Engine) -> int:
     return 0
 
 
-def _group(given: Assignment, stop: Stop) -> int:
+def _group(given: WorkerArguments, stop: Stop) -> int:
     from mtlbench.workers import group
 
-    threads = max(1, given.threads // given.devices) if given.threads else None
-    words = ["--folder", str(given.folder), "--request", given.request, "--index", str(given.index)]
-    words += ["--device", given.device, "--devices", str(given.devices), "--devices-per-cell", given.devices_per_cell]
-    words += ["--threads", str(threads)] if threads else []
-    words += ["--last", given.last] if given.last else []
-    words += ["--series", given.series] if given.series else []
-    words += ["--shard"] if given.shard else []
-    return group.serve(words, processes=given.devices, threads=threads, pulse=given.pulse, stop=stop, shard=given.shard)
-
-
-def read(words: Sequence[str] | None = None) -> Assignment:
-    """What the command line of a worker says; without ``words``, that of this process."""
-    parser = argparse.ArgumentParser(prog="python -m mtlbench.workers.worker", description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="run folder")
-    parser.add_argument("--request", required=True, help="id of the request whose cells to run")
-    parser.add_argument("--index", type=int, default=0, help="number of this worker")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--parent", type=int, help="end when this process is gone")
-    parser.add_argument("--devices", type=int, default=1, help="devices of each cell")
-    parser.add_argument("--devices-per-cell", default="1", help="run the cells that get --devices by this rule")
-    parser.add_argument("--shard", action="store_true", help="keep only a part of the backbone on each device")
-    parser.add_argument("--last", help="key of a cell to try after all others")
-    parser.add_argument("--series", help="name of the series of requests to follow")
-    parser.add_argument("--pulse", type=int, help="open file for signs of life")
-    return Assignment(**vars(parser.parse_args(words)))
+    ranks = given.of_rank()
+    return group.serve(
+        ranks.argv(), processes=given.devices, threads=ranks.threads, pulse=given.pulse, stop=stop, shard=given.shard
+    )
 
 
 def _observers() -> dict[str, object]:
     from mtlbench.plugins import load_observer, offers
 
-    found: dict[str, object] = {}
+    observers: dict[str, object] = {}
     for name in offers("observers"):
         try:
-            found[name] = load_observer(name)
+            observers[name] = load_observer(name)
         except MtlbenchError as error:
             _log.warning("%s", error)
-    return found
+    return observers
 
 
 if __name__ == "__main__":

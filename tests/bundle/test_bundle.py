@@ -13,7 +13,8 @@ from mtlbench.cli import cli
 from mtlbench.data import manifest
 from mtlbench.data.choose import open_source
 from mtlbench.errors import DataError, RequestError
-from mtlbench.planning.plan import Request, make_plan, resolve_tasks
+from mtlbench.planning.plan import make_plan, resolve_tasks
+from mtlbench.planning.request import Request
 
 TASKS = "glue/rte,superglue/boolq,commonsense/boolq"
 RTE = "data/nyu-mll/glue/rte/train.parquet"

@@ -27,7 +27,8 @@ from mtlbench.distributed.collectives import join
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.files.stop_request import Stop
-from mtlbench.planning.plan import Request, make_plan
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 from mtlbench.store import RunFolder
 from mtlbench.workers import group
 

@@ -14,7 +14,8 @@ from mtlbench.api.record import Record
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_cell
 from mtlbench.observers.events import Events
-from mtlbench.planning.plan import Request, make_plan
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 from mtlbench.plugins import load_suite
 from mtlbench.store import RunFolder
 

@@ -19,6 +19,7 @@ from toy_worker import wait_for
 
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.errors import RequestError
+from mtlbench.planning.request import check_devices, read_devices
 from mtlbench.testing import tiny_causal, tiny_seq2seq
 from mtlbench.workers import group
 
@@ -119,8 +120,8 @@ def test_cells_with_one_device_cannot_be_sharded(tmp_path: Path) -> None:
     _, _, cells = request(tmp_path)
     for words in ("1", "lora=1"):
         with pytest.raises(RequestError, match="every cell here has one"):
-            DevicesPerCell(**{**vars(DevicesPerCell.read(words)), "shard": True}).check(cells)
-    DevicesPerCell(of={"lora": 2}, shard=True).check(cells)
+            check_devices(read_devices(words, shard=True), cells)
+    check_devices(DevicesPerCell(of={"lora": 2}, shard=True), cells)
 
 
 def test_a_worker_scores_a_sharded_cell_and_refuses_what_cannot_be(tmp_path: Path) -> None:

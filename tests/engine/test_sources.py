@@ -14,7 +14,8 @@ from mtlbench.cells.cell import run_cell
 from mtlbench.composition import Sum
 from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
-from mtlbench.planning.plan import Request, make_plan
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 from mtlbench.store import RunFolder
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore

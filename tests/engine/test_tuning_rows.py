@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mtlbench.cells.bench import Bench
 from mtlbench.data.choose import open_source
-from mtlbench.planning.plan import Request, make_plan
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 
 
 def test_a_trial_never_sees_an_evaluation_row():

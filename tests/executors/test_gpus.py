@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_worker import COMMAND, ran, toy_cell, toy_folder, wait_for
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import DevicesPerCell, Launch, Workers
+from mtlbench.api.executor import Launch, Workers
 from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device
 from mtlbench.executors.local import LocalExecutor
+from mtlbench.planning.request import read_devices
 from mtlbench.store import RunFolder
 
 
@@ -47,9 +48,7 @@ def begin(
     path: Path, cells: list[Cell], inventory: Shelf, *, devices: str = "1", workers: int = 0
 ) -> tuple[RunFolder, Workers]:
     folder, request = toy_folder(path, cells)
-    launch = Launch(
-        folder=folder.path, request=request, workers=workers, device="cuda", devices=DevicesPerCell.read(devices)
-    )
+    launch = Launch(folder=folder.path, request=request, workers=workers, device="cuda", devices=read_devices(devices))
     return folder, LocalExecutor(command=COMMAND, inventory=inventory).start(launch)
 
 

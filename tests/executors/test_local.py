@@ -21,6 +21,7 @@ from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.slots import DeviceSlot, Pool, pool, shares
 from mtlbench.files.owner import cpus
+from mtlbench.planning.request import check_devices, read_devices
 from mtlbench.plugins import load_executor
 from mtlbench.store import RunFolder
 
@@ -88,14 +89,14 @@ def test_wide_cells_come_first_and_narrow_ones_take_what_is_left() -> None:
 
 
 def test_the_words_for_devices_per_cell_are_read() -> None:
-    rule = DevicesPerCell.read("2,toy=4")
+    rule = read_devices("2,toy=4")
     assert (rule(toy_cell()), rule(toy_cell(method="other")), str(rule)) == (4, 2, "2,toy=4")
-    assert DevicesPerCell.read(str(rule)) == rule and DevicesPerCell.read("1") == DevicesPerCell()
+    assert read_devices(str(rule)) == rule and read_devices("1") == DevicesPerCell()
     for words in ("0", "x", "full=", "=2", "1,,2", "-1"):
         with pytest.raises(RequestError, match="--devices-per-cell"):
-            DevicesPerCell.read(words)
+            read_devices(words)
     with pytest.raises(RequestError, match="'toi', no method here. Did you mean 'toy'"):
-        DevicesPerCell.read("toi=2").check([toy_cell()])
+        check_devices(read_devices("toi=2"), [toy_cell()])
 
 
 def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
 
-from mtlbench.api.executor import DevicesPerCell, Launch
+from mtlbench.api.executor import Launch
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.options import executor_of
 from mtlbench.executors.ray import RayExecutor, RayWorkers
 from mtlbench.executors.runner import run
+from mtlbench.planning.request import read_devices
 from mtlbench.store import RunFolder
 
 EXECUTOR = RayExecutor(command=COMMAND)
@@ -109,7 +110,7 @@ def test_a_cluster_of_gpus_gives_each_cell_the_number_it_asks_for(tmp_path: Path
     cluster.wait_for_nodes()
     cells = [toy_cell(seed, seconds=2.0) for seed in range(4)] + [toy_cell(0, seconds=2.0, method="pair")]
     folder, request = toy_folder(tmp_path / "run", cells)
-    devices = DevicesPerCell.read("1,pair=2")
+    devices = read_devices("1,pair=2")
     launch = Launch(folder=folder.path, request=request, workers=3, device="auto", devices=devices)
     workers = EXECUTOR.start(launch)
     import ray
@@ -119,7 +120,7 @@ def test_a_cluster_of_gpus_gives_each_cell_the_number_it_asks_for(tmp_path: Path
     workers.stop(grace_s=5)
     assert {record.status for record in folder.records().values()} == {"ok"} and len(folder.records()) == 5
     with pytest.raises(RequestError, match="asks for 8 GPUs for one cell, and the cluster has 4"):
-        EXECUTOR.start(replace(launch, devices=DevicesPerCell.read("8")))
+        EXECUTOR.start(replace(launch, devices=read_devices("8")))
 
 
 DRIVER = """

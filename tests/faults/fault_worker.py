@@ -1,6 +1,6 @@
 """A worker of tiny cells whose scores follow from their keys, so that every disturbed run can be compared.
 
-``python fault_worker.py`` takes the words of ``mtlbench.workers.worker``. Setting ``seconds`` is how long a cell trains.
+``python fault_worker.py`` takes the command line of ``mtlbench.workers.worker``. Setting ``seconds`` is how long a cell trains.
 ``FAULT_HOST`` gives the worker another host name, as if it ran on another machine that shares the run folder, and
 ``FAULT_FILE_BYTES`` limits the size of the files it may write, which is what a full disk looks like. With ``FAULT_FAST`` cells take no time.
 """
@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Costs, Failure, FailureClass, Record, TaskScore
 from mtlbench.files.failpoints import reach
+from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
-from mtlbench.workers.worker import Assignment, main
+from mtlbench.workers.arguments import WorkerArguments
+from mtlbench.workers.worker import main
 
 COMMAND = (sys.executable, str(Path(__file__).resolve()))
 TASKS = ("toy/a", "toy/b")
@@ -89,7 +92,7 @@ def run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     except (MemoryError, OSError) as error:
         kind: FailureClass = "oom" if isinstance(error, MemoryError) else "disk"
         return Record(cell=cell, status="failed", failure=Failure(kind=kind, message=str(error), next_step="n"))
-    taken = os.environ.get("MTLBENCH_FOREIGN_BYTES")
+    taken = os.environ.get(FOREIGN_BYTES)
     told = {"pid": os.getpid(), "at": time.time(), **({"foreign_device_bytes": int(taken)} if taken else {})}
     record = Record(**{**vars(undisturbed(cell)), "provenance": told})
     return _leak(record) if cell.method.startswith("leaks") else record
@@ -108,7 +111,7 @@ def _leak(record: Record) -> Record:
     return Record(**{**vars(record), "notes": {"leaked": told}, "provenance": {"command": [told]}})
 
 
-def engine(given: Assignment, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
+def engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
     return lambda cell: run(cell, folder, events)
 
 

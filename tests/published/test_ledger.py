@@ -14,9 +14,8 @@ from record_builder import cell
 from mtlbench.errors import DataError, RequestError
 from mtlbench.planning.plan import resolve_tasks
 from mtlbench.planning.presets import open_preset
-from mtlbench.planning.protocols import carried
 from mtlbench.planning.settings import read_settings, split_methods
-from mtlbench.plugins import load_method, offers
+from mtlbench.plugins import carried, load_method, offers
 from mtlbench.published.ledger import papers, papers_named, tables_named
 from mtlbench.published.reading import read_paper
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from record_builder import cell, done
 
-from mtlbench.commands.shared import render_reports
 from mtlbench.plugins import load_report
+from mtlbench.results.documents import write_reports
 from mtlbench.results.study import study_of
 from mtlbench.statistics.answers import answers_in
 from mtlbench.store import RunFolder
@@ -130,7 +130,7 @@ def test_the_report_that_finds_damaged_predictions_says_so_itself(folder, tmp_pa
     *_, bad = (published(folder, seed=seed) for seed in range(seeds))
     path = folder.path / "samples" / f"{bad}.parquet"
     path.write_bytes(path.read_bytes()[:-1])
-    render_reports(folder, [load_report("markdown")], tmp_path, draws=0)
+    write_reports(folder, [load_report("markdown")], tmp_path, draws=0, tell=lambda written: None)
     told = (tmp_path / "report.md").read_text()
     assert bad in told and "quarantine/" in told and not path.exists()
 

@@ -1,6 +1,6 @@
-"""Named protocols: the fields of a :class:`~mtlbench.api.cell.Protocol` as data.
+"""From option values to a checked :class:`~mtlbench.api.cell.Protocol`: a named one with single fields changed.
 
-A protocol is a TOML file beside this module, a file named by its path, or data of a suite or a method
+A named protocol is a TOML file beside this module, a file named by its path, or data of a suite or a method
 (``TaskSuite.protocols``, ``Method.protocols``). ``about`` says what it is, ``base`` names one to start from, and all
 else are fields. A protocol that was released is not changed: the tests hold the hash of each.
 """
@@ -8,20 +8,34 @@ else are fields. A protocol that was released is not changed: the tests hold the
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mtlbench.api.cell import Protocol
+from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.plugins import load_method, load_suite, offers
+from mtlbench.planning.mixing import ordered, read_mixing
+from mtlbench.plugins import carried
+from mtlbench.text import one_line
 
 STANDARD = "standard"
 """The protocol of a request that names none."""
 FOLDER = Path(__file__).parent
 SETTABLE = tuple(f.name for f in fields(Protocol) if f.name not in ("name", "data", "prompts"))
 """Fields that a named protocol may set."""
+_AT_LEAST: dict[str, float] = {
+    "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,
+    "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "adapt_steps": 1,
+}  # fmt: skip
+_OPTIONS = {
+    "optimizer": ("adamw", "adafactor", "sgd"),
+    "schedule": ("cosine", "linear", "constant"),
+    "batching": ("drawn", "by_length"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "attention": ("sdpa", "eager"),
+}
 
 
 def names() -> tuple[str, ...]:
@@ -40,26 +54,26 @@ def fields_of(name: str) -> dict[str, Any]:
     Raises:
         RequestError: there is no such protocol, it sets what is no field, or its bases go in a circle.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     seen: list[str] = []
-    word: str | None = name
-    while word is not None:
-        if word in seen:
-            raise RequestError(f"The protocol {name!r} is based on itself: {' -> '.join([*seen, word])}.")
-        seen.append(word)
-        definition = dict(_definition(word))
+    current: str | None = name
+    while current is not None:
+        if current in seen:
+            raise RequestError(f"The protocol {name!r} is based on itself: {' -> '.join([*seen, current])}.")
+        seen.append(current)
+        definition = dict(_definition(current))
         definition.pop("about", None)
         base = definition.pop("base", None)
         for field in definition:
             if field not in SETTABLE:
-                raise RequestError(f"The protocol {word!r} sets {field!r}. {did_you_mean(field, SETTABLE)}")
-        found = overlaid(definition, found)
-        word = base
-    return found
+                raise RequestError(f"The protocol {current!r} sets {field!r}. {did_you_mean(field, SETTABLE)}")
+        values = overlaid(definition, values)
+        current = base
+    return values
 
 
 def overlaid(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the fields ``given``; epochs that are given put steps of the base out of force."""
+    """``base`` with the fields ``given`` on top; given epochs replace the steps of the base."""
     stale = {f"{stage}steps" for stage in ("", "adapt_") if f"{stage}epochs" in given}
     return {**{name: value for name, value in base.items() if name not in stale}, **given}
 
@@ -69,12 +83,11 @@ def _definition(name: str) -> Mapping[str, Any]:
         return _read(Path(name))
     if name in names():
         return _read(FOLDER / f"{name}.toml")
-
-    own, known = carried("protocols", name)
-    if own is None:
+    definition, known = carried("protocols", name)
+    if definition is None:
         known = {*names(), *known}
         raise RequestError(f"Unknown protocol {name!r}. {did_you_mean(name, known)} Or name a file NAME.toml.")
-    return own
+    return definition
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -86,16 +99,127 @@ def _read(path: Path) -> dict[str, Any]:
         raise RequestError(f"The protocol {str(path)!r} is no TOML: {error}.") from error
 
 
-def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
-    """What the plugins carry under ``name``, and all names among which it was looked for."""
-    first = name.partition("/")[0]
-    suites, methods = offers("tasks"), offers("methods")
-    known: dict[str, Mapping[str, Any]] = {}
-    if first in methods:
-        known.update(getattr(load_method(first), kind))
-    for suite in [first] if first in suites else []:
-        known.update(getattr(load_suite(suite), kind))
-    for suite in [] if name in known else suites:
-        for key, value in getattr(load_suite(suite), kind).items():
-            known.setdefault(key, value)
-    return known.get(name), set(known)
+@dataclass(frozen=True, kw_only=True)
+class ProtocolChoice:
+    """A named protocol with the fields that a request changes, checked; data and prompts come with the tasks."""
+
+    name: str
+    named: Protocol
+    """As it is named."""
+    changed: Protocol
+    """With the fields of the request."""
+
+    @property
+    def sources(self) -> str:
+        """The tasks to train first, as they were given: names of suites or tasks."""
+        return self.changed.sources
+
+    def for_tasks(self, tasks: Sequence[str], *, data: str, prompts: str = "", sources: Sequence[str] = ()) -> Protocol:
+        """The protocol of the cells that train ``tasks``, with a name that states every change.
+
+        Args:
+            tasks: Full names of the cell's tasks, in order.
+            data: Where rows come from, with its digest.
+            prompts: Identity of the prompts.
+            sources: Full names of the tasks that are trained first.
+
+        Raises:
+            RequestError: the mixing weights do not fit the tasks.
+        """
+        protocol = replace(self.changed, sources=",".join(sources)) if sources else self.changed
+        if tasks:
+            protocol = replace(protocol, mixing=ordered(protocol.mixing, tasks))
+        changes = [
+            f"{field}={_label(getattr(protocol, field))}"
+            for field in SETTABLE
+            if getattr(protocol, field) != getattr(self.named, field)
+        ]
+        name = f"{self.name} + {', '.join(changes)}" if changes else self.name
+        return replace(protocol, name=one_line(name, limit=200), data=data, prompts=prompts)
+
+
+def choose_protocol(options: Mapping[str, Any]) -> ProtocolChoice:
+    """The protocol ``options["name"]`` (:data:`STANDARD` where there is none) with the other options on top.
+
+    Raises:
+        RequestError: an option is no field or has an impossible value, or the options contradict each other.
+    """
+    given = dict(options)
+    name = str(given.pop("name", None) or STANDARD)
+    for option in given:
+        if option not in SETTABLE:
+            raise RequestError(f"The protocol has no field {option!r}. {did_you_mean(option, SETTABLE)}")
+    base = fields_of(name)
+    named = _built(name, base)
+    changed = _built(name, overlaid(base, given))
+    _check(changed)
+    return ProtocolChoice(name=name, named=named, changed=changed)
+
+
+def _built(name: str, options: Mapping[str, Any]) -> Protocol:
+    """The values with the types of their fields: TOML's ``3`` is a number for ``epochs``."""
+    values: dict[str, Any] = {}
+    for field in fields(Protocol):
+        if field.name not in options:
+            continue
+        value, kind = options[field.name], str(field.type)
+        if kind.startswith("float") and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        wanted: Any = {"float": float, "int": int, "str": str, "bool": bool}[kind.partition(" ")[0]]
+        fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+        if not fits and not (value is None and kind.endswith("| None")):
+            raise RequestError(f"{field.name} of the protocol {name!r} must be {kind}, got {value!r}.")
+        values[field.name] = value
+    return Protocol(**values)
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def _check(protocol: Protocol) -> None:
+    for name, least in _AT_LEAST.items():
+        value = getattr(protocol, name)
+        if value is not None and not value >= least:
+            raise RequestError(f"{name} must be at least {least:g}, got {value}.")
+    for name, options in _OPTIONS.items():
+        value = getattr(protocol, name)
+        if value not in options:
+            raise RequestError(
+                f"{name} must be one of {', '.join(options)}, got {value!r}. {did_you_mean(value, options)}"
+            )
+    if not 0 < protocol.learning_rate < 100:
+        raise RequestError(f"learning_rate must be above 0, got {protocol.learning_rate}.")
+    for name in ("epochs", "adapt_epochs"):
+        value = getattr(protocol, name)
+        if value is not None and not 0 < value < 1e6:
+            raise RequestError(f"{name} must be above 0, got {value}.")
+    for name in ("eval_from_train", "holdout"):
+        if not 0 <= getattr(protocol, name) < 1:
+            raise RequestError(f"{name} is a share of the training rows below 1, got {getattr(protocol, name)}.")
+    if not 0 <= protocol.held_out < 0.5:
+        raise RequestError(f"held_out must be at least 0 and below 0.5, got {protocol.held_out}.")
+    if not protocol.warmup < 1:
+        raise RequestError(f"warmup is a share of the steps below 1, got {protocol.warmup}.")
+    if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
+        raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
+    read_mixing(protocol.mixing)
+    if not protocol.tuning or one_line(protocol.tuning, limit=80) != protocol.tuning:
+        raise RequestError(f"tuning must be one line of at most 80 characters, got {protocol.tuning!r}.")
+    _check_together(protocol)
+
+
+def _check_together(protocol: Protocol) -> None:
+    if protocol.held_out == 0 and protocol.evals_per_run:
+        raise RequestError(
+            "held_out=0 leaves no rows to stop early on: set evals_per_run=0 with it, or give held_out a share."
+        )
+    if protocol.k_shot:
+        read_k_shot(protocol.k_shot)
+        if protocol.eval_from_train:
+            raise RequestError(
+                f"k_shot={protocol.k_shot} cannot be scored on training rows: that takes more labels than the shots. "
+                "Tune with --train-rows, and run the result with --k-shot."
+            )
+    if (protocol.adapt_epochs or protocol.adapt_steps) and not protocol.sources:
+        raise RequestError("adapt_epochs and adapt_steps are the budget after the sources: give --sources too.")

@@ -1,0 +1,127 @@
+"""From the options of a command to typed requests: presets opened, numbers read, defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlbench.api.cell import Cell
+from mtlbench.api.executor import DevicesPerCell
+from mtlbench.backbones.names import is_embedded
+from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.planning.presets import Preset, open_preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one command asks for, defaults filled in."""
+
+    methods: str
+    tasks: str
+    model: str = "demo"
+    data: str | None = None
+    """``demo``, ``hub`` or a folder; ``None`` takes the demo for an embedded backbone and the hub for any other."""
+    seeds: tuple[int, ...] = (0,)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`~mtlbench.api.cell.Protocol` given explicitly; ``name`` is a named protocol to start from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as a JSON object, for the run folder."""
+        return {
+            "methods": self.methods,
+            "tasks": self.tasks,
+            "model": self.model,
+            "data": self.data_name,
+            "seeds": list(self.seeds),
+            "protocol": dict(self.protocol),
+        }
+
+    @property
+    def data_name(self) -> str:
+        """Where rows come from, resolved; a folder as an absolute path."""
+        name = self.data or ("demo" if is_embedded(self.model) else "hub")
+        return name if name in ("demo", "hub") else str(Path(name).resolve())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """The requests of one command: one, or those of a preset."""
+
+    parts: tuple[Request, ...]
+    notes: tuple[str, ...]
+    """What the user of the preset should know."""
+
+
+def read_requests(options: Mapping[str, Any]) -> Requests:
+    """The requests that options of the command line make; ``None`` is an option that was not given.
+
+    Raises:
+        RequestError: there is no such preset, an option is missing or the seeds cannot be read.
+    """
+    given = {name: value for name, value in options.items() if name != "preset" and value is not None}
+    name = options.get("preset")
+    opened = open_preset(name, given) if name else Preset(parts=(given,))
+    return Requests(parts=tuple(map(_request, opened.parts)), notes=opened.notes)
+
+
+def _request(options: Mapping[str, Any]) -> Request:
+    protocol = dict(options)
+    for needed in ("methods", "tasks"):
+        if needed not in protocol:
+            raise RequestError(f"--{needed} is missing. Example: mtlbench run --methods peml,mtl_lora --tasks glue")
+    named = {name: protocol.pop(name) for name in ("methods", "tasks", "model", "data") if name in protocol}
+    seeds = _seeds(str(protocol.pop("seeds", "0")))
+    return Request(**named, seeds=seeds, protocol=protocol)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise RequestError(
+            f"--seeds {text!r} cannot be read. Write whole numbers with commas, such as 0,1,2."
+        ) from None
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise RequestError(f"--seeds {text!r}: seeds must be different and not negative.")
+    return seeds
+
+
+def read_devices(text: str, *, shard: bool = False) -> DevicesPerCell:
+    """``"2"``, ``"full=4"`` or ``"1,full=4"`` as the devices of each cell.
+
+    Raises:
+        RequestError: the text holds no numbers of devices.
+    """
+    usual, of = 1, dict[str, int]()
+    for part in text.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        if not number.isdigit() or int(number) < 1 or (equals and not name):
+            raise RequestError(
+                f"--devices-per-cell {text!r} cannot be read at {part!r}. Write a number, or a number for each "
+                "method that needs another one: 1,full=4."
+            )
+        if name:
+            of[name.strip()] = int(number)
+        else:
+            usual = int(number)
+    return DevicesPerCell(usual=usual, of=of, shard=shard)
+
+
+def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
+    """Refuse a number for a method that no cell has, and sharding where no cell has several devices.
+
+    Raises:
+        RequestError: saying what is wrong.
+    """
+    cells = list(cells)
+    methods = {cell.method for cell in cells}
+    if devices.shard and all(devices(cell) == 1 for cell in cells):
+        raise RequestError(
+            "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
+            "--devices-per-cell 2."
+        )
+    for name in devices.of:
+        if name not in methods:
+            raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")
