@@ -44,7 +44,9 @@ def tasks_words(tasks: tuple[str, ...]) -> str:
 
 
 def memory(count: float) -> str:
-    """``637 MiB`` or ``3.00 GiB``."""
+    """``98 KiB``, ``637 MiB`` or ``3.00 GiB``."""
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

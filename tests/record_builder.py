@@ -18,6 +18,7 @@ COSTS = Costs(
     tokens_per_second=9_000.0,
     peak_memory=512 * 2**20,
     peak_memory_kind="process",
+    adapter_bytes=98 * 2**10,
 )
 
 

@@ -13,6 +13,7 @@ from record_builder import COSTS, PROTOCOL, accuracy, cell, correlation, done, f
 
 from mtlbench.api.record import Record
 from mtlbench.errors import StoreError
+from mtlbench.results.columns import cost_columns
 from mtlbench.results.study import study_of
 
 
@@ -186,6 +187,18 @@ def test_costs_are_spreads_over_the_seeds_that_gave_scores():
     assert costs.train_seconds.mean == 62.0
     assert max(costs.peak_memory.values) == 2**30
     assert costs.peak_memory_kind == "process"
+
+
+def test_the_size_of_adapters_is_that_of_the_records_that_say_it():
+    sizes = (2**20, 3 * 2**20, 0)
+    of_seed = [replace(COSTS, adapter_bytes=size) for size in sizes]
+    records = [done(cell(seed=s), 60.0, 20.0, costs=costs) for s, costs in enumerate(of_seed)]
+    records += [done(cell("base"), 60.0, 20.0, costs=replace(COSTS, adapter_bytes=0))]
+    table = only_table(records)
+    costs = row(table, "lora").costs
+    assert costs.adapter_bytes.values == (2**20, 3 * 2**20) and row(table, "base").costs.adapter_bytes is None
+    (column,) = [column for column in cost_columns(table) if column.name == "adapter on disk"]
+    assert [column.words(row(table, name)) for name in ("lora", "base")] == ["2 MiB", "–"]
 
 
 def test_broken_checks_and_different_machines_are_told():

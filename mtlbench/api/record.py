@@ -54,6 +54,7 @@ class Costs:
     peak_memory_kind: str = ""
     """``device`` or ``process``."""
     adapter_bytes: int = 0
+    """Of the saved adapter on disk."""
 
 
 @dataclass(frozen=True, kw_only=True)

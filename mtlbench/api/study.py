@@ -94,6 +94,8 @@ class RowCosts:
     trainable_percent: float
     """Trainable parameters in percent of the backbone's."""
     inference_parameters: Spread
+    adapter_bytes: Spread | None
+    """Of the saved adapter on disk; ``None`` where nothing was saved, or records of an earlier version do not say."""
     peak_memory: Spread | None
     peak_memory_kind: str
     """``device``, ``process``, both, or empty."""

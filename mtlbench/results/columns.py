@@ -31,6 +31,7 @@ def cost_columns(table: Table) -> list[NumberColumn]:
         _cost("trainable", lambda c: c.trainable_parameters.mean, "{:,.0f}".format),
         _cost("of backbone", lambda c: c.trainable_percent, "{:.2f}%".format),
         _cost("added at inference", lambda c: c.inference_parameters.mean, "{:,.0f}".format),
+        _cost("adapter on disk", lambda c: c.adapter_bytes.mean if c.adapter_bytes else None, memory),
         _cost(
             f"peak memory ({' and '.join(kinds)})" if kinds else "peak memory",
             lambda c: max(c.peak_memory.values) if c.peak_memory else None,
@@ -104,7 +105,7 @@ def over_tasks_columns(table: Table) -> list[NumberColumn]:
 def difference_legend(table: Table) -> str:
     """What the differences mean."""
     told = [difference for row in table.rows if row.comparison for difference in row.comparison.differences.values()]
-    words = f"ScoreDifference to {table.reference} in points, over the seeds that both have"
+    words = f"Difference to {table.reference} in points, over the seeds that both have"
     tested = any(one.p is not None for one in told)
     return words + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
 

@@ -67,6 +67,7 @@ def at_majority(scores: Sequence[TaskScore]) -> bool:
 def _costs(costs: Sequence[Costs]) -> RowCosts | None:
     if not costs:
         return None
+    adapters = [c.adapter_bytes for c in costs if c.adapter_bytes]
     peaks = [c.peak_memory for c in costs if c.peak_memory is not None]
     trainable = spread(c.trainable_parameters for c in costs)
     backbone = max(c.backbone_parameters for c in costs)
@@ -74,6 +75,7 @@ def _costs(costs: Sequence[Costs]) -> RowCosts | None:
         trainable_parameters=trainable,
         trainable_percent=100 * trainable.mean / backbone if backbone else 0.0,
         inference_parameters=spread(c.inference_parameters for c in costs),
+        adapter_bytes=spread(adapters) if adapters else None,
         peak_memory=spread(peaks) if peaks else None,
         peak_memory_kind=" and ".join(sorted({c.peak_memory_kind for c in costs if c.peak_memory_kind})),
         tokens_per_second=spread(c.tokens_per_second for c in costs),

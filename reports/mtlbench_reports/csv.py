@@ -19,8 +19,8 @@ _SCORES = (
 )  # fmt: skip
 _SUMMARY = ("table", "title", "method", "seeds", "outcome")
 _COSTS = (
-    "trainable_parameters", "trainable_percent", "inference_parameters", "peak_memory", "peak_memory_kind",
-    "tokens_per_second", "train_seconds", "total_seconds",
+    "trainable_parameters", "trainable_percent", "inference_parameters", "adapter_bytes", "peak_memory",
+    "peak_memory_kind", "tokens_per_second", "train_seconds", "total_seconds",
 )  # fmt: skip
 _OVER_TASKS = (
     "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
@@ -121,6 +121,7 @@ def _costs(costs: RowCosts) -> Line:
         "trainable_parameters": costs.trainable_parameters.mean,
         "trainable_percent": costs.trainable_percent,
         "inference_parameters": costs.inference_parameters.mean,
+        "adapter_bytes": costs.adapter_bytes.mean if costs.adapter_bytes else None,
         "peak_memory": max(costs.peak_memory.values) if costs.peak_memory else None,
         "peak_memory_kind": costs.peak_memory_kind,
         "tokens_per_second": costs.tokens_per_second.mean,

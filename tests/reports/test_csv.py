@@ -54,7 +54,7 @@ def test_the_summary_has_a_line_per_row_and_columns_for_the_tasks_of_all_tables(
     assert float(both["glue/rte sd"]) == 0.5**0.5
     single = next(x for x in lines if x["seeds"] == "1")
     assert (single["x/y"], single["x/y sd"], single["glue/rte"]) == ("33.0", "", "")
-    assert both["peak_memory"] == str(512 * 2**20)
+    assert both["peak_memory"] == str(512 * 2**20) and float(both["adapter_bytes"]) == 98 * 2**10
 
 
 def test_odd_names_come_back_whole_and_formulas_are_disarmed():
