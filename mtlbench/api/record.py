@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 from mtlbench.api.cell import Cell
 
@@ -69,6 +69,79 @@ class Failure:
     """The last frames of the traceback."""
 
 
+class MicroBatchChange(TypedDict):
+    """After which step memory ran out, and how many rows a forward pass has had since."""
+
+    after_step: int
+    rows: int
+
+
+class StageNote(TypedDict):
+    """One stage of a training that has several: the tasks trained, from which step on and for how many."""
+
+    tasks: list[str]
+    steps: list[int]
+    best_step: int | None
+    stopped_early: bool
+
+
+class Notes(TypedDict, total=False):
+    """What is remembered of a training. Modules of a method may add keys of their own, which JSON can hold."""
+
+    parameters_attached: int
+    best_step: int | None
+    stopped_early: bool
+    stop_losses: list[Any]
+    """Pairs of step and loss on the early-stopping split."""
+    rows_per_task: dict[str, int]
+    tokens_per_task: dict[str, int]
+    stages: list[StageNote]
+
+
+class Disturbances(TypedDict, total=False):
+    """What went otherwise than planned in a cell; a key is there only where it did."""
+
+    attempts: int
+    """Attempts it took, this one included."""
+    resumed_from_step: list[int]
+    checkpoint_problems: list[str]
+    """Why earlier checkpoints were not used."""
+    micro_batch: list[MicroBatchChange]
+    eval_tokens_per_batch: int
+    """Tokens of an evaluation batch, where memory ran out with more."""
+
+
+class Provenance(Disturbances, total=False):
+    """Where and by what a cell was run. None of it is part of the cell's identity; earlier versions wrote less."""
+
+    versions: Mapping[str, str]
+    """Package to version."""
+    python: str
+    system: str
+    host: str
+    pid: int
+    device: str
+    threads: int
+    float32_gflops: float
+    bfloat16_gflops: float
+    foreign_device_bytes: int
+    """Device memory that other programs held."""
+    processes: int
+    """Processes that shared the training, where it was more than one."""
+    shards: int
+    """Processes that kept a part of the backbone each."""
+    backbone_fingerprint: str
+    dtype: str
+    protocol_hash: str
+    data_revisions: dict[str, str]
+    """Data set to its revision on the hub."""
+    started: float
+    finished: float
+    """In seconds since 1970."""
+    adapter_sha256: str
+    samples_sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What one cell leaves behind."""
@@ -81,9 +154,9 @@ class Record:
     failure: Failure | None = None
     guards: Mapping[str, bool] = field(default_factory=dict)
     """Name of each check made on the cell and whether it held."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    """What the method or the engine wants remembered: early stop, architecture found, per-task rows and tokens."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: Notes = field(default_factory=Notes)
+    """Early stop, architecture found, rows and tokens of each task."""
+    provenance: Provenance = field(default_factory=Provenance)
     """Versions, host, device, threads, measured matrix rate, times. Not part of the cell's identity."""
 
     @property
@@ -123,6 +196,6 @@ class Record:
             costs=Costs(**value["costs"]) if value["costs"] else None,
             failure=Failure(**{**failure, "frames": tuple(failure["frames"])}) if failure else None,
             guards=dict(value["guards"]),
-            notes=dict(value["notes"]),
-            provenance=dict(value["provenance"]),
+            notes=cast(Notes, dict(value["notes"])),
+            provenance=cast(Provenance, dict(value["provenance"])),
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TypedDict, cast
 
 from torch import nn
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.method import Method, Setup
+from mtlbench.api.record import Disturbances
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import axis_seed
@@ -44,8 +44,19 @@ class TrainingContext:
     """The processes that share the training."""
 
 
+class EarlierAttempts(TypedDict):
+    """What a checkpoint says of the training up to it, beside the state of training."""
+
+    steps: int
+    seconds: float
+    peak: int | None
+    """Highest memory so far, in bytes."""
+    attempts: int
+    resumed_from_step: list[int]
+
+
 class CellAttempt:
-    """A cell on the way through its training; it goes on from the checkpoint of an earlier attempt where there is one.
+    """A cell on the way through its training, resumed from the checkpoint of an earlier attempt where there is one.
 
     Args:
         on_step: As :class:`~mtlbench.training.loop.Loop` has it.
@@ -73,7 +84,7 @@ class CellAttempt:
 
     @cached_property
     def setup(self) -> Setup:
-        """What the method is told when it is attached."""
+        """What the method knows of the cell when it is attached."""
         counts = [0] * len(self.prepared.tasks)
         for row in self.splits.train:
             counts[row.task] += 1
@@ -128,35 +139,44 @@ class CellAttempt:
             self.method.adapt(self.model, self.loop)
         reach("cell.trained")
 
-    # What it cost, with the attempts that it goes on from
+    # What it cost, earlier attempts included
 
-    def told(self) -> dict[str, Any]:
+    def disturbances(self) -> Disturbances:
         """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
-        told: dict[str, Any] = {}
-        before = self.recovery.before
+        disturbances: Disturbances = {}
+        before = self._before()
         if before:
-            told["attempts"] = before["attempts"] + 1
-            told["resumed_from_step"] = [*before["resumed_from_step"], before["steps"]]
+            disturbances["attempts"] = before["attempts"] + 1
+            disturbances["resumed_from_step"] = [*before["resumed_from_step"], before["steps"]]
         if self.recovery.problems:
-            told["checkpoint_problems"] = list(self.recovery.problems)
-        if self.loop.progress.micro_batches:
-            found = self.loop.progress.micro_batches
-            told["micro_batch"] = [{"after_step": step, "rows": rows} for step, rows in found]
-        return told
+            disturbances["checkpoint_problems"] = list(self.recovery.problems)
+        if changes := self.loop.progress.micro_batches:
+            disturbances["micro_batch"] = [{"after_step": step, "rows": rows} for step, rows in changes]
+        return disturbances
 
     def seconds(self) -> float:
-        """Of this attempt, and of earlier ones up to the checkpoints that were gone on from."""
-        return float(self.recovery.before.get("seconds", 0.0)) + time.perf_counter() - self._begun
+        """Of this attempt, and of earlier ones up to the checkpoints that were resumed from."""
+        before = self._before()
+        return (before["seconds"] if before else 0.0) + time.perf_counter() - self._begun
 
     def peak(self) -> Peak:
         """Of all attempts."""
         peak = read_peak(self._around.bench.device, was_reset=self._was_reset)
-        earlier = self.recovery.before.get("peak")
+        before = self._before()
+        earlier = before["peak"] if before else None
         return peak if earlier is None or peak.amount is None else replace(peak, amount=max(peak.amount, earlier))
 
-    def _about(self) -> Mapping[str, Any]:
-        """What a checkpoint tells beside the state of training: how far it is, and what attempts so far cost."""
-        before = self.recovery.before
+    def done_before(self) -> int:
+        """Steps of earlier attempts up to the checkpoint that this one is resumed from."""
+        before = self._before()
+        return before["steps"] if before else 0
+
+    def _before(self) -> EarlierAttempts | None:
+        return cast(EarlierAttempts, self.recovery.before) if self.recovery.before else None
+
+    def _about(self) -> EarlierAttempts:
+        """What a checkpoint says beside the state of training: how far it is, and what attempts so far cost."""
+        before = self._before()
         resumed = [*before["resumed_from_step"], before["steps"]] if before else []
         return {
             "steps": self.loop.progress.steps,

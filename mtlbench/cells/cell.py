@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.record import Costs, Failure, Record
+from mtlbench.api.record import Costs, Disturbances, Provenance, Record
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, stored_count, trainable_count
-from mtlbench.cells.failure import GuardError, failure_of, lost_unseen
+from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import notes_of, provenance_of
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.evaluation.evaluate import Evaluation, evaluate
@@ -43,9 +42,6 @@ __all__ = ["Bench", "run_cell"]
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Largest difference of logits that counts as equal, relative to the largest logit."""
-
 
 def run_cell(
     cell: Cell,
@@ -59,8 +55,8 @@ def run_cell(
 ) -> Record:
     """The record of a cell: ``ok``, ``skipped`` with the reason, or ``failed`` with a class and a next step.
 
-    Training goes on from the checkpoint of an earlier attempt where there is one. When ``stop`` is asked, training ends
-    after its step with a checkpoint. Where ``ranks`` share the training, this is the first of them.
+    Training is resumed from the checkpoint of an earlier attempt where there is one. When ``stop`` is asked, training
+    ends after its step with a checkpoint. Where ``ranks`` share the training, this is the first of them.
 
     Raises:
         Stopped: the worker was asked to end.
@@ -85,10 +81,13 @@ def run_cell(
         record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
     if record.failure is None or record.failure.kind != "device":
         free_memory(bench.device)
-    shared = {"processes": ranks.size, **({"shards": ranks.size} if ranks.sharded else {})} if ranks.size > 1 else {}
-    told = {**run.told(), **shared}
-    provenance = {**provenance_of(bench), **record.provenance, **told, "started": started, "finished": time.time()}
-    return Record(**{**vars(record), "provenance": provenance})
+    provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
+    if ranks.size > 1:
+        provenance["processes"] = ranks.size
+    if ranks.size > 1 and ranks.sharded:
+        provenance["shards"] = ranks.size
+    provenance |= {"started": started, "finished": time.time()}
+    return replace(record, provenance=provenance)
 
 
 def run_along(cell: Cell, around: TrainingContext) -> None:
@@ -130,12 +129,12 @@ class _Run:
         return self.around.folder
 
     def record(self) -> Record:
-        cell, bench = self.cell, self.bench
+        cell = self.cell
         self.checks = {}
         attempt = self.attempt = CellAttempt(cell, self.around, on_step=self._stepped, begun=self.begun)
         reason = attempt.attach()
         if reason is not None:
-            return Record(cell=cell, status="skipped", failure=_refusal(reason))
+            return Record(cell=cell, status="skipped", failure=refusal(reason))
         model, backbone, method, routing = attempt.model, attempt.backbone, attempt.method, attempt.routing
         attached = trainable_count(model)
         sample = self._sample(attempt.splits, backbone)
@@ -144,7 +143,7 @@ class _Run:
             stock = guards.label_logits(backbone.fresh(), sample, routing)
             self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
         planned = attempt.planned_steps() if before else 0
-        self.events.training_planned(cell, planned, attempt.recovery.before.get("steps", 0))
+        self.events.training_planned(cell, planned, attempt.done_before())
         attempt.fit(trains=bool(before))
         peak = attempt.peak()
         model.eval()
@@ -183,13 +182,19 @@ class _Run:
             ),
             guards=self.checks,
             notes=notes_of(model, done, cell.tasks, attached=attached),
-            provenance={
-                "backbone_fingerprint": backbone.fingerprint,
-                "dtype": str(bench.dtypes(cell)[0]),
-                "protocol_hash": cell.protocol.hash(),
-                **({"data_revisions": dict(revisions)} if (revisions := bench.revisions(cell)) else {}),
-            },
+            provenance=self._provenance(backbone),
         )
+
+    def _provenance(self, backbone: Backbone) -> Provenance:
+        """What was trained on: backbone, dtype, protocol, revisions of the data."""
+        provenance: Provenance = {
+            "backbone_fingerprint": backbone.fingerprint,
+            "dtype": str(self.bench.dtypes(self.cell)[0]),
+            "protocol_hash": self.cell.protocol.hash(),
+        }
+        if revisions := self.bench.revisions(self.cell):
+            provenance["data_revisions"] = dict(revisions)
+        return provenance
 
     def forget(self, reason: str) -> None:
         """Start from zero the next time, without checkpoints."""
@@ -199,14 +204,14 @@ class _Run:
         self.problems += [*earlier, f"started from zero: {reason}"]
         self.attempt = None
 
-    def told(self) -> dict[str, Any]:
+    def disturbances(self) -> Disturbances:
         """What the record says of attempts, checkpoints and memory; nothing when all went undisturbed."""
-        told = self.attempt.told() if self.attempt is not None else {}
+        disturbances: Disturbances = self.attempt.disturbances() if self.attempt is not None else {}
         if self.problems:
-            told["checkpoint_problems"] = [*self.problems, *told.get("checkpoint_problems", [])]
+            disturbances["checkpoint_problems"] = [*self.problems, *disturbances.get("checkpoint_problems", [])]
         if self.token_budget and self.token_budget < token_budget(self.bench.device):
-            told["eval_tokens_per_batch"] = self.token_budget
-        return told
+            disturbances["eval_tokens_per_batch"] = self.token_budget
+        return disturbances
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("cell.step")
@@ -273,12 +278,12 @@ class _Run:
         )
 
     def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
-        return guards.same_logits(one, other, tolerance=_TOLERANCE[self.bench.dtypes(self.cell)[0]])
+        return guards.same_logits(one, other, tolerance=guards.TOLERANCE[self.bench.dtypes(self.cell)[0]])
 
     def _check(self, name: str, held: bool) -> None:
         self.checks[name] = held
         if not held:
-            raise GuardError(f"the check {name!r} did not hold for {self.cell.variant}: {_MEANING[name]}")
+            raise GuardError(f"the check {name!r} did not hold for {self.cell.variant}: {guards.MEANING[name]}")
 
 
 class _Along(_Run):
@@ -286,20 +291,6 @@ class _Along(_Run):
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("rank.step")
-
-
-_MEANING: Mapping[str, str] = {
-    "equal_to_backbone_at_start": "its logits differ from the backbone's before the first step; set identity_at_start "
-    "= False if that is meant.",
-    "trained": "no trainable parameter moved.",
-    "keys_equal": "attached, trained and saved parameter names are not the same set.",
-    "reloaded_equal": "the saved adapter gives other logits when it is read back.",
-    "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
-}
-
-
-def _refusal(reason: str) -> Failure:
-    return Failure(kind="refused", message=reason, next_step="Change the setting or leave the method out.")
 
 
 def _peak_fields(peak: Peak) -> dict[str, Any]:

@@ -47,6 +47,11 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
     )
 
 
+def refusal(reason: str) -> Failure:
+    """Why a cell is skipped: its method refuses it."""
+    return Failure(kind="refused", message=reason, next_step="Change the setting or leave the method out.")
+
+
 def _class_of(error: BaseException, cell: Cell) -> FailureClass:
     if lost(error) is not None:
         return "device"

@@ -12,6 +12,18 @@ from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.head import picked_rows
 from mtlbench.training.batches import Batch
 
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Largest difference of logits that counts as equal, relative to the largest logit."""
+MEANING: Mapping[str, str] = {
+    "equal_to_backbone_at_start": "its logits differ from the backbone's before the first step; set identity_at_start "
+    "= False if that is meant.",
+    "trained": "no trainable parameter moved.",
+    "keys_equal": "attached, trained and saved parameter names are not the same set.",
+    "reloaded_equal": "the saved adapter gives other logits when it is read back.",
+    "backbone_unchanged": "a frozen weight was written to; merging must make a new tensor.",
+}
+"""Name of a check to what it means that it did not hold."""
+
 
 @torch.no_grad()
 def label_logits(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a record tells beside scores and costs: how training went, what the model says of itself, where it ran."""
+"""What a record holds beside scores and costs: how training went, what the model reports, where it ran."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import cast
 
 from torch import nn
 
+from mtlbench.api.executor import FOREIGN_BYTES
+from mtlbench.api.record import Notes, Provenance
 from mtlbench.cells.bench import Bench
 from mtlbench.training.progress import TrainingProgress
 
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
-def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int) -> dict[str, Any]:
+def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int) -> Notes:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
     Modules with a method ``notes`` add their own.
     """
-    notes: dict[str, Any] = {
+    notes: Notes = {
         "parameters_attached": attached,
         "best_step": done.best_step,
         "stopped_early": done.stopped_early,
@@ -42,23 +44,25 @@ def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, 
             for stage in done.stages
         ]
     for module in model.modules():
-        told = getattr(module, "notes", None)
-        if callable(told):
-            notes.update(told())
+        reported = getattr(module, "notes", None)
+        if callable(reported):
+            notes = cast(Notes, {**notes, **reported()})
     return notes
 
 
-def provenance_of(bench: Bench) -> dict[str, Any]:
+def provenance_of(bench: Bench) -> Provenance:
     """Versions, system, process and machine."""
-    return {
+    provenance: Provenance = {
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
         "host": platform.node(),
         "pid": os.getpid(),
-        **({"foreign_device_bytes": int(taken)} if (taken := os.environ.get("MTLBENCH_FOREIGN_BYTES")) else {}),
         "device": bench.machine.name,
         "threads": bench.machine.threads,
         "float32_gflops": round(bench.machine.float32_gflops, 1),
         "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
     }
+    if foreign := os.environ.get(FOREIGN_BYTES):
+        provenance["foreign_device_bytes"] = int(foreign)
+    return provenance

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
-from mtlbench.api.record import Record
+from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
@@ -166,14 +166,14 @@ def _differing(protocols: Sequence[Protocol]) -> list[str]:
     return [name for name in (values[0] if values else {}) if len({v[name] for v in values}) > 1]
 
 
-_SAME = {
-    "backbone_fingerprint": "The fingerprint of the backbone's weights",
-    "dtype": "The dtype of the computation",
-    "device": "The device behind times and memory",
-    "host": "The machine behind times and memory",
-    "threads": "The number of threads behind times",
+_SAME: Mapping[str, Callable[[Provenance], object]] = {
+    "The fingerprint of the backbone's weights": lambda provenance: provenance.get("backbone_fingerprint"),
+    "The dtype of the computation": lambda provenance: provenance.get("dtype"),
+    "The device behind times and memory": lambda provenance: provenance.get("device"),
+    "The machine behind times and memory": lambda provenance: provenance.get("host"),
+    "The number of threads behind times": lambda provenance: provenance.get("threads"),
 }
-"""Provenance that should not differ inside a table, in words."""
+"""Provenance that should not differ inside a table, by its name in a sentence."""
 
 
 def table_notes(rows: Sequence[Row]) -> Iterable[str]:
@@ -188,8 +188,8 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
         if len(set(versions.values())) > 1:
             yield f"The rows used different versions of {name}: {'; '.join(f'{k} {v}' for k, v in versions.items())}."
     records = [record for row in scored for record in row.records if record.status == "ok"]
-    for name, what in _SAME.items():
-        seen = sorted({one_line(str(r.provenance[name])) for r in records if r.provenance.get(name) is not None})
+    for what, of in _SAME.items():
+        seen = sorted({one_line(str(value)) for r in records if (value := of(r.provenance)) is not None})
         if len(seen) > 1:
             yield f"{what} differs between cells: {', '.join(seen)}."
     yield from circumstances(scored)

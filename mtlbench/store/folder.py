@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.record import Record
+from mtlbench.api.record import Provenance, Record
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.disk import DiskError
 from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
@@ -27,9 +27,9 @@ from mtlbench.store.series import Queue, Series
 if TYPE_CHECKING:
     from mtlbench.store.claims import InFlight
 
-ADAPTER = "adapter_sha256"
+ADAPTER: Final = "adapter_sha256"
 """Provenance of a record: checksum of the cell's adapter."""
-SAMPLES = "samples_sha256"
+SAMPLES: Final = "samples_sha256"
 """Likewise, of the file with its predictions."""
 _log = logging.getLogger(__name__)
 
@@ -145,9 +145,12 @@ class RunFolder:
         if record.key != claim.key:
             raise ValueError(f"the record of cell {record.key} cannot be published with the claim of {claim.key}")
         if record.status == "ok":
-            made = {ADAPTER: folder_sha256(self.adapter(record.key)), SAMPLES: file_sha256(self._samples(record.key))}
-            known = {name: checksum for name, checksum in made.items() if checksum is not None}
-            record = replace(record, provenance={**record.provenance, **known})
+            checksums: Provenance = {}
+            if (adapter := folder_sha256(self.adapter(record.key))) is not None:
+                checksums[ADAPTER] = adapter
+            if (samples := file_sha256(self._samples(record.key))) is not None:
+                checksums[SAMPLES] = samples
+            record = replace(record, provenance={**record.provenance, **checksums})
         if not self._claims.holds(claim):
             _log.warning("cell %s was taken over by another worker: this record is dropped", claim.key)
             self._records.compare(record)

@@ -26,8 +26,12 @@ def cells_of(line: str) -> list[str]:
 
 
 def test_a_small_study_reads_as_expected():
-    frozen = replace(COSTS, trainable_parameters=0, train_seconds=0.0, tokens_per_second=0.0, total_seconds=4.5, adapter_bytes=0)
-    large = replace(COSTS, peak_memory=3 * 2**30, trainable_parameters=150_000, train_seconds=7300.0, adapter_bytes=594 * 2**10)
+    frozen = replace(
+        COSTS, trainable_parameters=0, train_seconds=0.0, tokens_per_second=0.0, total_seconds=4.5, adapter_bytes=0
+    )
+    large = replace(
+        COSTS, peak_memory=3 * 2**30, trainable_parameters=150_000, train_seconds=7300.0, adapter_bytes=594 * 2**10
+    )
     records = [done(cell("base", s), 50.0, 0.0, costs=frozen) for s in (0, 1, 2)]
     records += [done(cell("mtl_lora", s, settings={"rank": 8}), 71.0 + s, 31.5 - s) for s in (0, 1, 2)]
     records += [done(cell("peml", s), 74.0 + 2 * s, 29.0, costs=large) for s in (0, 2)]
