@@ -95,6 +95,10 @@ class Notes(TypedDict, total=False):
     """Pairs of step and loss on the early-stopping split."""
     rows_per_task: dict[str, int]
     tokens_per_task: dict[str, int]
+    tasks_per_step: float
+    """Mean number of tasks in a step."""
+    largest_share_of_step: float
+    """Mean share of a step's rows that the task with most rows had."""
     stages: list[StageNote]
 
 

@@ -1,13 +1,18 @@
-"""Runs that finished but say nothing about their method: constant answers, no better than chance, nothing learnt."""
+"""Runs that finished but say nothing about their method: constant answers, no better than chance, nothing learnt.
+
+Judged from what is stored beside their records: answers and step logs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import AT_MAJORITY, Flag
+from mtlbench.api.study import AT_MAJORITY, Flag, Predictions, Steps
+from mtlbench.files.copies import in_copies
 from mtlbench.results.rows import at_majority
 
 if TYPE_CHECKING:
@@ -17,12 +22,36 @@ CONSTANT = "the same answer to every example"
 UNDEFINED = "not a number"
 UNPARSED = "answers that could not be read"
 STILL = "the training loss did not fall"
+_TOGETHER = 32
+"""Cells that are read in one go; fewer are read sooner than a copy of the process starts."""
 _LINES = 8
 """Least lines of a step log that say something about a task."""
 _READ = 100
 """About as many lines of a log are looked at; a longer one is thinned out."""
 _FALL = 0.01
 """Least share of the loss that training must take off at least one task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEvidence:
+    """What is stored of one cell, and what it says is degenerate."""
+
+    answers: Mapping[str, TaskAnswers] | None
+    flags: tuple[Flag, ...]
+
+
+def evidence_of(done: Sequence[Record], *, predictions: Predictions, steps: Steps) -> list[StoredEvidence]:
+    """The evidence of each of the finished cells ``done``; hundreds of them are read in copies of this process."""
+
+    def read(part: Sequence[Record]) -> list[StoredEvidence]:
+        answers = [(record, predictions(record.key)) for record in part]
+        return [StoredEvidence(answers=a, flags=flags_of(r, answers=a, steps=steps(r.key))) for r, a in answers]
+
+    parts = [done[at : at + _TOGETHER] for at in range(0, len(done), _TOGETHER)]
+    with in_copies(read, parts) as results:
+        if len(parts) > 1:
+            import scipy.stats  # noqa: F401  # takes as long as the reading, and the tests of a large study need it
+        return [one for part in results() for one in part]
 
 
 def flags_of(

@@ -13,22 +13,24 @@ from mtlbench.api.study import Entry, Problem, Row, RowCosts, spread
 from mtlbench.text import one_line
 
 
-def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], found: Mapping[int, Record]) -> list[Row]:
-    """A row for each combination of package versions; ``found`` gives records by the identity of their cell: making
+def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], records: Mapping[int, Record]) -> list[Row]:
+    """A row for each combination of package versions; ``records`` are by the identity of their cell: making
     a key takes long enough to do it once."""
     by_version = grouped(cells, lambda cell: canonical(dict(cell.plugins)))
     versions = [group[0].plugins for group in by_version]
-    told = [name for name in sorted({n for v in versions for n in v}) if len({v.get(name) for v in versions}) > 1]
-    return [_row(group, told=told, tasks=tasks, found=found) for group in by_version]
+    differing = [name for name in sorted({n for v in versions for n in v}) if len({v.get(name) for v in versions}) > 1]
+    return [_row(group, differing=differing, tasks=tasks, records=records) for group in by_version]
 
 
-def _row(cells: Sequence[Cell], *, told: Sequence[str], tasks: tuple[str, ...], found: Mapping[int, Record]) -> Row:
+def _row(
+    cells: Sequence[Cell], *, differing: Sequence[str], tasks: tuple[str, ...], records: Mapping[int, Record]
+) -> Row:
     cells = sorted(cells, key=lambda cell: cell.seed)
     first = cells[0]
-    records = tuple(found[id(cell)] for cell in cells if id(cell) in found)
-    done = [record for record in records if record.status == "ok"]
-    missing = tuple(cell for cell in cells if id(cell) not in found)
-    versions = ", ".join(f"{name} {first.plugins.get(name, 'not used')}" for name in told)
+    own = tuple(records[id(cell)] for cell in cells if id(cell) in records)
+    done = [record for record in own if record.status == "ok"]
+    missing = tuple(cell for cell in cells if id(cell) not in records)
+    versions = ", ".join(f"{name} {first.plugins.get(name, 'not used')}" for name in differing)
     variant = one_line(first.variant)
     whole = [record for record in done if set(tasks) <= set(record.scores)]
     averages = [sum(r.scores[t].score for t in tasks) / len(tasks) for r in whole]
@@ -36,7 +38,7 @@ def _row(cells: Sequence[Cell], *, told: Sequence[str], tasks: tuple[str, ...], 
         label=f"{variant} ({versions})" if versions else variant,
         variant=variant,
         plugins=first.plugins,
-        records=records,
+        records=own,
         missing=missing,
         seeds=tuple(record.cell.seed for record in done),
         entries={
@@ -44,7 +46,7 @@ def _row(cells: Sequence[Cell], *, told: Sequence[str], tasks: tuple[str, ...], 
         },
         average=Entry(scores=spread(averages), best=False, at_majority=False) if averages else None,
         costs=_costs([record.costs for record in done if record.costs]),
-        problems=_problems(records, missing=missing),
+        problems=_problems(own, missing=missing),
         average_seeds=tuple(record.cell.seed for record in whole),
     )
 

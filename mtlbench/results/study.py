@@ -11,7 +11,7 @@ from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
-from mtlbench.results.evidence import evidence_of
+from mtlbench.results.degenerate import evidence_of
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
 from mtlbench.text import one_line, seed_list, tasks_words
@@ -47,41 +47,41 @@ def study_of(
         StoreError: two different records of one cell.
         RequestError: no table has the reference among its rows with scores.
     """
-    found: dict[str, Record] = {}
+    by_key: dict[str, Record] = {}
     for record in records:
-        if found.setdefault(record.key, record) != record:
+        if by_key.setdefault(record.key, record) != record:
             raise StoreError(
                 f"Two different records claim cell {record.key} ({record.cell.variant}). Delete the wrong one."
             )
-    missing = {cell.key: cell for cell in expected if cell.key not in found}
-    cells = [*(record.cell for record in found.values()), *missing.values()]
+    missing = {cell.key: cell for cell in expected if cell.key not in by_key}
+    cells = [*(record.cell for record in by_key.values()), *missing.values()]
     groups = grouped(cells, lambda cell: canonical([cell.model, list(cell.tasks), cell.protocol.hash()]))
     differing = _differing([group[0].protocol for group in groups])
-    by_cell = {id(record.cell): record for record in found.values()}
-    tables = tuple(_table(group, found=by_cell, differing=differing) for group in groups)
+    by_cell = {id(record.cell): record for record in by_key.values()}
+    tables = tuple(_table(group, records=by_cell, differing=differing) for group in groups)
     _check_reference(tables, reference)
-    done = [record for record in found.values() if record.status == "ok"]
-    told = dict(zip(map(id, done), evidence_of(done, predictions=predictions, steps=steps), strict=True))
-    answers = {number: own.answers for number, own in told.items() if own.answers is not None}
-    flags = {number: own.flags for number, own in told.items()}
+    done = [record for record in by_key.values() if record.status == "ok"]
+    evidence = dict(zip(map(id, done), evidence_of(done, predictions=predictions, steps=steps), strict=True))
+    answers = {number: stored.answers for number, stored in evidence.items() if stored.answers is not None}
+    flags = {number: stored.flags for number, stored in evidence.items()}
     tables = tuple(
         _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws) for table in tables
     )
-    own = [f"The tables have different protocols ({', '.join(differing)}): compare rows inside a table only."]
-    counts = {status: sum(r.status == status for r in found.values()) for status in ("ok", "failed", "skipped")}
+    warning = [f"The tables have different protocols ({', '.join(differing)}): compare rows inside a table only."]
+    counts = {status: sum(r.status == status for r in by_key.values()) for status in ("ok", "failed", "skipped")}
     return Study(
         title=_study_title(tables, title=title),
         tables=tables,
-        notes=(*map(one_line, notes()), *(own if differing else ())),
+        notes=(*map(one_line, notes()), *(warning if differing else ())),
         counts={**counts, "missing": len(missing)},
         steps=steps,
     )
 
 
-def _table(cells: Sequence[Cell], *, found: Mapping[int, Record], differing: Sequence[str]) -> Table:
+def _table(cells: Sequence[Cell], *, records: Mapping[int, Record], differing: Sequence[str]) -> Table:
     first = cells[0]
     by_variant = grouped(cells, lambda cell: canonical([cell.method, dict(cell.settings)]))
-    rows = [row for group in by_variant for row in rows_of_variant(group, tasks=first.scored, found=found)]
+    rows = [row for group in by_variant for row in rows_of_variant(group, tasks=first.scored, records=records)]
     rows = sorted(with_best(rows, tasks=first.scored), key=by_average)
     differs = {name: getattr(first.protocol, name) for name in differing}
     return Table(
@@ -103,14 +103,14 @@ def _check_reference(tables: Sequence[Table], reference: str | None) -> None:
 
 
 def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:
-    def told(row: Row) -> Row:
+    def flagged(row: Row) -> Row:
         return replace(row, flags=tuple(flag for record in row.records for flag in flags.get(id(record), ())))
 
-    return replace(table, rows=tuple(map(told, table.rows)))
+    return replace(table, rows=tuple(map(flagged, table.rows)))
 
 
 def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -> Table:
-    """The table with ranks, evidence_of its reference, and with its tests."""
+    """The table with ranks, with comparisons to its reference and with its tests."""
     table = replace(table, rows=tuple(with_ranks(table.rows, tasks=table.tasks)))
     if not table.scored:
         return table
@@ -130,9 +130,9 @@ def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
     title = f"{tasks_words(cell.scored)} on {one_line(cell.model)}"
     if cell.protocol.sources:
         title += f", after training on {tasks_words(cell.protocol.source_tasks)}"
-    demo = ", ".join(_owned_words(cell.protocol, cell.model))
+    caveats = ", ".join(_caveats(cell.protocol, cell.model))
     fields = ", ".join(f"{name}={'none' if value is None else value}" for name, value in differs.items())
-    return one_line(": ".join(filter(None, (title, demo))) + (f" [{fields}]" if fields else ""))
+    return one_line(": ".join(filter(None, (title, caveats))) + (f" [{fields}]" if fields else ""))
 
 
 def _metrics(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -147,18 +147,18 @@ def _metrics(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, 
 def _study_title(tables: Sequence[Table], *, title: str) -> str:
     if not title and len(tables) == 1:
         return tables[0].title
-    demo = dict.fromkeys(word for table in tables for word in _owned_words(table.protocol, table.model))
-    return one_line(": ".join(filter(None, (title or f"{len(tables)} tables", ", ".join(demo)))))
+    caveats = dict.fromkeys(caveat for table in tables for caveat in _caveats(table.protocol, table.model))
+    return one_line(": ".join(filter(None, (title or f"{len(tables)} tables", ", ".join(caveats)))))
 
 
-def _owned_words(protocol: Protocol, model: str) -> list[str]:
-    """What a title must own up to: results on generated data or on a toy backbone say nothing about real ones, and
+def _caveats(protocol: Protocol, model: str) -> list[str]:
+    """What a title must admit: results on generated data or on a toy backbone say nothing about real ones, and
     results on training rows nothing about the evaluation split."""
-    words = ["demo data"] if protocol.data.startswith("demo") else []
-    own = model.rpartition("/")[2] if model.startswith("/") else model  # a bundle's copy keeps the name
-    words += ["demo backbone"] if own == "demo" or own.startswith("demo-") else []
-    apart = protocol.eval_from_train or protocol.holdout
-    return [*words, "scored on training rows kept from training"] if apart else words
+    caveats = ["demo data"] if protocol.data.startswith("demo") else []
+    name = model.rpartition("/")[2] if model.startswith("/") else model  # a bundle's copy keeps the name
+    caveats += ["demo backbone"] if name == "demo" or name.startswith("demo-") else []
+    held_out = protocol.eval_from_train or protocol.holdout
+    return [*caveats, "scored on training rows kept from training"] if held_out else caveats
 
 
 def _differing(protocols: Sequence[Protocol]) -> list[str]:
@@ -181,8 +181,8 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
     if scored and all(len(row.seeds) == 1 for row in scored):
         yield "One seed: no spread."
     if len({row.seeds for row in scored}) > 1:
-        told = "; ".join(f"{row.label} {seed_list(row.seeds)}" for row in scored)
-        yield f"The rows have different seeds: {told}."
+        seeds = "; ".join(f"{row.label} {seed_list(row.seeds)}" for row in scored)
+        yield f"The rows have different seeds: {seeds}."
     for name in sorted({name for row in rows for name in row.plugins}):
         versions = {row.label: row.plugins[name] for row in rows if name in row.plugins}
         if len(set(versions.values())) > 1:
