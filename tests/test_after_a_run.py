@@ -95,6 +95,50 @@ def test_published_numbers_stand_beside_ours(folder):
     assert "average" not in told, "the paper's average is over other tasks"
 
 
+_opened: list[str] | None = None
+
+
+def _listen(event: str, arguments: tuple[object, ...]) -> None:
+    """Audit hook: the files that are opened while ``_opened`` is a list."""
+    if event == "open" and _opened is not None:
+        _opened.append(Path(str(arguments[0])).name)
+
+
+sys.addaudithook(_listen)
+
+
+def test_a_report_beside_published_numbers_computes_its_study_once(folder, tmp_path, monkeypatch):
+    predictions = {path.name for path in (folder / "samples").iterdir()}
+    opened: list[str] = []
+    monkeypatch.setattr(sys.modules[__name__], "_opened", opened)
+    code, output = invoke("report", folder, "--to", tmp_path / "out", "--as", "markdown,csv", "--vs", "peml/table-2")
+    assert code == 0 and "peml/table-2:" in output
+    assert len(predictions) == 6
+    assert sorted(name for name in opened if name in predictions) == sorted(predictions)
+
+
+def test_published_numbers_are_compared_with_the_reference_of_the_report(folder, tmp_path):
+    def gains(*options: str) -> dict[tuple[str, str], list[str]]:
+        code, output = invoke("report", folder, "--to", tmp_path / "out", "--vs", "peml/table-2", *options)
+        assert code == 0
+        lines = output[output.index("difference to") :].splitlines()
+        assert lines[0] == f"difference to {options[-1] if options else 'lora'}, over the seeds that both have"
+        table = [line.split() for line in lines[2:] if re.match(r"  (lora|mtl_lora|peml) ", line)]
+        return {(line[0], line[-3]): line[-2:] for line in table}
+
+    usual, other = gains(), gains("--reference", "mtl_lora")
+    assert {method for method, _ in usual} == {"mtl_lora", "peml"}
+    assert {method for method, _ in other} == {"lora", "peml"}
+    records = RunFolder(folder).records().values()
+    means = {
+        method: sum(r.scores["glue/rte"].score for r in records if r.cell.method == method) / 2
+        for method in ("lora", "mtl_lora", "peml")
+    }
+    for method in ("lora", "peml"):
+        assert other[method, "RTE"][1] == f"{means[method] - means['mtl_lora']:+.2f}"
+    assert other["lora", "RTE"][0] == f"{-float(usual['mtl_lora', 'RTE'][0]):+.2f}", "the paper's, the other way round"
+
+
 def test_an_unknown_published_table_is_refused_before_anything_is_rendered(folder, tmp_path):
     with pytest.raises(RequestError, match="Did you mean 'table-2'"):
         invoke("report", folder, "--to", tmp_path / "out", "--vs", "peml/tabel-2")

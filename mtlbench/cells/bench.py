@@ -57,8 +57,8 @@ class Bench:
     def __init__(self, *, device: str, threads: int | None, data: str, sharding: Sharding | None = None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        word = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(word)
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = torch.device(name)
         self.machine: Machine = probe(self.device)
         self.sharding = sharding
         self._data = data
@@ -73,7 +73,7 @@ class Bench:
         return chosen, None if chosen is torch.float32 else chosen
 
     def backbone(self, cell: Cell) -> Backbone:
-        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is kept at a time.
+        """The frozen backbone of a cell, loaded once. Another backbone replaces it: one is held at a time.
 
         Raises:
             DataError: its files changed since the cell was planned.
@@ -145,10 +145,10 @@ class Bench:
 
 def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:
     """Rows that changed between planning and running would be counted under the wrong identity."""
-    found = source.identity(tasks)
-    if found != cell.protocol.data:
+    present = source.identity(tasks)
+    if present != cell.protocol.data:
         raise DataError(
-            f"The data changed since this cell was planned: it was {cell.protocol.data}, now it is {found}. "
+            f"The data changed since this cell was planned: it was {cell.protocol.data}, now it is {present}. "
             "Start the same command again to plan with the data that is there."
         )
 

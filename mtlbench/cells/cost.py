@@ -17,7 +17,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Peak:
-    """A peak of memory in bytes; ``None`` where it cannot be told apart from earlier cells of the process."""
+    """A peak of memory in bytes; ``None`` where earlier cells of the process may have had a higher one."""
 
     amount: int | None
     kind: str
@@ -55,7 +55,7 @@ def trainable_count(model: nn.Module) -> int:
 
 
 def stored_count(model: nn.Module) -> int:
-    """Parameters and persistent buffers, tied ones once: what must be kept to run the model."""
+    """Parameters and persistent buffers, tied ones once: what must be stored to run the model."""
     tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()}
     return sum(t.numel() for t in tensors.values())
 

@@ -24,19 +24,19 @@ def trained_record(records: Iterable[Record], *, variant: str, seed: int | None)
     """
     done = [record for record in records if record.status == "ok"]
     known = sorted({record.cell.variant for record in done})
-    found = [r for r in done if r.cell.variant == variant and seed in (None, r.cell.seed)]
+    matching = [r for r in done if r.cell.variant == variant and seed in (None, r.cell.seed)]
     if variant not in known:
         raise RequestError(f"No finished cell of {variant!r} is in this folder. {did_you_mean(variant, known)}")
-    if not found:
+    if not matching:
         raise RequestError(f"{variant} has no finished cell with seed {seed}. {_seeds(done, variant)}")
-    if len(found) > 1 and seed is None:
+    if len(matching) > 1 and seed is None:
         raise RequestError(f"{variant} was trained more than once: choose with --seed. {_seeds(done, variant)}")
-    if len(found) > 1:
+    if len(matching) > 1:
         raise RequestError(
-            f"{variant} with seed {seed} was trained {len(found)} times in this folder, under other protocols, "
+            f"{variant} with seed {seed} was trained {len(matching)} times in this folder, under other protocols, "
             "backbones or tasks. Run the one to export into a folder of its own."
         )
-    return found[0]
+    return matching[0]
 
 
 def siblings_of(record: Record, records: Iterable[Record]) -> list[Record]:
@@ -45,8 +45,8 @@ def siblings_of(record: Record, records: Iterable[Record]) -> list[Record]:
     def identity(of: Record) -> dict[str, object]:
         return {**of.cell.to_json(), "seed": None}
 
-    found = [r for r in records if r.status == "ok" and identity(r) == identity(record)]
-    return sorted(found, key=lambda r: r.cell.seed)
+    alike = [r for r in records if r.status == "ok" and identity(r) == identity(record)]
+    return sorted(alike, key=lambda r: r.cell.seed)
 
 
 def export_record(

@@ -82,7 +82,7 @@ def _in_method_code(error: BaseException, cell: Cell) -> bool:
     return False
 
 
-_WORDS = (
+_DEVICE_ERRORS = (
     "device-side assert",
     "illegal memory access",
     "illegal instruction",
@@ -107,7 +107,7 @@ def lost(error: BaseException) -> BaseException | None:
     """The error behind ``error``, or itself, that says that the state of the device is lost; ``None`` if none does."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RuntimeError) and any(word in str(seen) for word in _WORDS):
+        if isinstance(seen, RuntimeError) and any(name in str(seen) for name in _DEVICE_ERRORS):
             return seen
         seen = seen.__cause__ or seen.__context__
     return None

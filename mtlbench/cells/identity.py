@@ -30,9 +30,9 @@ def training_identity(
     dtypes: Iterable[torch.dtype | None],
     processes: int = 1,
 ) -> dict[str, str]:
-    """Words by what they stand for.
+    """The parts of the identity, by name.
 
-    The source of the training code is among them, so that an edited method whose version stayed the same is told.
+    The source of the training code is among them, so that an edited method of the same version is another one.
     """
     versions = {name: metadata.version(name) for name in _VERSIONS}
     return {
@@ -68,9 +68,9 @@ def code_digest(packages: tuple[str, ...]) -> str:
 
 
 def _files(package: str) -> list[Path]:
-    found = importlib.util.find_spec(package) if package != "__main__" else None
-    if found is None:
+    spec = importlib.util.find_spec(package) if package != "__main__" else None
+    if spec is None:
         return []
-    if found.submodule_search_locations:
-        return sorted(path for folder in found.submodule_search_locations for path in Path(folder).rglob("*.py"))
-    return [Path(found.origin)] if found.origin and found.origin.endswith(".py") else []
+    if spec.submodule_search_locations:
+        return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
+    return [Path(spec.origin)] if spec.origin and spec.origin.endswith(".py") else []

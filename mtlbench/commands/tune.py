@@ -38,7 +38,7 @@ def tune(
     track: str | None,
     **options: Any,
 ) -> None:
-    """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command again goes on."""
+    """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command resumes it."""
     from mtlbench.errors import RequestError
     from mtlbench.tuning.command import tune as search
     from mtlbench.tuning.tuning import Words

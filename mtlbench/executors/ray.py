@@ -50,7 +50,7 @@ class RayExecutor(Executor):
                 where = self.address or os.environ.get("RAY_ADDRESS", "")
                 raise RequestError(
                     f"No Ray cluster answers at {where!r}: {error}. Start one with `ray start --head`, correct the "
-                    "address, or leave it away to start one on this machine."
+                    "address, or omit it to start one on this machine."
                 ) from error
         try:
             return RayWorkers(self, launch, ray=ray, shut_down=ours)

@@ -41,9 +41,9 @@ def command(argv: Sequence[str], *, processes: int, port: int) -> list[str]:
 
 def free_port() -> int:
     """A port that nobody listens at now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
         return port
 
 

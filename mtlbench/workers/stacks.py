@@ -70,8 +70,8 @@ class Stacks:
 def crash_of(folder: Path, key: str) -> tuple[str, tuple[str, ...]] | None:
     """What killed a cell's process from inside (``Segmentation fault``), and its frames; ``None`` if nothing did."""
     text = _read(folder, key)
-    found = _FATAL.search(text)
-    return (found["what"], frames(text[found.start() :])) if found else None
+    fatal = _FATAL.search(text)
+    return (fatal["what"], frames(text[fatal.start() :])) if fatal else None
 
 
 def frames(text: str) -> tuple[str, ...]:
@@ -80,8 +80,8 @@ def frames(text: str) -> tuple[str, ...]:
     heads, bodies = parts[1::2], parts[2::2]
     crashed = [body for head, body in zip(heads, bodies, strict=True) if head == "Current thread"]
     body = crashed[-1] if crashed and _FATAL.search(text) else (bodies or [""])[-1]
-    found = [match for line in body.splitlines() if (match := _FRAME.match(line))]
-    return tuple(f"{match['file']}:{match['line']} in {match['name']}" for match in reversed(found[:6]))
+    innermost = [match for line in body.splitlines() if (match := _FRAME.match(line))][:6]
+    return tuple(f"{match['file']}:{match['line']} in {match['name']}" for match in reversed(innermost))
 
 
 def forget_stacks(folder: Path, keys: Iterable[str]) -> None:
