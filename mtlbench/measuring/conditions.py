@@ -15,6 +15,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from mtlbench.measuring.records import Conditions
+
 _log = logging.getLogger(__name__)
 
 OTHERS_CORES = 0.1
@@ -38,7 +40,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 class MachineWatch:
-    """What else used the device between :meth:`__init__` and :meth:`told`."""
+    """What else used the device between :meth:`__init__` and :meth:`conditions`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -46,7 +48,7 @@ class MachineWatch:
         self._began, self._busy, self._own = time.perf_counter(), _busy_seconds(), _own_seconds()
         self._neighbours = self._processes()
 
-    def told(self) -> dict[str, Any]:
+    def conditions(self) -> Conditions:
         """``others_cores`` on average, the load average, other processes on the accelerator, and ``disturbed``."""
         elapsed = time.perf_counter() - self._began
         others = max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / elapsed)

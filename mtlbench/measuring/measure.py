@@ -8,7 +8,6 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from mtlbench.backbones.machine import choose_dtype, is_out_of_memory, probe
 from mtlbench.errors import RequestError
 from mtlbench.measuring.conditions import MachineWatch, hardware
 from mtlbench.measuring.models import measured_backbone
+from mtlbench.measuring.records import Measured, MeasuredTraining
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.measuring.serving import measure_serving
 from mtlbench.measuring.training import MeasuredMethod, measure_inference, measure_training
@@ -25,15 +25,15 @@ PROBES = 5
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft")
 
 
-def measure_row(row: MeasureRow) -> dict[str, Any]:
+def measure_row(row: MeasureRow) -> Measured:
     """What a row's file holds: ``status`` is ``ok``, ``refused`` with the reason or ``oom``."""
     if row.threads:
         torch.set_num_threads(row.threads)
-    word = ("cuda" if torch.cuda.is_available() else "cpu") if row.device == "auto" else row.device
-    device = torch.device(word)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if row.device == "auto" else row.device
+    device = torch.device(name)
     dtype = choose_dtype(row.dtype, probe(device))
     rate = _matrix_gflops(device, dtype)
-    told: dict[str, Any] = {
+    measured: Measured = {
         "row": row.to_json(),
         "status": "ok",
         "measured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -42,7 +42,7 @@ def measure_row(row: MeasureRow) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in _PACKAGES},
     }
     backbone = measured_backbone(row.model, dtype=dtype, device=device)
-    told["backbone_parameters"] = backbone.parameters
+    measured["backbone_parameters"] = backbone.parameters
     subject = MeasuredMethod(
         row=row,
         method=build(row.method, row.settings),
@@ -52,46 +52,48 @@ def measure_row(row: MeasureRow) -> dict[str, Any]:
     )
     watch = MachineWatch(device)
     try:
-        _measure(subject, told)
+        _measure(subject, measured)
     except RequestError as error:
-        told |= {"status": "refused", "reason": str(error)}
+        measured["status"], measured["reason"] = "refused", str(error)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        told |= {"status": "oom", "reason": str(error).splitlines()[0]}
+        measured["status"], measured["reason"] = "oom", str(error).splitlines()[0]
     # before and after: a rate that was disturbed once is not the device's
-    told["matrix_gflops"] = round(max(rate, _matrix_gflops(device, dtype)), 1)
-    if told.get("training", {}).get("trains"):
-        told["training"]["share_of_matrix_rate"] = _share(told["training"], told["matrix_gflops"])
-    return {**told, "conditions": watch.told()}
+    measured["matrix_gflops"] = round(max(rate, _matrix_gflops(device, dtype)), 1)
+    training = measured.get("training")
+    if training is not None and training["trains"]:
+        training["share_of_matrix_rate"] = _share(training, measured["matrix_gflops"])
+    measured["conditions"] = watch.conditions()
+    return measured
 
 
 def _matrix_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """The best of several probes, in the dtype of the computation."""
-    found = [probe(device) for _ in range(PROBES)]
-    return max(m.float32_gflops if dtype is torch.float32 else m.bfloat16_gflops for m in found)
+    probes = [probe(device) for _ in range(PROBES)]
+    return max(m.float32_gflops if dtype is torch.float32 else m.bfloat16_gflops for m in probes)
 
 
-def _share(training: dict[str, Any], gflops: float) -> float:
+def _share(training: MeasuredTraining, gflops: float) -> float:
     """Operations per second of the median step, by the device's rate of square products."""
     return float(training["flops_counted"] / training["step_seconds"]["p50"] / (gflops * 1e9))
 
 
-def _measure(subject: MeasuredMethod, told: dict[str, Any]) -> None:
+def _measure(subject: MeasuredMethod, measured: Measured) -> None:
     parts = subject.row.parts
     if "training" in parts or "inference" in parts:
-        told["training"], model = measure_training(subject)
+        measured["training"], model = measure_training(subject)
         if "inference" in parts:
-            told["inference"] = measure_inference(subject, model)
+            measured["inference"] = measure_inference(subject, model)
     if "serving" in parts:
-        told["serving"] = measure_serving(subject)
+        measured["serving"] = measure_serving(subject)
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Read a row, measure it, write the result."""
     logging.basicConfig(level=logging.WARNING)
-    row = MeasureRow.from_json(json.loads(Path(words[0]).read_text()))
-    Path(words[1]).write_text(json.dumps(measure_row(row)))
+    row = MeasureRow.from_json(json.loads(Path(argv[0]).read_text()))
+    Path(argv[1]).write_text(json.dumps(measure_row(row)))
     return 0
 
 

@@ -5,15 +5,97 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.sealed import overwrite
 
 SCHEMA = 1
 """Version of the layout of a file."""
-Measured = Mapping[str, Any]
-"""What a row's file holds: ``row``, ``status``, ``hardware``, ``conditions`` and a part for each thing measured."""
+
+
+class Percentiles(TypedDict):
+    """Of times in seconds; ``n`` is how many were timed."""
+
+    p50: float
+    p95: float
+    p99: float
+    n: int
+
+
+class Conditions(TypedDict):
+    """What else used the device while a row was measured."""
+
+    others_cores: float
+    """Cores that other processes used on average."""
+    load_average: float
+    device_neighbours: int | None
+    """Other processes on the accelerator; ``None`` where nobody counts them."""
+    disturbed: bool
+
+
+class MeasuredTraining(TypedDict):
+    """What training costs; all but the first three keys only where the method trains. Memory in bytes."""
+
+    trainable_parameters: int
+    kept_parameters: int
+    """Trainable parameters after the training."""
+    trains: bool
+    step_seconds: NotRequired[Percentiles]
+    tokens_per_second: NotRequired[float]
+    padded_tokens_per_second: NotRequired[float]
+    memory: NotRequired[dict[str, int | None]]
+    """Fields of :class:`~mtlbench.measuring.conditions.DeviceMemory`."""
+    memory_before: NotRequired[int | None]
+    joules_per_step: NotRequired[float | None]
+    adapter_bytes: NotRequired[int]
+    flops_counted: NotRequired[int]
+    flops_backbone: NotRequired[float]
+    share_of_matrix_rate: NotRequired[float]
+
+
+class MeasuredInference(TypedDict):
+    """What the finished model costs."""
+
+    added_parameters: int
+    prompt_seconds: Percentiles
+    batch_seconds: Percentiles
+    seconds_per_new_token: float
+
+
+class MeasuredServing(TypedDict):
+    """What one way of serving a number of tasks costs. Times are medians, in seconds."""
+
+    way: str
+    """``routed``, ``unified`` or ``separate``."""
+    tasks: int
+    one_by_one_seconds: float
+    switching_seconds: float
+    mixed_seconds: float
+    disk_switch_seconds: NotRequired[float]
+    adapters_held: NotRequired[int]
+
+
+class Measured(TypedDict):
+    """What a row's file holds; a row that failed lacks what was not reached."""
+
+    row: dict[str, Any]
+    """As :meth:`~mtlbench.measuring.request.MeasureRow.to_json` gives it."""
+    status: str
+    """``ok``, ``refused``, ``oom`` or ``failed``."""
+    measured: str
+    """When, as ISO 8601."""
+    reason: NotRequired[str]
+    hardware: NotRequired[dict[str, Any]]
+    """What must be equal for two rows to be compared."""
+    dtype: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    backbone_parameters: NotRequired[int]
+    matrix_gflops: NotRequired[float]
+    training: NotRequired[MeasuredTraining]
+    inference: NotRequired[MeasuredInference]
+    serving: NotRequired[list[MeasuredServing]]
+    conditions: NotRequired[Conditions]
 
 
 def write_measured(folder: Path, name: str, measured: Measured) -> Path:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mtlbench.measuring.forecast import forecast
-from mtlbench.measuring.records import check_hardware, read_measured, write_measured
+from mtlbench.measuring.records import Measured, check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.text import one_line
 
@@ -39,17 +38,17 @@ def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[st
     return complete
 
 
-def _others(folder: Path, row: MeasureRow) -> list[Mapping[str, Any]]:
+def _others(folder: Path, row: MeasureRow) -> list[Measured]:
     return [found for found in read_measured(folder) if MeasureRow.from_json(found["row"]) != row]
 
 
-def _measured(row: MeasureRow) -> Mapping[str, Any]:
+def _measured(row: MeasureRow) -> Measured:
     """The result of the row's process, or ``failed`` with its last words."""
     with tempfile.TemporaryDirectory(prefix="mtlbench-") as scratch:
-        asked, answer = Path(scratch) / "row.json", Path(scratch) / "result.json"
-        asked.write_text(json.dumps(row.to_json()))
+        request, answer = Path(scratch) / "row.json", Path(scratch) / "result.json"
+        request.write_text(json.dumps(row.to_json()))
         done = subprocess.run(
-            [sys.executable, "-m", "mtlbench.measuring.measure", str(asked), str(answer)],
+            [sys.executable, "-m", "mtlbench.measuring.measure", str(request), str(answer)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -57,10 +56,10 @@ def _measured(row: MeasureRow) -> Mapping[str, Any]:
             check=False,
         )
         if answer.exists():
-            found: Mapping[str, Any] = json.loads(answer.read_text())
-            return found
-    words = done.stderr.strip().splitlines()
-    reason = words[-1] if words else f"the process ended with {done.returncode}"
+            measured: Measured = json.loads(answer.read_text())
+            return measured
+    lines = done.stderr.strip().splitlines()
+    reason = lines[-1] if lines else f"the process ended with {done.returncode}"
     return {
         "row": row.to_json(),
         "status": "failed",

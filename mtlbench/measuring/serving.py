@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.composition import Composite
+from mtlbench.measuring.records import MeasuredServing
 from mtlbench.measuring.training import MeasuredMethod, forward, timed
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
@@ -28,27 +28,27 @@ HOST_BYTES = 4 * 2**30
 State = dict[str, Tensor]
 
 
-def measure_serving(subject: MeasuredMethod) -> list[dict[str, Any]]:
+def measure_serving(subject: MeasuredMethod) -> list[MeasuredServing]:
     """One entry for each way of serving and each number of tasks; every task has one row waiting. Seconds, medians.
 
     ``routed``: one model whose layers look at each row's task. ``unified``: one finished adapter for all tasks.
     ``separate``: an adapter per task, copied in from the host's memory before its row, as it cannot be mixed.
     """
-    found = []
+    measured: list[MeasuredServing] = []
     for tasks in subject.row.serving:
         if subject.method.task_routed:
             model, setup = subject.attached(tasks=tasks)
-            found.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="routed"))
+            measured.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="routed"))
             continue
         model, setup = subject.attached(tasks=1)
         if _switchable(subject, model):
-            found.append(_separate(subject, model.eval(), setup.routing, tasks=tasks))
+            measured.append(_separate(subject, model.eval(), setup.routing, tasks=tasks))
         subject.method.finish(model)
-        found.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="unified"))
-    return found
+        measured.append(_together(subject, model.eval(), setup.routing, tasks=tasks, way="unified"))
+    return measured
 
 
-def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> dict[str, Any]:
+def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> MeasuredServing:
     """One model: rows one after another, and mixed in batches."""
     rows = _waiting(subject, tasks)
     singles = [subject.batch([row]) for row in rows]
@@ -67,7 +67,7 @@ def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, ta
     }
 
 
-def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int) -> dict[str, Any]:
+def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int) -> MeasuredServing:
     """An adapter per task: each row waits for its own."""
     singles = [subject.batch([TokenRow(0, row.context, row.target)]) for row in _waiting(subject, tasks)]
     held = _adapters(model, tasks)

@@ -25,6 +25,7 @@ from mtlbench.errors import RequestError
 from mtlbench.measuring.conditions import device_memory, joules, synchronize
 from mtlbench.measuring.flops import analytic_flops, counted_flops, gradient_step
 from mtlbench.measuring.models import measured_rows
+from mtlbench.measuring.records import MeasuredInference, MeasuredTraining, Percentiles
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, collate
@@ -140,7 +141,7 @@ class _Clock:
         return (done.real_tokens, done.padded_tokens) if done else (0, 0)
 
 
-def measure_training(subject: MeasuredMethod) -> tuple[dict[str, Any], nn.Module]:
+def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Module]:
     """What training costs, and the trained model. Times in seconds, memory in bytes.
 
     Steps are those of ``Method.fit`` on the real loop, so a method's search counts as it does in a run.
@@ -169,29 +170,32 @@ def measure_training(subject: MeasuredMethod) -> tuple[dict[str, Any], nn.Module
     attached = trainable_count(model)
     clock.start()
     subject.method.fit(model, loop)
-    found: dict[str, Any] = {"trainable_parameters": attached, "kept_parameters": trainable_count(model)}
+    measured: MeasuredTraining = {
+        "trainable_parameters": attached,
+        "kept_parameters": trainable_count(model),
+        "trains": bool(clock.seconds),
+    }
     if not clock.seconds:
-        return {**found, "trains": False}, model
+        return measured, model
     real, slots, used = clock.stop()
     total = sum(clock.seconds)
-    found["trains"] = True
-    found["step_seconds"] = percentiles(clock.seconds)
-    found["tokens_per_second"] = real / total
-    found["padded_tokens_per_second"] = slots / total
+    measured["step_seconds"] = percentiles(clock.seconds)
+    measured["tokens_per_second"] = real / total
+    measured["padded_tokens_per_second"] = slots / total
     peak = read_peak(device, was_reset=before is not None).amount
-    found["memory"] = asdict(device_memory(device, resident=peak))
-    found["memory_before"] = before
-    found["joules_per_step"] = None if used is None else used / len(clock.seconds)
-    found["adapter_bytes"] = _adapter_bytes(model)
+    measured["memory"] = asdict(device_memory(device, resident=peak))
+    measured["memory_before"] = before
+    measured["joules_per_step"] = None if used is None else used / len(clock.seconds)
+    measured["adapter_bytes"] = _adapter_bytes(model)
     batch = subject.batch(rows[: row.batch_size])
     gradients = Gradients(model=model, method=subject.method, routing=setup.routing, autocast=subject.autocast)
-    found["flops_counted"] = counted_flops(gradient_step(gradients, batch, model))
-    found["flops_backbone"] = analytic_flops(subject.backbone, batch)
-    return found, model
+    measured["flops_counted"] = counted_flops(gradient_step(gradients, batch, model))
+    measured["flops_backbone"] = analytic_flops(subject.backbone, batch)
+    return measured, model
 
 
 @torch.no_grad()
-def measure_inference(subject: MeasuredMethod, model: nn.Module) -> dict[str, Any]:
+def measure_inference(subject: MeasuredMethod, model: nn.Module) -> MeasuredInference:
     """Latency of the finished model: a prompt of one row, a batch, and each further token of an answer."""
     subject.method.finish(model)
     host: Any = model.eval()
@@ -199,11 +203,8 @@ def measure_inference(subject: MeasuredMethod, model: nn.Module) -> dict[str, An
     routing = _routing_of(model) or Routing()
     rows = [TokenRow(0, *_parts(r)) for r in subject.rows(row.batch_size)]
     one, many = subject.batch(rows[:1]), subject.batch(rows)
-    found: dict[str, Any] = {
-        "added_parameters": max(0, stored_count(model) - stored_count(subject.backbone.model)),
-        "prompt_seconds": percentiles(timed(lambda: forward(subject, host, one, routing), device)),
-        "batch_seconds": percentiles(timed(lambda: forward(subject, host, many, routing), device)),
-    }
+    prompt = percentiles(timed(lambda: forward(subject, host, one, routing), device))
+    batch = percentiles(timed(lambda: forward(subject, host, many, routing), device))
     ids = one.inputs["input_ids"]
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -212,8 +213,12 @@ def measure_inference(subject: MeasuredMethod, model: nn.Module) -> dict[str, An
             host.generate(**texts, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
 
     times = {n: float(np.median(timed(partial(answer, n), device, repeats=5))) for n in (1, NEW_TOKENS)}
-    found["seconds_per_new_token"] = (times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1)
-    return found
+    return {
+        "added_parameters": max(0, stored_count(model) - stored_count(subject.backbone.model)),
+        "prompt_seconds": prompt,
+        "batch_seconds": batch,
+        "seconds_per_new_token": (times[NEW_TOKENS] - times[1]) / (NEW_TOKENS - 1),
+    }
 
 
 def forward(subject: MeasuredMethod, model: Any, batch: Batch, routing: Routing) -> None:
@@ -236,7 +241,7 @@ def timed(act: Callable[[], object], device: torch.device, *, repeats: int = REP
     return seconds
 
 
-def percentiles(seconds: list[float]) -> dict[str, float]:
+def percentiles(seconds: list[float]) -> Percentiles:
     """``p50``, ``p95``, ``p99`` and how many were timed."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99)))
     return {"p50": p50, "p95": p95, "p99": p99, "n": len(seconds)}
