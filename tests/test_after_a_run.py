@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mtlbench.cli import cli
 from mtlbench.errors import MtlbenchError, RequestError
 from mtlbench.files.sealed import seal
-from mtlbench.results.reproduction import FieldDifference, data_words, find_record, scores_differ
+from mtlbench.results.reproduction import FieldDifference, data_source, find_record, scores_differ
 from mtlbench.store import RunFolder
 
 SMALL = ("--tasks", "glue/rte,glue/sst2", "--steps", "4", "--train-rows", "64", "--eval-rows", "24", "--workers", "1")
@@ -167,7 +167,7 @@ def test_a_tolerance_is_for_scores_alone():
 def test_a_record_is_found_by_the_start_of_its_key(folder):
     key = next(iter(RunFolder(folder).records()))
     found = find_record(folder, key[:10])
-    assert found.record.key == key and data_words(found) == "demo"
+    assert found.record.key == key and data_source(found) == "demo"
     with pytest.raises(RequestError, match="begins with 'zz': none does"):
         find_record(folder, "zz")
     with pytest.raises(RequestError, match="6 do"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
-from mtlbench.text import seed_words
+from mtlbench.text import seeds_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,7 +114,7 @@ class Problem:
     next_step: str
 
     def __str__(self) -> str:
-        return f"{seed_words(self.seeds)} {self.status}: " + ": ".join(filter(None, (self.kind, self.message)))
+        return f"{seeds_label(self.seeds)} {self.status}: " + ": ".join(filter(None, (self.kind, self.message)))
 
 
 @dataclass(frozen=True, kw_only=True)

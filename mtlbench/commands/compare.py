@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record
-    from mtlbench.results.regression import Change, Side
+    from mtlbench.results.regression import Change, RecordSet
     from mtlbench.store import RunFolder
 
 
@@ -43,7 +43,7 @@ def _cells(change: Change) -> list[str]:
     return [change.task, f"{change.before:.2f}", f"{change.after:.2f}", ours, p, change.verdict]
 
 
-def _pairs(before: str, after: str) -> Iterator[tuple[Side, Side]]:
+def _pairs(before: str, after: str) -> Iterator[tuple[RecordSet, RecordSet]]:
     from mtlbench.errors import RequestError
 
     (folder_a, variant_a), (folder_b, variant_b) = _words(before), _words(after)
@@ -76,9 +76,9 @@ def _done(folder: RunFolder) -> list[Record]:
     return [record for record in folder.records().values() if record.status == "ok"]
 
 
-def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
+def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> RecordSet:
     from mtlbench.errors import RequestError, did_you_mean
-    from mtlbench.results.regression import Side
+    from mtlbench.results.regression import RecordSet
     from mtlbench.statistics.answers import answers_in
 
     known = {record.cell.variant for record in records}
@@ -95,4 +95,4 @@ def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
             )
         by_seed[record.cell.seed] = record
     predictions = answers_in(folder, by_seed.values())
-    return Side(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)
+    return RecordSet(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)

@@ -51,10 +51,10 @@ def _run(found: FoundRecord, folder: RunFolder, *, data: str | None, device: str
     from mtlbench.errors import StoreError
     from mtlbench.executors.runner import run as run_cells
     from mtlbench.plugins import load_executor, load_observer, offers
-    from mtlbench.results.reproduction import cell_now, data_words
+    from mtlbench.results.reproduction import cell_now, data_source
 
     cell = cell_now(found.record.cell)
-    where = data or data_words(found)
+    where = data or data_source(found)
     check_model(cell.model)
     check_reachable(cell.model)
     folder.preflight()

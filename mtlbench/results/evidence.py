@@ -1,4 +1,4 @@
-"""What lies beside the records of finished cells: their answers, and what answers and step logs say is degenerate."""
+"""Stored predictions of finished cells, and what they and the step logs show to be degenerate."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from mtlbench.results.degenerate import flags_of
 if TYPE_CHECKING:
     from mtlbench.api.study import TaskAnswers
 
-_TOGETHER = 32
-"""Cells that are looked at in one go; fewer are read sooner than a copy of the process starts."""
+_CHUNK = 32
+"""Cells read per forked process; fewer are read faster than a process starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEvidence:
-    """Of one cell."""
+    """Predictions and flags of one cell."""
 
     answers: Mapping[str, TaskAnswers] | None
     flags: tuple[Flag, ...]
 
 
 def evidence_of(done: Sequence[Record], *, predictions: Predictions, steps: Steps) -> list[StoredEvidence]:
-    """What is evidence_of each of the finished cells ``done``; hundreds of them are read in copies of this process."""
+    """Predictions and flags of the finished cells ``done``, in order; many are read in forked processes."""
 
-    def read(part: Sequence[Record]) -> list[StoredEvidence]:
-        found = [(record, predictions(record.key)) for record in part]
-        return [StoredEvidence(answers=a, flags=flags_of(r, answers=a, steps=steps(r.key))) for r, a in found]
+    def read(chunk: Sequence[Record]) -> list[StoredEvidence]:
+        answered = [(record, predictions(record.key)) for record in chunk]
+        return [StoredEvidence(answers=a, flags=flags_of(r, answers=a, steps=steps(r.key))) for r, a in answered]
 
-    parts = [done[at : at + _TOGETHER] for at in range(0, len(done), _TOGETHER)]
-    with in_copies(read, parts) as results:
-        if len(parts) > 1:
-            import scipy.stats  # noqa: F401  # takes as long as the reading, and the tests of a large study need it
-        return [one for part in results() for one in part]
+    chunks = [done[at : at + _CHUNK] for at in range(0, len(done), _CHUNK)]
+    with in_copies(read, chunks) as results:
+        if len(chunks) > 1:
+            import scipy.stats  # noqa: F401  # imported while the others read: slow, and needed by the tests of a large study
+        return [item for chunk in results() for item in chunk]

@@ -14,7 +14,7 @@ from mtlbench.results.circumstances import circumstances
 from mtlbench.results.evidence import evidence_of
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
-from mtlbench.text import one_line, seed_list, tasks_words
+from mtlbench.text import one_line, seed_list, tasks_label
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import Held
@@ -81,7 +81,7 @@ def study_of(
 def _table(cells: Sequence[Cell], *, found: Mapping[int, Record], differing: Sequence[str]) -> Table:
     first = cells[0]
     by_variant = grouped(cells, lambda cell: canonical([cell.method, dict(cell.settings)]))
-    rows = [row for group in by_variant for row in rows_of_variant(group, tasks=first.scored, found=found)]
+    rows = [row for group in by_variant for row in rows_of_variant(group, tasks=first.scored, record_of=found)]
     rows = sorted(with_best(rows, tasks=first.scored), key=by_average)
     differs = {name: getattr(first.protocol, name) for name in differing}
     return Table(
@@ -127,9 +127,9 @@ def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -
 
 
 def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
-    title = f"{tasks_words(cell.scored)} on {one_line(cell.model)}"
+    title = f"{tasks_label(cell.scored)} on {one_line(cell.model)}"
     if cell.protocol.sources:
-        title += f", after training on {tasks_words(cell.protocol.source_tasks)}"
+        title += f", after training on {tasks_label(cell.protocol.source_tasks)}"
     demo = ", ".join(_owned_words(cell.protocol, cell.model))
     fields = ", ".join(f"{name}={'none' if value is None else value}" for name, value in differs.items())
     return one_line(": ".join(filter(None, (title, demo))) + (f" [{fields}]" if fields else ""))

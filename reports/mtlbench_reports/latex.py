@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.circumstances import equal_words
+from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -18,7 +18,7 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
 
@@ -131,7 +131,7 @@ def _runs(values: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def _words(column: NumberColumn, row: Row) -> str:
-    return escaped(column.words(row))
+    return escaped(column.text(row))
 
 
 def _tabular(rows: Sequence[Row], parts: Sequence[_Part], table: Table) -> str:
@@ -187,7 +187,7 @@ def _letter(at: int) -> str:
 def _notes(table: Table) -> str:
     """What stands below the floats as plain text: it may be longer than a page."""
     letters = _letters(table)
-    lines = [f"{equal_words(table)}", *table.notes]
+    lines = [f"{equal_for_all_rows(table)}", *table.notes]
     told = [escaped(line) for line in lines]
     for row in table.rows:
         own = [*(f"{line}." for line in flags(row)), *troubles(row)]

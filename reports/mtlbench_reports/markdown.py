@@ -8,7 +8,7 @@ from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.circumstances import equal_words
+from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -17,7 +17,7 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.words import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
 
 
 class Markdown(Report):
@@ -59,7 +59,7 @@ def _sections(table: Table) -> Iterator[str]:
     yield f"Degenerate runs:\n\n{_bullets(flagged)}" if flagged else ""
     troubled = [f"{row.label} {line}" for row in table.rows for line in troubles(row)]
     yield f"Failed, skipped and missing cells:\n\n{_bullets(troubled)}" if troubled else ""
-    yield _escape(equal_words(table))
+    yield _escape(equal_for_all_rows(table))
 
 
 def _beside(table: Table) -> list[Row]:
@@ -69,7 +69,7 @@ def _beside(table: Table) -> list[Row]:
 def _columns(table: Table, columns: Sequence[NumberColumn], rows: Sequence[Row], words: str) -> Iterator[str]:
     if columns and rows:
         yield words
-        lines = [[_escape(row.label), *(_escape(column.words(row)) for column in columns)] for row in rows]
+        lines = [[_escape(row.label), *(_escape(column.text(row)) for column in columns)] for row in rows]
         yield _grid(["method", *(_escape(column.name) for column in columns)], lines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mtlbench.api.study import Row
-from mtlbench.results.words import probability
+from mtlbench.results.formatting import probability
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK, SMALL

@@ -10,8 +10,8 @@ from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
 from mtlbench.api.study import AT_MAJORITY, Row
+from mtlbench.results.formatting import points
 from mtlbench.results.multitask import difference
-from mtlbench.results.words import points
 from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK

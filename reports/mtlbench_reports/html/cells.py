@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mtlbench.api.study import Table
-from mtlbench.results.words import NONE
+from mtlbench.results.formatting import NONE
 from mtlbench.text import duration, memory
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import resources
 
 from mtlbench.api.study import Study, Table
-from mtlbench.results.words import counts
+from mtlbench.results.formatting import counts
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import drawing
 from mtlbench_reports.html.cells import cells

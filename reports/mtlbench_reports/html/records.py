@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
-from mtlbench.results.words import NONE
+from mtlbench.results.formatting import NONE
 from mtlbench.text import sentences
 from mtlbench_reports.html.lines import Line
 from mtlbench_reports.html.markup import Markup, el, join

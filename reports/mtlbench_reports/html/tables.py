@@ -14,7 +14,7 @@ from mtlbench.results.columns import (
     difference_legend,
     over_tasks_columns,
 )
-from mtlbench.results.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 
 Links = Mapping[str, str]
@@ -102,7 +102,7 @@ def _columns(
         el(
             "tr",
             el("th", el("a", row.label, href=links[row.label]), scope="row"),
-            [number(column.words(row), column.value(row)) for column in columns],
+            [number(column.text(row), column.value(row)) for column in columns],
         )
         for row in rows
     ]
