@@ -14,7 +14,7 @@ from mtlbench.results.study import study_of
 from mtlbench.text import seeds_label
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.draws import Held
+    from mtlbench.statistics.draws import AnswersOfRecords
     from mtlbench.statistics.estimate import Measured
     from mtlbench.statistics.on_examples import ExampleTest
 
@@ -114,7 +114,7 @@ def _over_seeds(pair: RowPair, column: Mapping[str, Measured]) -> tuple[str, str
     return mean, f"[{points(interval.low, 2)}, {points(interval.high, 2)}]", probability(interval.p)
 
 
-def _on_examples(pair: RowPair, task: str, answers: Held) -> ExampleTest | None:
+def _on_examples(pair: RowPair, task: str, answers: AnswersOfRecords) -> ExampleTest | None:
     """McNemar's test for one seed of right and wrong answers, otherwise a permutation test."""
     from mtlbench.statistics.metrics import measures
     from mtlbench.statistics.on_examples import mcnemar, permutation

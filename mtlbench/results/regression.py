@@ -126,7 +126,7 @@ def _change(name: str, before: Measured, after: Measured, *, paired: bool) -> Ch
 
 def _p(estimated: Estimate) -> float:
     """The p-value; of a sign-flip test where every example (or seed) changed equally and the variance is zero."""
-    if estimated.parts or estimated.mean == 0:
+    if estimated.components or estimated.mean == 0:
         return estimated.p
     return min(1.0, 2 * 0.5 ** (estimated.examples or estimated.seeds))
 

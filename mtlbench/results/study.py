@@ -17,7 +17,7 @@ from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_bes
 from mtlbench.text import one_line, seed_list, tasks_label
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.draws import Held
+    from mtlbench.statistics.draws import AnswersOfRecords
 
 __all__ = ["Study", "study_of"]
 
@@ -109,7 +109,7 @@ def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:
     return replace(table, rows=tuple(map(told, table.rows)))
 
 
-def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -> Table:
+def _tested(table: Table, *, reference: str | None, answers: AnswersOfRecords, draws: int) -> Table:
     """The table with ranks, evidence_of its reference, and with its tests."""
     table = replace(table, rows=tuple(with_ranks(table.rows, tasks=table.tasks)))
     if not table.scored:

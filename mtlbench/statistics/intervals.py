@@ -1,4 +1,4 @@
-"""Intervals of a mean, and the correction for looking at several. :mod:`mtlbench.statistics` makes them."""
+"""The level of all confidence intervals, and Holm's correction for multiple tests; without numpy."""
 
 from __future__ import annotations
 
