@@ -1,4 +1,4 @@
-"""The contract of a ledger: published result tables kept as data."""
+"""The contract of a ledger: published result tables as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """A folder of published tables, one JSON file per paper; docs/published.md says what a file holds."""
+    """A folder of published tables, one JSON file per paper; docs/published.md describes the format."""
 
     name: str
     folder: Path
