@@ -1,4 +1,4 @@
-"""The check that training which was interrupted ends as if it had not been."""
+"""The check that resumed training ends like uninterrupted training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ AT = STEPS // 2
 
 
 def resume(fixture: Fixture) -> None:
-    """Trained in two processes, with a checkpoint between them, every parameter is bitwise what one process makes."""
+    """Training in two parts, with a checkpoint between them, gives bitwise the parameters of uninterrupted training."""
     fixture.need_training()
     if not fixture.method.resumes():
-        raise NotApplicable("it starts from zero after an interruption: no class says resumable = True")
+        raise NotApplicable("it restarts from the beginning after an interruption: no class says resumable = True")
     whole = fixture.trained.trained
     stop = Stop()
 
@@ -36,7 +36,7 @@ def resume(fixture: Fixture) -> None:
     except Stopped:
         pass
     if first.problems:
-        raise NotApplicable(f"it starts from zero after an interruption: {first.problems[0]}")
+        raise NotApplicable(f"it restarts from the beginning after an interruption: {first.problems[0]}")
     scramble(2)
     again = CheckpointPolicy(_files(fixture), stop=Stop(), every_s=float("inf"))
     seen: list[int] = []
@@ -45,7 +45,7 @@ def resume(fixture: Fixture) -> None:
     except Unusable as error:
         raise PromiseBroken(f"the checkpoint does not fit a new model: {error}") from error
     if seen and seen[0] != AT + 1:
-        raise PromiseBroken(f"interrupted after step {AT}, it goes on with step {seen[0]}")
+        raise PromiseBroken(f"interrupted after step {AT}, it is resumed at step {seen[0]}")
     expect_equal(whole, resumed, "trained values", f"when training is interrupted after step {AT}")
 
 

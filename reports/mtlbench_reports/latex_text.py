@@ -1,4 +1,4 @@
-"""Text as LaTeX that sets exactly these characters, with no package but booktabs, by every engine."""
+"""Text as LaTeX that typesets exactly these characters in every engine, with no package except booktabs."""
 
 from __future__ import annotations
 

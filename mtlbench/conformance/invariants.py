@@ -1,4 +1,4 @@
-"""Checks of what a method leaves alone and what it leaves behind: backbone, names, adapter, seed, finished model."""
+"""Checks of invariants: unchanged backbone, parameter names, saved adapter, seed, finished model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def backbone(fixture: Fixture) -> None:
 
 
 def keys(fixture: Fixture) -> None:
-    """What attach makes trainable, what trains and what is saved are one set of parameters."""
+    """The parameters that attach makes trainable, that are trained and that are saved are the same set."""
     fixture.need_training()
-    life = fixture.trained
-    trained = set(life.trained)
-    if life.saved_logits is None:
+    training = fixture.trained
+    trained = set(training.trained)
+    if training.saved_logits is None:
         raise NotApplicable("saving raised an error: see the check reload")
     saved, attached = set(saved_names(fixture.folder)), set(trainable_names(_again(fixture).model))
     for one, names, other, others in (
@@ -37,28 +37,28 @@ def keys(fixture: Fixture) -> None:
     ):
         if names - others:
             raise PromiseBroken(f"{one} but not {other}: {some(names - others)}")
-    stuck = (trained & life.watch.fed) - life.watch.moved
+    stuck = (trained & training.watch.fed) - training.watch.moved
     if stuck:
         raise PromiseBroken(f"gets gradients but never moves: {some(stuck)}")
 
 
 def reload(fixture: Fixture) -> None:
-    """The saved adapter, read into a new model, gives the same logits."""
+    """The saved adapter, loaded into a new model, gives the same logits."""
     fixture.need_training()
-    life = fixture.trained
-    life.reraise("save")
-    logits = life.saved
+    training = fixture.trained
+    training.reraise("save")
+    logits = training.saved
     scramble(1)
     again = _again(fixture)
     if set(trainable_names(again.model)) != set(saved_names(fixture.folder)):
         raise NotApplicable("the saved names do not fit a new model: see the check keys")
     load_adapter(again.model, fixture.folder)
-    found = label_logits(again.model, fixture.batch(SAMPLE), again.setup.routing)
-    expect_same(logits, found, "logits before saving and after loading")
+    loaded = label_logits(again.model, fixture.batch(SAMPLE), again.setup.routing)
+    expect_same(logits, loaded, "logits before saving and after loading")
 
 
 def same_seed(fixture: Fixture) -> None:
-    """The same seed gives the same numbers, whatever the global random state."""
+    """The same seed gives the same numbers, independent of the global random state."""
     fixture.need_training()
     first, trained = fixture.trained, fixture.trained.trained
     scramble(1)
@@ -69,14 +69,14 @@ def same_seed(fixture: Fixture) -> None:
 
 
 def finish(fixture: Fixture) -> None:
-    """Merging or collapsing keeps the function."""
-    life = fixture.trained
-    life.reraise("finish")
-    expect_same(life.saved, life.finished, "logits before and after finish")
+    """Merging or collapsing does not change the logits."""
+    training = fixture.trained
+    training.reraise("finish")
+    expect_same(training.saved, training.finished, "logits before and after finish")
 
 
 def _again(fixture: Fixture) -> Case:
-    """A new model with the method attached, in the form that was saved."""
+    """A new model with the method attached, shrunk to the saved parameters."""
     case = fixture.attached(noise=0.0)
     shrink(case.model, saved_names(fixture.folder))
     return case
