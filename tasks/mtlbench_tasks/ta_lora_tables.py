@@ -3,7 +3,7 @@
 Source: arXiv:2505.00009, Tables I to III. The paper states neither epochs nor batch size; the numbers of epochs are
 those of MPT (Wang et al. 2023, arXiv:2303.02861): 5 on the sources, 20 on the targets. Shots are drawn per task.
 The paper has prompts of 20 tokens in the last 14 layers; its learning rates are not stated. We interpret "F&SW"
-(fast and slow weights) of Table III as follows: without the two learning rates, all parameters use the slow one; without
+(fast and slow weights) of Table III as follows: without the two learning rates, all parameters use the slow; without
 the mechanism, each task has a separate low-rank matrix.
 """
 
