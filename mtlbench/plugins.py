@@ -14,8 +14,7 @@ import pluggy
 from mtlbench.api.executor import Executor
 from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
 from mtlbench.api.method import Method
-from mtlbench.api.published import Ledger
-from mtlbench.api.report import Report
+from mtlbench.api.report import Ledger, Report
 from mtlbench.api.task import TaskSuite
 from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_mean
 

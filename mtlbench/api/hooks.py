@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from mtlbench.api.cell import Cell
     from mtlbench.api.executor import Executor
     from mtlbench.api.method import Method
-    from mtlbench.api.published import Ledger
     from mtlbench.api.record import Record
-    from mtlbench.api.report import Report
+    from mtlbench.api.report import Ledger, Report
     from mtlbench.api.task import TaskSuite
 
 PROJECT = "mtlbench"

@@ -12,7 +12,7 @@ from torch import nn
 
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
-from mtlbench.conformance import backward, forward, invariants, resuming
+from mtlbench.conformance import backward, forward, invariants
 from mtlbench.conformance.findings import Finding, NotApplicable, PromiseBroken
 from mtlbench.conformance.fixture import Check, Fixture
 from mtlbench.conformance.randomness import scrambled
@@ -101,7 +101,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "same_seed",
-        "the same seed gives the same numbers whatever the global random state",
+        "the same seed gives the same numbers independent of the global random state",
         "Draw initial values from a torch.Generator seeded by setup.seed, never from a global random state.",
         invariants.same_seed,
     ),
@@ -110,7 +110,7 @@ CHECKS: tuple[Check, ...] = (
         "training that is resumed from a checkpoint gives bitwise the same result as uninterrupted training",
         "Store state between steps in parameters or buffers, pass other state to trainer.keep, draw noise from torch's "
         "global random state, or set resumable = False: such cells restart from the beginning.",
-        resuming.resume,
+        invariants.resume,
     ),
     Check(
         "finish",

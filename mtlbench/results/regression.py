@@ -10,7 +10,7 @@ from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.api.study import Interval, Predictions
 from mtlbench.errors import RequestError
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import holm
 
 if TYPE_CHECKING:
     from mtlbench.api.study import TaskAnswers

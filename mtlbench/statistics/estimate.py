@@ -10,15 +10,16 @@ Sankhya 23: the coverage of such intervals is never below the nominal one).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mtlbench.api.study import Interval
 from mtlbench.statistics.answers import Numbers
-from mtlbench.statistics.intervals import LEVEL
 
+LEVEL = 0.95
+"""Of all confidence intervals."""
 _LEAST = 1e-12
 """Smallest reported p."""
 Statistic = Callable[[Numbers], Numbers]
@@ -167,3 +168,12 @@ def _estimate(
         seeds=seeds,
         examples=examples,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the same order."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, p_values[at] * (len(p_values) - rank)))
+        adjusted[at] = largest
+    return adjusted

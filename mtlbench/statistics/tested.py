@@ -11,8 +11,7 @@ import numpy as np
 from mtlbench.api.study import Entry, Interval, Row, ScoreDifference, Table
 from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.draws import AnswersOfRecords, scores_on_draws
-from mtlbench.statistics.estimate import Measured, estimate, estimate_of, student
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import Measured, estimate, estimate_of, holm, student
 from mtlbench.statistics.over_tasks import ALPHA, improvement, interquartile_mean, wilcoxon
 from mtlbench.text import one_line, sentences
 

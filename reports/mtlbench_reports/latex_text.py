@@ -62,9 +62,9 @@ def escaped(text: str) -> str:
 
 
 def _letter(letter: str) -> str:
-    told = _SPECIAL.get(letter) or _LETTERS.get(letter)
-    if told is not None:
-        return told
+    known = _SPECIAL.get(letter) or _LETTERS.get(letter)
+    if known is not None:
+        return known
     if letter.isascii():
         return letter
     base, *marks = list(unicodedata.normalize("NFD", letter))

@@ -14,8 +14,7 @@ from simulated import error
 from mtlbench.api.record import Record, TaskScore
 from mtlbench.api.study import Table, TaskAnswers
 from mtlbench.results.study import study_of
-from mtlbench.statistics.estimate import Measured
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import Measured, holm
 from mtlbench.statistics.tested import as_good_as
 
 TASKS = ("a/x", "a/y")
