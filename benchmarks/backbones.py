@@ -18,7 +18,7 @@ TASKS = 8
 
 
 @dataclass(frozen=True)
-class Shape:
+class BackboneShape:
     """A backbone and the rows of a step on it."""
 
     hidden: int
@@ -33,13 +33,13 @@ class Shape:
 
 
 SHAPES = {
-    "512x6": Shape(512, 6),
-    "256x4": Shape(256, 4),
-    "t5": Shape(384, 6, architecture="seq2seq", length=48, answer=8),
+    "512x6": BackboneShape(512, 6),
+    "256x4": BackboneShape(256, 4),
+    "t5": BackboneShape(384, 6, architecture="seq2seq", length=48, answer=8),
 }
 
 
-def build(shape: Shape, *, seed: int = 0) -> nn.Module:
+def build(shape: BackboneShape, *, seed: int = 0) -> nn.Module:
     """A frozen Llama with a feed-forward 2.7 times its width, or a gated T5 with as many encoder as decoder layers."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -78,7 +78,7 @@ def fresh(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
-def make_batch(shape: Shape, *, device: torch.device, seed: int = 0) -> Batch:
+def make_batch(shape: BackboneShape, *, device: torch.device, seed: int = 0) -> Batch:
     """Rows of equal length without padding, their tasks mixed."""
     random = np.random.default_rng(seed)
     # a decoder reads all but the last token of its row

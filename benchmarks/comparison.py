@@ -11,7 +11,7 @@ import torch
 from backbones import SHAPES, TASKS, build, make_batch
 from forms import Agreement, agreement, as_peft, forms_of, pour, reference_side
 from sides import Attached, Precision, Side, floor_side, our_side, peft_side
-from timing import Spread, Taken, interleaved, ratio
+from timing import Quartiles, Taken, interleaved, ratio
 from torch import nn
 
 from mtlbench.api.method import Method
@@ -46,7 +46,7 @@ class Conditions:
 
 
 @dataclass
-class Row:
+class StepRow:
     """What was measured of one case on one backbone.
 
     Sides are ``peft`` (LoRA of rank 16), ``ours`` (the case), ``labels`` (the case with logits at labels only),
@@ -64,14 +64,14 @@ class Row:
     taken: dict[str, list[Taken]] = field(default_factory=dict)
     """Seconds of the steps by side."""
 
-    def ratio(self, above: str, below: str, clock: str) -> Spread | None:
+    def ratio(self, above: str, below: str, clock: str) -> Quartiles | None:
         """Time of one side over that of another in the same rounds; ``None`` where one was not measured."""
         if above not in self.taken or below not in self.taken:
             return None
         return ratio(self.taken[above], self.taken[below], clock=clock)
 
 
-class Comparison:
+class StepComparison:
     """All cases on one backbone."""
 
     def __init__(self, backbone: str, conditions: Conditions) -> None:
@@ -94,23 +94,23 @@ class Comparison:
             self._loras[rank] = our_side(self.base, self.batch, self.precision, method)
         return self._loras[rank]
 
-    def fixed(self) -> list[Row]:
+    def fixed(self) -> list[StepRow]:
         """The floor, and peft's LoRA with dropout."""
         rows = []
         dropped = partial(peft_side, rank=16, dropout=0.1)
         for case, make in (("floor", floor_side), ("peft lora, dropout 0.1", dropped)):
-            row = Row(self.backbone, case)
+            row = StepRow(self.backbone, case)
             self._measure(row, {"peft": self.peft, "ours": make(self.base, self.batch, self.precision)})
             rows.append(row)
         return rows
 
-    def case(self, word: str, method: Method) -> Row:
+    def case(self, word: str, method: Method) -> StepRow:
         """One of our methods.
 
         Raises:
             RequestError: it does not fit the backbone.
         """
-        row = Row(self.backbone, word)
+        row = StepRow(self.backbone, word)
         ours = our_side(self.base, self.batch, self.precision, method)
         sides = {"peft": self.peft, "ours": ours.side}
         for form in forms_of(method):
@@ -129,12 +129,12 @@ class Comparison:
     def tolerance(self) -> float:
         return TOLERANCE[self.precision.autocast or torch.float32]
 
-    def _measure(self, row: Row, sides: dict[str, Side]) -> None:
+    def _measure(self, row: StepRow, sides: dict[str, Side]) -> None:
         runs: dict[str, Callable[[], None]] = {"peft": partial(self.peft.step, all_logits=True)}
         if self.conditions.all_logits:
             runs.update({name: partial(side.step, all_logits=True) for name, side in sides.items()})
         if self.conditions.labels_only:
             runs["labels"] = partial(sides["ours"].step, all_logits=False)
-        row.mib = {name: side.kept(all_logits=True) / 2**20 for name, side in sides.items()}
-        row.mib["labels"] = sides["ours"].kept(all_logits=False) / 2**20
+        row.mib = {name: side.saved_bytes(all_logits=True) / 2**20 for name, side in sides.items()}
+        row.mib["labels"] = sides["ours"].saved_bytes(all_logits=False) / 2**20
         row.taken = interleaved(runs, rounds=self.conditions.pairs, device=self.conditions.device)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backbones import Shape, build, fresh
+from backbones import BackboneShape, build, fresh
 from lm_eval.api.instance import Instance
 from questions import make_tokenizer, mix, mmlu, written
-from timing import Spread, Taken, interleaved, ratio, spread
+from timing import Quartiles, Taken, interleaved, ratio, spread
 from torch import nn
 
 from mtlbench.api.routing import Routing
@@ -37,9 +37,9 @@ from mtlbench.testing import setup_for
 MAX_LENGTH = 2048
 BATCHES = (1, 2, 4, 8, 16, 32)
 SHAPES = {
-    "512x6-8k": Shape(512, 6),
-    "256x4-8k": Shape(256, 4),
-    "256x4-32k": Shape(256, 4, vocabulary=32_000),
+    "512x6-8k": BackboneShape(512, 6),
+    "256x4-8k": BackboneShape(256, 4),
+    "256x4-32k": BackboneShape(256, 4, vocabulary=32_000),
 }
 GOALS = {
     "mix": {"512x6-8k": 2.0, "256x4-8k": 2.5, "256x4-32k": 4.0},
@@ -50,7 +50,7 @@ Score = Callable[[], list[tuple[float, bool]]]
 
 
 @dataclass
-class Result:
+class EvaluationResult:
     """What was measured on one backbone with one set of requests."""
 
     backbone: str
@@ -69,7 +69,7 @@ class Result:
     def best(self) -> int:
         return min(self.batches, key=lambda size: self.batches[size])
 
-    def speedup(self, clock: str) -> Spread:
+    def speedup(self, clock: str) -> Quartiles:
         """Documents per second of ours over HFLM's."""
         return ratio(self.taken["HFLM"], self.taken["ours"], clock=clock)
 
@@ -105,7 +105,7 @@ def stock(model: nn.Module, tokenizer: Any, requests: Sequence[Instance], *, bat
 
 def measure(
     backbone: str, kind: str, model: nn.Module, tokenizer: Any, requests: list[Instance], options: argparse.Namespace
-) -> Result:
+) -> EvaluationResult:
     """Both sides on one backbone.
 
     Raises:
@@ -116,7 +116,7 @@ def measure(
     sides = {batch: stock(model, tokenizer, requests, batch=batch) for batch in options.batches}
     one, other = own(), sides[options.batches[0]]()
     documents = {(request.task_name, request.doc_id) for request in requests}
-    result = Result(
+    result = EvaluationResult(
         backbone=backbone,
         requests=kind,
         documents=len(documents),
@@ -195,7 +195,7 @@ HEADER = (
 )
 
 
-def line(result: Result, clock: str) -> str:
+def line(result: EvaluationResult, clock: str) -> str:
     """One row of the table."""
     rate = {
         name: result.documents / spread([getattr(t, clock) for t in taken]).median
@@ -241,7 +241,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown backbone {unknown[0]!r}; known: {', '.join(SHAPES)}")
     print(f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n\n{HEADER}")
-    results: list[Result] = []
+    results: list[EvaluationResult] = []
     adapters: dict[str, dict[str, list[Taken]]] = {}
     texts: dict[str, dict[str, list[Taken]]] = {}
     for name in names:

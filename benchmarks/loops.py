@@ -34,7 +34,7 @@ class Slots:
 
 
 def our_loop(ours: Attached, slots: Slots, *, rows: Sequence[TokenRow], device: torch.device) -> Callable[[], None]:
-    """One pass over the rows by the engine's loop."""
+    """One pass over the rows by our training loop."""
 
     def run() -> None:
         loop = Loop(

@@ -1,4 +1,4 @@
-"""Bytes kept for the backward by MultiLoRA with 1, 3 and 5 modules: the published loop against ours.
+"""Bytes saved for backward by MultiLoRA with 1, 3 and 5 modules: the published loop against ours.
 
     python benchmarks/multilora_memory.py --chart docs/img/multilora_memory.svg
 
@@ -36,8 +36,8 @@ def measure(backbone: str) -> dict[str, list[float]]:
     base, batch = build(shape), make_batch(shape, device=cpu)
     curves: dict[str, list[float]] = {}
 
-    def add(curve: str, kept: int) -> None:
-        curves.setdefault(curve, []).append(kept / 2**20)
+    def add(curve: str, saved: int) -> None:
+        curves.setdefault(curve, []).append(saved / 2**20)
 
     for modules in MODULES:
         for dropout in (0.0, 0.1):
@@ -49,11 +49,11 @@ def measure(backbone: str) -> dict[str, list[float]]:
             if not apart.largest <= 1e-4:
                 raise RuntimeError(f"ours and the loop differ with {modules} modules: {apart}")
             noted = f", dropout {dropout}" if dropout else ""
-            add(f"loop{noted}", loop.kept(all_logits=True))
-            add(f"ours{noted}", ours.side.kept(all_logits=True))
+            add(f"loop{noted}", loop.saved_bytes(all_logits=True))
+            add(f"ours{noted}", ours.side.saved_bytes(all_logits=True))
         add(
             f"peft LoRA of rank {RANK} n",
-            peft_side(base, batch, Precision(), rank=RANK * modules, dropout=0.0).kept(all_logits=True),
+            peft_side(base, batch, Precision(), rank=RANK * modules, dropout=0.0).saved_bytes(all_logits=True),
         )
     return curves
 
@@ -112,7 +112,7 @@ def main() -> int:
     print(table(curves))
     if options.chart:
         options.chart.parent.mkdir(parents=True, exist_ok=True)
-        options.chart.write_text(chart(curves, title=f"MultiLoRA of rank {RANK} per module: MiB kept for the backward"))
+        options.chart.write_text(chart(curves, title=f"MultiLoRA of rank {RANK} per module: MiB saved for backward"))
     return 0
 
 

@@ -18,7 +18,7 @@ BYTES = (3, 12)
 
 
 @dataclass(frozen=True)
-class Kind:
+class Question:
     """How the requests of a task look."""
 
     median: int
@@ -34,30 +34,36 @@ class Kind:
 
 
 GLUE = {
-    "cola": Kind(89, 136, (" no", " yes"), "{}\nQuestion: Does this sentence make sense?\nAnswer:"),
-    "sst2": Kind(105, 205, (" negative", " positive"), "{}\nQuestion: Is this sentence positive or negative?\nAnswer:"),
-    "mrpc": Kind(319, 434, (" no", " yes"), "Sentence: {}\nQuestion: Do both sentences mean the same thing?\nAnswer:"),
-    "qqp": Kind(189, 310, (" no", " yes"), "Question 1: {}\nQuestion: Do both questions ask the same thing?\nAnswer:"),
-    "mnli": Kind(210, 413, (" True", " Neither", " False"), "{}\nQuestion: True, False or Neither?\nAnswer:"),
-    "qnli": Kind(273, 442, (" yes", " no"), "{}\nQuestion: Does this response answer the question?\nAnswer:"),
-    "rte": Kind(287, 812, (" True", " False"), "{}\nQuestion: True or False?\nAnswer:"),
-    "wnli": Kind(168, 344, (" False", " True"), "{}\nQuestion: True or False?\nAnswer:"),
+    "cola": Question(89, 136, (" no", " yes"), "{}\nQuestion: Does this sentence make sense?\nAnswer:"),
+    "sst2": Question(
+        105, 205, (" negative", " positive"), "{}\nQuestion: Is this sentence positive or negative?\nAnswer:"
+    ),
+    "mrpc": Question(
+        319, 434, (" no", " yes"), "Sentence: {}\nQuestion: Do both sentences mean the same thing?\nAnswer:"
+    ),
+    "qqp": Question(
+        189, 310, (" no", " yes"), "Question 1: {}\nQuestion: Do both questions ask the same thing?\nAnswer:"
+    ),
+    "mnli": Question(210, 413, (" True", " Neither", " False"), "{}\nQuestion: True, False or Neither?\nAnswer:"),
+    "qnli": Question(273, 442, (" yes", " no"), "{}\nQuestion: Does this response answer the question?\nAnswer:"),
+    "rte": Question(287, 812, (" True", " False"), "{}\nQuestion: True or False?\nAnswer:"),
+    "wnli": Question(168, 344, (" False", " True"), "{}\nQuestion: True or False?\nAnswer:"),
 }
 COMMONSENSE = {
-    "boolq": Kind(618, 1241, (" no", " yes"), "{}?\nAnswer:"),
-    "piqa": Kind(120, 359, (2, 62), "Question: {}\nAnswer:"),
-    "social_iqa": Kind(132, 181, (3, 18), "Q: {}\nA:"),
-    "hellaswag": Kind(189, 313, (4, 58), "{}"),
-    "winogrande": Kind(102, 139, (2, 22), "{}", inputs=True),
-    "arc_easy": Kind(132, 290, (4, 20), "Question: {}\nAnswer:"),
-    "arc_challenge": Kind(154, 339, (4, 26), "Question: {}\nAnswer:"),
-    "openbookqa": Kind(68, 135, (4, 14), "{}"),
+    "boolq": Question(618, 1241, (" no", " yes"), "{}?\nAnswer:"),
+    "piqa": Question(120, 359, (2, 62), "Question: {}\nAnswer:"),
+    "social_iqa": Question(132, 181, (3, 18), "Q: {}\nA:"),
+    "hellaswag": Question(189, 313, (4, 58), "{}"),
+    "winogrande": Question(102, 139, (2, 22), "{}", inputs=True),
+    "arc_easy": Question(132, 290, (4, 20), "Question: {}\nAnswer:"),
+    "arc_challenge": Question(154, 339, (4, 26), "Question: {}\nAnswer:"),
+    "openbookqa": Question(68, 135, (4, 14), "{}"),
 }
 SUBJECTS = {"anatomy": (302, 454), "other": (360, 700)}
 """MMLU: bytes of a question with its choices, median and 95th percentile; ``other`` is a longer one than anatomy."""
 
 
-class Words:
+class WordSampler:
     """Draws text: words with a Zipf distribution, as natural language has."""
 
     def __init__(self, seed: int) -> None:
@@ -80,7 +86,7 @@ class Words:
 
 def mix(documents: int, *, seed: int = 0) -> list[Instance]:
     """Requests of ``documents`` documents of each task of GLUE (without STS-B) and of the commonsense suite."""
-    words, made = Words(seed), []
+    words, made = WordSampler(seed), []
     for task, kind in {**GLUE, **COMMONSENSE}.items():
         for document in range(documents):
             pairs = _pairs(kind, words)
@@ -90,7 +96,7 @@ def mix(documents: int, *, seed: int = 0) -> list[Instance]:
 
 def mmlu(questions: int, *, seed: int = 0) -> list[Instance]:
     """Five-shot requests of ``questions`` questions of each of :data:`SUBJECTS`."""
-    words, made = Words(seed), []
+    words, made = WordSampler(seed), []
     for subject, (median, high) in SUBJECTS.items():
         title = subject.replace("_", " ")
         start = f"The following are multiple choice questions (with answers) about {title}.\n\n"
@@ -118,7 +124,7 @@ def make_tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = Words(seed=100)
+    words = WordSampler(seed=100)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -136,7 +142,7 @@ def make_tokenizer(vocabulary: int) -> Any:
     )
 
 
-def _pairs(kind: Kind, words: Words) -> list[tuple[str, str]]:
+def _pairs(kind: Question, words: WordSampler) -> list[tuple[str, str]]:
     """Contexts and continuations of one document."""
     if isinstance(kind.choices[0], str):
         answers = [str(choice) for choice in kind.choices]
@@ -151,7 +157,7 @@ def _pairs(kind: Kind, words: Words) -> list[tuple[str, str]]:
     return [(prompt, answer) for answer in answers]
 
 
-def _question(words: Words, median: int, high: int) -> str:
+def _question(words: WordSampler, median: int, high: int) -> str:
     size = words.size(median, high) - 25
     choices = "\n".join(f"{letter}. {words.text(max(6.0, size / 10))}" for letter in "ABCD")
     return f"{words.text(max(20.0, size * 0.6))}\n{choices}\nAnswer:"

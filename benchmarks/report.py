@@ -120,13 +120,15 @@ def _record(cell: Cell, answers: np.ndarray, generator: np.random.Generator) -> 
 
 
 def _search(layers: int, generator: np.random.Generator) -> dict[str, Any]:
-    kept = [list(OPERATIONS)] * layers
+    operations = [list(OPERATIONS)] * layers
     cuts = []
     for step, keep in ((300, 6), (450, 3), (600, 1)):
-        mixtures = [dict(zip(own, generator.dirichlet(np.ones(len(own))).tolist(), strict=True)) for own in kept]
+        mixtures = [
+            dict(zip(layer, generator.dirichlet(np.ones(len(layer))).tolist(), strict=True)) for layer in operations
+        ]
         cuts.append({"step": step, "keep": keep, "entropy": 0.9, "mixtures": mixtures})
-        kept = [sorted(mixture, key=lambda name: -mixture[name])[:keep] for mixture in mixtures]
-    return {"architecture": kept, "trajectory": cuts}
+        operations = [sorted(mixture, key=lambda name: -mixture[name])[:keep] for mixture in mixtures]
+    return {"architecture": operations, "trajectory": cuts}
 
 
 def _samples(path: Path, answers: np.ndarray, generator: np.random.Generator) -> None:
@@ -149,8 +151,8 @@ def _steps(path: Path, steps: int, generator: np.random.Generator) -> None:
     lines = ['{"started": "x"}', '{"total": 1000}']
     for step in range(1, 1001, 1000 // steps):
         loss = 10 * math.exp(-step / 150) + 0.5
-        own = (loss * generator.uniform(0.8, 1.2, len(TASKS))).round(6).tolist()
-        lines.append(json.dumps({"step": step, "loss": loss, "tasks": dict(zip(TASKS, own, strict=True))}))
+        layer = (loss * generator.uniform(0.8, 1.2, len(TASKS))).round(6).tolist()
+        lines.append(json.dumps({"step": step, "loss": loss, "tasks": dict(zip(TASKS, layer, strict=True))}))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -183,16 +185,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--reports", nargs="*", default=REPORTS)
     words = parser.parse_args()
-    with tempfile.TemporaryDirectory() as own:
-        folder = words.folder or Path(own) / "run"
+    with tempfile.TemporaryDirectory() as layer:
+        folder = words.folder or Path(layer) / "run"
         if not (folder / "records").is_dir():
             count = make(folder, seeds=words.seeds, examples=words.examples, steps=words.steps)
             print(f"{count} records, {len(TASKS)} tasks, {words.examples} examples each, {words.steps} logged steps")
         for reports in words.reports:
             for draws in (0, 1000):
                 spent, wall = zip(*(seconds(folder, reports, draws=draws) for _ in range(words.rounds)), strict=True)
-                told = f"{statistics.median(wall):.1f} s ({min(wall):.1f} to {max(wall):.1f})"
-                print(f"--as {reports} --bootstrap {draws}: {told}, {min(spent):.1f} s of processor", flush=True)
+                seconds = f"{statistics.median(wall):.1f} s ({min(wall):.1f} to {max(wall):.1f})"
+                print(f"--as {reports} --bootstrap {draws}: {seconds}, {min(spent):.1f} s of CPU time", flush=True)
 
 
 if __name__ == "__main__":

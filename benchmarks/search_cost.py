@@ -2,7 +2,7 @@
 
     python benchmarks/search_cost.py [--backbones demo,512x6] [--rounds 5] [--json FILE]
 
-A run is a whole fit of 24 steps through the engine's loop, the first half of them the search (its warm-up included, as
+A run is a whole fit of 24 steps through our training loop, the first half of them the search (its warm-up included, as
 in a real run); ratios are of the mean step of the same stretch in the same round.
 """
 

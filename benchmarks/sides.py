@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from backbones import TASKS, fresh
-from timing import kept_bytes
+from timing import saved_tensor_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -79,7 +79,7 @@ class Side:
         return loss.detach()
 
     def _narrow(self, all_logits: bool) -> AbstractContextManager[None]:
-        """As the engine's loop: the last layer only where there are labels."""
+        """As in our training loop: the last layer only where there are labels."""
         return narrow_tail(self.model, None if all_logits else self.batch.answers, self.routing)
 
     def step(self, *, all_logits: bool) -> None:
@@ -97,10 +97,10 @@ class Side:
         for tensor in [*self.model.parameters(), *self.batch.inputs.values()]:
             tensor.grad = None
 
-    def kept(self, *, all_logits: bool) -> int:
-        """Bytes kept for the backward."""
+    def saved_bytes(self, *, all_logits: bool) -> int:
+        """Bytes saved for backward."""
         with self._narrow(all_logits):
-            return kept_bytes(self.model, lambda: self.loss(all_logits=all_logits))
+            return saved_tensor_bytes(self.model, lambda: self.loss(all_logits=all_logits))
 
 
 def floor_side(base: nn.Module, batch: Batch, precision: Precision) -> Side:

@@ -1,4 +1,4 @@
-"""Time of a training step and bytes kept for its backward: our methods against peft's LoRA, reference forms, the floor.
+"""Time of a training step and bytes saved for backward: our methods against peft's LoRA, reference forms, the floor.
 
     python benchmarks/step_time.py --quick
     python benchmarks/step_time.py --backbones 512x6 --methods 'multilora[rank=16,modules=5,dropout=0]' --json out.json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from backbones import SHAPES
-from comparison import Comparison, Conditions, Row
+from comparison import Conditions, StepComparison, StepRow
 from sides import Precision
 
 from mtlbench.api.method import Method
@@ -58,7 +58,7 @@ HEADER = (
 )
 
 
-def line(row: Row, clock: str) -> str:
+def line(row: StepRow, clock: str) -> str:
     """One row of the table."""
     mib = row.mib
     own = row.ratio("ours", "lora", clock)
@@ -76,9 +76,11 @@ def line(row: Row, clock: str) -> str:
     return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
 
-def measure(backbone: str, methods: dict[str, Method], conditions: Conditions, *, clock: str) -> tuple[list[Row], bool]:
+def measure(
+    backbone: str, methods: dict[str, Method], conditions: Conditions, *, clock: str
+) -> tuple[list[StepRow], bool]:
     """All rows of one backbone, printed as they come; whether every reference form agreed."""
-    comparison = Comparison(backbone, conditions)
+    comparison = StepComparison(backbone, conditions)
     machine = probe(conditions.device)
     print(f"\n### {backbone}: our LoRA and peft's agree to {comparison.baseline}; ", end="")
     print(f"matrix rate {machine.float32_gflops:.0f} GFLOP/s in float32, {machine.bfloat16_gflops:.0f} in bfloat16\n")

@@ -1,4 +1,4 @@
-"""Interleaved timing, its spread, and the bytes kept for the backward."""
+"""Interleaved timing, its spread, and the bytes saved for backward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """Median and quartiles."""
 
     median: float
@@ -43,10 +43,10 @@ def timed(run: Callable[[], object], device: torch.device) -> Taken:
     return Taken(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Quartiles:
     """Median and quartiles of ``values``."""
     low, median, high = (float(q) for q in np.percentile(values, [25, 50, 75]))
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)
 
 
 def interleaved(
@@ -66,24 +66,24 @@ def interleaved(
     return taken
 
 
-def ratio(above: Sequence[Taken], below: Sequence[Taken], *, clock: str) -> Spread:
-    """Spread of the ratios of runs of the same round by ``wall`` or ``cpu``."""
+def ratio(above: Sequence[Taken], below: Sequence[Taken], *, clock: str) -> Quartiles:
+    """Quartiles of the ratios of runs of the same round by ``wall`` or ``cpu``."""
     return spread([getattr(a, clock) / getattr(b, clock) for a, b in zip(above, below, strict=True)])
 
 
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+def saved_tensor_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the distinct storages that ``forward`` keeps for the backward, the model's parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # held here, as a freed address could be given out again
+    storages: dict[int, torch.UntypedStorage] = {}  # held here, as a freed address could be given out again
 
     def pack(tensor: Tensor) -> None:  # gives nothing to the graph: an output kept by its own node would never be freed
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+            storages[storage.data_ptr()] = storage
 
     def unpack(_: None) -> Tensor:
         raise RuntimeError("there is no backward of a forward whose bytes were counted")
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         forward()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())

@@ -4,7 +4,7 @@
     python benchmarks/training_loop.py --json out.json
 
 Both train LoRA of rank 16 on every linear on the same frozen weights and rows, in batches of 32, without dropout or
-logging. Ours is the engine's loop as `mtlbench run` drives it. README.md in this folder describes the protocol.
+logging. Ours is the training loop of `mtlbench run`. README.md in this folder describes the protocol.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from backbones import TASKS, Shape, build
+from backbones import TASKS, BackboneShape, build
 from forms import Agreement, agreement, as_peft, pour
 from loops import BATCH, Slots, TrainerSide, as_examples, our_loop, trainer_loop
 from sides import Precision, our_side, peft_lora
-from timing import Spread, Taken, interleaved, ratio, spread
+from timing import Quartiles, Taken, interleaved, ratio, spread
 from torch import nn
 
 from mtlbench.api.routing import Routing
@@ -36,9 +36,9 @@ from mtlbench.training.batches import collate
 LENGTHS = ((0.0, 10), (0.25, 34), (0.5, 55), (0.75, 96), (0.95, 190), (0.975, 256), (1.0, 256))
 """Quantiles of the lengths of GLUE-like rows, in tokens: mean 76, median 55, 95th percentile 190, cut at 256."""
 SHAPES = {
-    "512x6-8k": Shape(512, 6),
-    "256x4-8k": Shape(256, 4),
-    "256x4-32k": Shape(256, 4, vocabulary=32_000),
+    "512x6-8k": BackboneShape(512, 6),
+    "256x4-8k": BackboneShape(256, 4),
+    "256x4-32k": BackboneShape(256, 4, vocabulary=32_000),
 }
 GOALS = {"512x6-8k": 4.0, "256x4-8k": 6.0, "256x4-32k": 11.0}
 
@@ -57,7 +57,7 @@ def glue_like_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[TokenR
 
 
 @dataclass
-class Result:
+class LoopResult:
     """What was measured on one backbone."""
 
     backbone: str
@@ -71,12 +71,12 @@ class Result:
     ours: list[Taken]
     trainer: list[Taken]
 
-    def speedup(self, clock: str) -> Spread:
+    def speedup(self, clock: str) -> Quartiles:
         """Examples per second of ours over the Trainer's."""
         return ratio(self.trainer, self.ours, clock=clock)
 
 
-def measure(backbone: str, options: argparse.Namespace) -> Result:
+def measure(backbone: str, options: argparse.Namespace) -> LoopResult:
     """Both loops on one backbone.
 
     Raises:
@@ -106,7 +106,7 @@ def measure(backbone: str, options: argparse.Namespace) -> Result:
             make(rows=rows[: 2 * BATCH])()
         runs = {name: make(rows=rows) for name, make in makers.items()}
         taken = interleaved(runs, rounds=options.pairs, device=device, warm=False)
-    return Result(
+    return LoopResult(
         backbone=backbone,
         rows=len(rows),
         tokens=sum(row.length for row in rows),
@@ -123,7 +123,7 @@ HEADER = (
 )
 
 
-def line(result: Result, clock: str) -> str:
+def line(result: LoopResult, clock: str) -> str:
     """One row of the table."""
     ours, trainer = (spread([1 / getattr(t, clock) for t in taken]).median for taken in (result.ours, result.trainer))
     examples = f"{result.rows * ours:.1f}, {result.rows * trainer:.1f}"

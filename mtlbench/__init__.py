@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Answers, Method, ReadOut, Setup, SetupTask, Stateful, Trainer, Value
-    from mtlbench.api.published import Ledger
-    from mtlbench.api.report import Report
+    from mtlbench.api.report import Ledger, Report
     from mtlbench.api.routing import Routing
     from mtlbench.api.task import Task, TaskSuite
     from mtlbench.composition import Composite
@@ -47,7 +46,7 @@ _HOMES = {
     "Composite": "composition",
     "Executor": "api.executor",
     "Launch": "api.executor",
-    "Ledger": "api.published",
+    "Ledger": "api.report",
     "Workers": "api.executor",
     "hookimpl": "api.hooks",
     "Method": "api.method",

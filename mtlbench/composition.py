@@ -31,10 +31,10 @@ Verb = Literal["fit", "adapt"]
 
 @dataclass(frozen=True, kw_only=True)
 class Composite(Method):
-    """Its parts, attached to one backbone and trained under one loss.
+    """Several methods, its parts, attached to one backbone and trained on one loss.
 
-    The loss over rows is that of the first part that defines one, plus the penalties of the others. What a part does
-    while it trains (search, rank budgets, stages) goes on inside the training of the others.
+    The loss over rows is that of the first part that defines one, plus the penalties of the others. The training
+    procedures of the parts (search, rank budgets, stages) are nested.
     """
 
     resumable: ClassVar[bool] = True
@@ -44,9 +44,10 @@ class Composite(Method):
         """The methods, in the order they are attached."""
 
     def turns(self) -> tuple[int, ...] | None:
-        """Positions of the parts in the order in which they train one after another; ``None`` trains all in every step.
+        """Indices of the parts in the order of sequential training; ``None`` trains all parts in every step.
 
-        Each part then has an equal share of the budget, in which the others are frozen and those to come switched off.
+        In sequential training each part has an equal share of the budget, in which the others are frozen and later
+        ones switched off.
         """
         return None
 
@@ -82,7 +83,7 @@ class Composite(Method):
         return groups
 
     def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
-        """Those of the first part that defines them."""
+        """The losses of the first part that defines them."""
         parts = self.parts()
         leader = next((part for part in parts if type(part).row_losses is not Method.row_losses), parts[0])
         return leader.row_losses(model, answers)
@@ -97,8 +98,8 @@ class Composite(Method):
         return loss
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        for part, own in zip(self.parts(), _owned(model), strict=True):
-            if any(p.requires_grad for p in own):
+        for part, parameters in zip(self.parts(), _owned(model), strict=True):
+            if any(p.requires_grad for p in parameters):
                 part.after_step(model, step)
 
     def fit(self, model: nn.Module, trainer: Trainer) -> None:
@@ -117,10 +118,10 @@ class Composite(Method):
                 for other in range(len(parts)):
                     _train(owned[other], other == turn)
                     parts[other].switch(model, on=other in turns[: at + 1])
-                _nested(model, _Share(trainer, 1 / len(parts)), [parts[turn]], verb)
+                _nested(model, _ShareTrainer(trainer, 1 / len(parts)), [parts[turn]], verb)
         finally:
-            for own in owned:
-                _train(own, True)
+            for parameters in owned:
+                _train(parameters, True)
 
     def finish(self, model: nn.Module) -> None:
         for part in self.parts():
@@ -131,10 +132,10 @@ class Composite(Method):
             part.switch(model, on=on)
 
     def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        """Each part into ``folder/<its name>``.
+        """Export each part to ``folder/<its name>``.
 
-        With weights and a prefix there is also ``folder/merged``, the backbone with the weights merged, on which plain
-        peft loads the prefix. ``model`` is merged afterwards.
+        A composition of weights and a prefix also has ``folder/merged``, the backbone with merged weights, on which
+        plain peft loads the prefix. ``model`` is merged afterwards.
         """
         from mtlbench.nn.low_rank.layer import merge_low_rank
         from mtlbench.nn.prefixes.export import save_merged
@@ -207,26 +208,26 @@ class Sum(Composite):
         return forward if self.order == "in_turn" else forward[::-1]
 
     @classmethod
-    def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:
-        """Its own; those of the members are theirs."""
-        return {name: hint for name, hint in super().setting_types(words).items() if name != "members"}
+    def setting_types(cls, texts: Mapping[str, str]) -> Mapping[str, Any]:
+        """The types of its own settings, without those of the members."""
+        return {name: hint for name, hint in super().setting_types(texts).items() if name != "members"}
 
     def settings(self) -> dict[str, Value]:
-        """Those of all members, as ``member.setting``, and ``order``."""
-        found = {f"{part.name}.{name}": value for part in self.members for name, value in part.settings().items()}
-        return {"order": self.order, "learning_rate": self.learning_rate, **found}
+        """The settings of all members, as ``member.setting``, and ``order``."""
+        of_members = {f"{part.name}.{name}": value for part in self.members for name, value in part.settings().items()}
+        return {"order": self.order, "learning_rate": self.learning_rate, **of_members}
 
 
 def _nested(model: nn.Module, trainer: Trainer, parts: Sequence[Method], verb: Verb) -> None:
-    """``fit`` or ``adapt`` of all parts at once, each inside the one before."""
+    """``fit`` or ``adapt`` of all parts together, each nested in the previous one."""
     inner = trainer
     for part in reversed(parts):
-        inner = _Inside(inner, part, model, verb)
+        inner = _NestedTrainer(inner, part, model, verb)
     inner.run()
 
 
-class _Inside:
-    """A trainer whose every run is a whole ``fit`` or ``adapt`` of one part, with the caller's hooks in it."""
+class _NestedTrainer:
+    """A trainer whose every run is a complete ``fit`` or ``adapt`` of one part, with the caller's hooks."""
 
     def __init__(self, trainer: Trainer, part: Method, model: nn.Module, verb: Verb) -> None:
         self._trainer, self._part, self._model, self._verb = trainer, part, model, verb
@@ -235,9 +236,9 @@ class _Inside:
     def total_steps(self) -> int:
         return self._trainer.total_steps
 
-    def run(self, **given: Any) -> None:
+    def run(self, **arguments: Any) -> None:
         train = self._part.fit if self._verb == "fit" else self._part.adapt
-        train(self._model, _With(self._trainer, given))
+        train(self._model, _HookedTrainer(self._trainer, arguments))
 
     def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)
@@ -246,22 +247,22 @@ class _Inside:
         return self._trainer.search_loss(share=share)
 
 
-class _With:
-    """A trainer that adds what another caller gave to every run."""
+class _HookedTrainer:
+    """A trainer that adds the arguments of an outer call to every run."""
 
-    def __init__(self, trainer: Trainer, given: Mapping[str, Any]) -> None:
-        self._trainer, self._given = trainer, given
+    def __init__(self, trainer: Trainer, outer: Mapping[str, Any]) -> None:
+        self._trainer, self._outer = trainer, outer
 
     @property
     def total_steps(self) -> int:
         return self._trainer.total_steps
 
-    def run(self, **own: Any) -> None:
-        both = [hook for hook in (self._given.get("before_step"), own.get("before_step")) if hook is not None]
-        merged = {**self._given, **{name: value for name, value in own.items() if value is not None}}
-        merged["patience_from"] = max(self._given.get("patience_from", 0), own.get("patience_from", 0))
+    def run(self, **arguments: Any) -> None:
+        both = [hook for hook in (self._outer.get("before_step"), arguments.get("before_step")) if hook is not None]
+        merged = {**self._outer, **{name: value for name, value in arguments.items() if value is not None}}
+        merged["patience_from"] = max(self._outer.get("patience_from", 0), arguments.get("patience_from", 0))
         merged["before_step"] = _all_of(both) if both else None
-        if self._given.get("tasks") is not None and own.get("tasks") is not None:
+        if self._outer.get("tasks") is not None and arguments.get("tasks") is not None:
             raise PluginError("Two composed methods both train tasks one after another. Compose at most one of them.")
         self._trainer.run(**merged)
 
@@ -272,8 +273,8 @@ class _With:
         return self._trainer.search_loss(share=share)
 
 
-class _Share:
-    """A trainer with a share of the budget."""
+class _ShareTrainer:
+    """A trainer with a fraction of the budget."""
 
     def __init__(self, trainer: Trainer, share: float) -> None:
         self._trainer, self._share = trainer, share
@@ -282,8 +283,8 @@ class _Share:
     def total_steps(self) -> int:
         return max(1, round(self._trainer.total_steps * self._share))
 
-    def run(self, **given: Any) -> None:
-        self._trainer.run(**{**given, "share": self._share * given.get("share", 1.0)})
+    def run(self, **arguments: Any) -> None:
+        self._trainer.run(**{**arguments, "share": self._share * arguments.get("share", 1.0)})
 
     def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
         self._trainer.keep(holder, modules=modules)
@@ -301,9 +302,9 @@ def _all_of(hooks: Sequence[Callable[[int], None]]) -> Callable[[int], None]:
 
 
 def _owned(model: nn.Module) -> list[list[nn.Parameter]]:
-    """For each part the parameters it attached and still has."""
+    """For each part the parameters that it attached and that are still in the model."""
     alive = {id(p) for p in model.parameters()}
-    return [[p for p in own if id(p) in alive] for own in get_state(model, PartParameters).by_part]
+    return [[p for p in parameters if id(p) in alive] for parameters in get_state(model, PartParameters).by_part]
 
 
 def _train(parameters: Sequence[Any], on: bool) -> None:
@@ -312,11 +313,11 @@ def _train(parameters: Sequence[Any], on: bool) -> None:
 
 
 class _only:
-    """Inside, only these parameters require gradients, so that a part sees what is its own."""
+    """Context in which only these parameters require gradients, so that a part sees only its own."""
 
     def __init__(self, model: nn.Module, wanted: Sequence[Any]) -> None:
-        keep = {id(p) for p in wanted}
-        self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in keep]
+        wanted_ids = {id(p) for p in wanted}
+        self._others = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted_ids]
 
     def __enter__(self) -> None:
         _train(self._others, False)

@@ -1,4 +1,4 @@
-"""Plugins by name: listed from package metadata, loaded only when asked for, checked before use."""
+"""Plugins by name: listed from package metadata, loaded on demand, checked before use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import pluggy
 from mtlbench.api.executor import Executor
 from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
 from mtlbench.api.method import Method
-from mtlbench.api.published import Ledger
-from mtlbench.api.report import Report
+from mtlbench.api.report import Ledger, Report
 from mtlbench.api.task import TaskSuite
 from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_mean
 
@@ -32,7 +31,7 @@ _SINGULAR = {
 
 @dataclass(frozen=True)
 class Offer:
-    """One name that one installed distribution offers."""
+    """One entry point of one installed distribution."""
 
     name: str
     module: str
@@ -41,40 +40,40 @@ class Offer:
 
     @property
     def origin(self) -> str:
-        """``distribution version``, as messages name it."""
+        """``distribution version``, for messages."""
         return f"{self.distribution} {self.version}"
 
 
 def offers(group: str) -> dict[str, tuple[Offer, ...]]:
-    """Every offered name of a group (``methods``, ``tasks``, ...) in order, from metadata alone."""
+    """Every offered name of a group (``methods``, ``tasks``, ...), sorted, read from metadata only."""
     if group not in GROUPS:
         raise PluginError(f"There is no plugin group {group!r}. {did_you_mean(group, GROUPS)}")
-    found: dict[str, dict[tuple[str, str], Offer]] = {}
-    owners: dict[int, tuple[str, str]] = {}  # reading a distribution's name parses its whole metadata
+    by_name: dict[str, dict[tuple[str, str], Offer]] = {}
+    owners: dict[int, tuple[str, str]] = {}  # cached: reading a distribution's name parses all its metadata
     for entry in metadata.entry_points(group=f"{PROJECT}.{group}"):
         dist = entry.dist
         if id(dist) not in owners:
             owners[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "unknown")
         offer = Offer(entry.name, entry.value, *owners[id(dist)])
-        found.setdefault(entry.name, {})[(offer.distribution, offer.module)] = offer
-    return {name: tuple(found[name].values()) for name in sorted(found)}
+        by_name.setdefault(entry.name, {})[(offer.distribution, offer.module)] = offer
+    return {name: tuple(by_name[name].values()) for name in sorted(by_name)}
 
 
 def offer_of(group: str, name: str) -> Offer:
     """The one offer of ``name``.
 
     Raises:
-        RequestError: nobody offers the name.
+        RequestError: no distribution offers the name.
         PluginError: two distributions offer it.
     """
     known = offers(group)
     if name not in known:
         raise RequestError(f"Unknown {_SINGULAR[group]} {name!r}. {did_you_mean(name, known)}")
-    found = known[name]
-    if len(found) > 1:
-        owners = " and ".join(f"{o.origin} ({o.module})" for o in found)
+    offering = known[name]
+    if len(offering) > 1:
+        owners = " and ".join(f"{o.origin} ({o.module})" for o in offering)
         raise PluginError(f"The {_SINGULAR[group]} name {name!r} is offered by {owners}. Uninstall one of them.")
-    return found[0]
+    return offering[0]
 
 
 def load_method(name: str) -> type[Method]:
@@ -183,17 +182,17 @@ def _noun(group: str, offer: Offer) -> Any:
     _register(manager, module, group, offer)
     hook = NOUN_HOOKS[group]
     try:
-        nouns = [noun for given in getattr(manager.hook, hook)() for noun in given]
+        nouns = [noun for returned in getattr(manager.hook, hook)() for noun in returned]
     except Exception as error:
         raise PluginError(
             f"{hook}() of {offer.origin} ({offer.module}) failed: {type(error).__name__}: {error}."
         ) from error
     named = [noun for noun in nouns if getattr(noun, "name", None) == offer.name]
     if len(named) != 1:
-        given = ", ".join(sorted(repr(getattr(n, "name", n)) for n in nouns)) or "nothing"
+        names = ", ".join(sorted(repr(getattr(n, "name", n)) for n in nouns)) or "nothing"
         raise PluginError(
             f"{offer.origin} offers the {_SINGULAR[group]} {offer.name!r} in {offer.module}, "
-            f"but {hook}() there gives {given}."
+            f"but {hook}() there returns {names}."
         )
     return named[0]
 

@@ -1,4 +1,4 @@
-"""Plain text that every part of the harness writes: lines, sentences, aligned tables, amounts, lists of seeds."""
+"""Formatting of plain text: lines, sentences, aligned tables, quantities, lists of seeds."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 def one_line(text: str, *, limit: int = 300) -> str:
-    """Text from anywhere as one line without terminal controls, cut with an ellipsis after ``limit`` characters."""
+    """Untrusted text as one line without terminal controls, truncated with an ellipsis after ``limit`` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def sentences(*texts: str) -> str:
-    """The texts that are not empty in one line, each ended by a full stop unless it ends a sentence already."""
+    """The texts that are not empty, joined by spaces; a full stop is added to those that do not end a sentence."""
     return " ".join(t if t.endswith((".", "!", "?", "…")) else f"{t}." for t in texts if t)
 
 
-def seed_words(seeds: Iterable[int]) -> str:
+def seeds_label(seeds: Iterable[int]) -> str:
     """``seed 1``, ``seeds 0, 2`` or ``seeds 0 to 9``."""
     numbers = list(seeds)
     return f"seed{'s' if len(numbers) != 1 else ''} {seed_list(numbers)}"
 
 
 def seed_list(seeds: Iterable[int]) -> str:
-    """``0, 2, 5 to 9``: four and more in a row are told by their ends."""
+    """``0, 2, 5 to 9``: four or more consecutive seeds are written as a range."""
     runs: list[list[int]] = []
     for seed in seeds:
         if runs and seed == runs[-1][-1] + 1:
@@ -33,7 +33,7 @@ def seed_list(seeds: Iterable[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in runs)
 
 
-def tasks_words(tasks: tuple[str, ...]) -> str:
+def tasks_label(tasks: tuple[str, ...]) -> str:
     """Up to three full names, or ``glue (9 tasks)`` by suite."""
     if len(tasks) <= 3:
         return one_line(", ".join(tasks))
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Cells in columns, the first one left, the others right."""
+    """Rows of cells as lines of aligned columns: the first column left, the others right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]

@@ -83,9 +83,9 @@ def test_published_numbers_stand_beside_ours(folder):
     code, output = invoke("report", folder, "--vs", "peml/table-2")
     assert code == 0
     told = output[output.index("peml/table-2:") :]
-    assert "differs from the paper: the backbone is demo, theirs LLaMA2-7B" in told
-    assert "differs from the paper: the data are generated demo data" in told
-    assert "scored on at most 24 rows per task" in told
+    assert "differs from the paper: our backbone is demo, theirs LLaMA2-7B" in told
+    assert "differs from the paper: ours is generated demo data" in told
+    assert "scored on at most 24 examples per task" in told
     lines = [line.split() for line in told.splitlines() if re.match(r"  (lora|mtl_lora|peml) ", line)]
     found = {(line[0], line[2]): line for line in lines}
     assert set(found) == {(m, t) for m in ("lora", "mtl_lora", "peml") for t in ("RTE", "SST2")}

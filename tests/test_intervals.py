@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtlbench.api.study import Interval
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import holm
 
 
 def test_holm_is_step_down():

@@ -1,4 +1,4 @@
-"""Rows beside a reference: gain, negative transfer, ranks."""
+"""Rows compared with a reference: gain, negative transfer, ranks."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def test_differences_gain_and_negative_transfer_are_over_common_seeds():
         records("lora_st", (50.0, 80.0, 20.0), (60.0, 80.0, 20.0), (0.0, 0.0, 0.0)),
         records("lora", (60.0, 70.0, 20.0), (70.0, 70.0, 22.0)),
     )
-    assert table.reference == "lora_st" and rows["lora_st"].beside is None
-    beside = rows["lora"].beside
-    assert beside.seeds == (0, 1)
-    assert {task: one.points for task, one in beside.differences.items()} == {"a/x": 10.0, "a/y": -10.0, "a/z": 1.0}
-    assert beside.average.points == pytest.approx(1 / 3)
-    assert beside.gain == pytest.approx(100 * (10 / 55 - 10 / 80 + 1 / 20) / 3)
-    assert (beside.worst, beside.worse) == ("a/y", ("a/y",))
+    assert table.reference == "lora_st" and rows["lora_st"].comparison is None
+    comparison = rows["lora"].comparison
+    assert comparison.seeds == (0, 1)
+    assert {task: one.points for task, one in comparison.differences.items()} == {"a/x": 10.0, "a/y": -10.0, "a/z": 1.0}
+    assert comparison.average.points == pytest.approx(1 / 3)
+    assert comparison.gain == pytest.approx(100 * (10 / 55 - 10 / 80 + 1 / 20) / 3)
+    assert (comparison.worst, comparison.worse) == ("a/y", ("a/y",))
 
 
 def test_there_is_no_relative_gain_over_nothing():
     _, rows = rows_of(records("lora_st", (0.0, 80.0, 20.0)), records("lora", (60.0, 70.0, 20.0)))
-    assert rows["lora"].beside.gain is None and rows["lora"].beside.worst == "a/y"
+    assert rows["lora"].comparison.gain is None and rows["lora"].comparison.worst == "a/y"
 
 
-def test_rows_without_a_common_seed_are_beside_nothing():
+def test_rows_without_a_common_seed_have_no_comparison():
     _, rows = rows_of(records("lora_st", (50.0, 80.0, 20.0)), records("lora", (60.0, 70.0, 20.0), first=7))
-    assert rows["lora"].beside is None
+    assert rows["lora"].comparison is None
 
 
 def test_the_reference_is_the_single_task_adapter_then_lora_then_the_first_row_or_what_is_asked_for():

@@ -71,7 +71,7 @@ def test_seeds_are_planned_for_a_task_in_the_words_of_the_documentation(tmp_path
     words = ("--method", "peml", "--against", "lora", "--task", "a/x", "--points", "1.0")
     told = run("seeds", tmp_path / "run", *words)
     assert told.exit_code == 0
-    assert "to see 1.0 point on a/x you need 7 seeds" in told.output
+    assert "to detect 1.0 point on a/x you need 7 seeds" in told.output
     every = run("seeds", tmp_path / "run", *words[:4]).output.splitlines()
     assert len(every) == 4 and "the difference is the same for 2 seeds" in every[-1]
 
@@ -100,7 +100,7 @@ def test_a_choice_of_tables_is_left_to_the_user():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"task": "a/z"}, "'a/z' is none of the tasks"),
+        ({"task": "a/z"}, "no task 'a/z'"),
         ({"wanted": 0.0}, "--points must be above 0"),
         ({"power": 1.0}, "--power must be above 0 and below 1"),
         ({"level": 0.9}, "must be above --alpha"),
@@ -114,7 +114,7 @@ def test_wrong_numbers_are_refused(words, message):
 
 def test_one_common_seed_has_no_spread():
     pair = pair_of([*records("lora", (60.0, 50.0)), *records("peml", (61.0, 50.0))], method="lora", against="peml")
-    with pytest.raises(RequestError, match="share 1 seed: a spread takes two"):
+    with pytest.raises(RequestError, match="share 1 seed: a spread needs two"):
         seeds_lines(pair, task=None, wanted=1.0, level=0.05, power=0.8)
 
 

@@ -108,9 +108,9 @@ def test_an_import_failure_names_the_distribution_and_harms_nobody(site: Path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ("", "gives nothing"),
-        (GOOD.format(name="other"), "gives 'other'"),
-        (GOOD.format(name="bad").replace("return [Toy]", "return [3]"), "gives 3"),
+        ("", "returns nothing"),
+        (GOOD.format(name="other"), "returns 'other'"),
+        (GOOD.format(name="bad").replace("return [Toy]", "return [3]"), "returns 3"),
         (
             GOOD.format(name="bad").replace("def mtlbench_methods()", "def mtlbench_methods(extra)"),
             "does not fit a hook",

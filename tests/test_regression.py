@@ -12,7 +12,7 @@ from record_builder import cell as make_cell
 from mtlbench.api.record import Record, TaskScore
 from mtlbench.api.study import no_predictions
 from mtlbench.errors import RequestError
-from mtlbench.results.regression import AVERAGE, Side, changes
+from mtlbench.results.regression import AVERAGE, RecordSet, changes
 from mtlbench.statistics.answers import answers_in
 from mtlbench.store import RunFolder
 
@@ -20,7 +20,7 @@ TASKS = ("glue/rte", "glue/sst2")
 ROWS = 60
 
 
-def side(folder: Path, *, right: float | dict[str, float], seeds=(0, 1), draw: int = 0, **changed) -> Side:
+def side(folder: Path, *, right: float | dict[str, float], seeds=(0, 1), draw: int = 0, **changed) -> RecordSet:
     """Records whose predictions are right with this probability by task; every seed draws its own."""
     store, records = RunFolder(folder), {}
     for seed in seeds:
@@ -48,7 +48,7 @@ def side(folder: Path, *, right: float | dict[str, float], seeds=(0, 1), draw: i
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         store.put_samples(record.key, rows)
         records[seed] = record
-    return Side(name=folder.name, records=records, predictions=answers_in(store, records.values()))
+    return RecordSet(name=folder.name, records=records, predictions=answers_in(store, records.values()))
 
 
 def test_a_drop_on_one_task_is_found_there(tmp_path):

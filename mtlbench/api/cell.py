@@ -23,89 +23,90 @@ def digest(value: Any, *, length: int = 16) -> str:
 
 
 def _added(default: Any, *, before: Any) -> Any:
-    """A protocol field that records of earlier versions lack: what their cells had is ``before``.
+    """A protocol field that records of earlier versions lack; their cells had the value ``before``.
 
-    The field is left out of keys and hashes while it stands at that, so that theirs stay as they were.
+    The field is omitted from keys and hashes while it has that value, so that earlier keys stay valid.
     """
     return field(default=default, metadata={"before": before})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything that must be equal for two rows to be compared.
+    """Everything that must be equal for two results to be comparable.
 
-    A named protocol (:mod:`mtlbench.planning.protocols`) is a set of these fields; ``data`` and ``prompts`` come with
-    the tasks.
+    A named protocol (:mod:`mtlbench.planning.protocols`) sets some of these fields; ``data`` and ``prompts`` follow
+    from the tasks.
     """
 
     name: str = ""
-    """The named protocol it was made from and what was changed: ``peml_holdout`` or ``standard + steps=10``. What is
-    compared is the other fields: this one is in no hash and no key."""
+    """The named protocol and its changes: ``peml_holdout`` or ``standard + steps=10``. It is not part of any hash or
+    key: only the other fields are compared."""
     data: str = "demo"
-    """Where rows come from, with a digest of what is there: ``demo:<digest>``, ``folder:<digest>`` or, from the data
-    sets' revisions, ``hub:<digest>``."""
+    """Source of the data, with a digest of its content: ``demo:<digest>``, ``folder:<digest>`` or, from the revisions
+    of the data sets, ``hub:<digest>``."""
     prompts: str = ""
     """Version of lm-eval whose task objects make the prompts, with a digest of the tasks' prompt definitions."""
     max_length: int = 256
-    """Rows longer than this many tokens are cut on the left of the prompt."""
+    """Rows longer than this many tokens are truncated on the left of the prompt."""
     train_rows: int | None = None
-    """At most this many training rows per task; ``None`` takes all."""
+    """At most this many training examples per task; ``None`` takes all."""
     eval_rows: int | None = None
-    """At most this many evaluation rows per task; ``None`` takes all."""
+    """At most this many evaluation examples per task; ``None`` takes all."""
     k_shot: str = ""
-    """``16``: train on 16 rows of each task, drawn by the cell's seed; ``16:class``: on 16 rows of each label. With
-    ``sources`` of each target only. Rows kept out of training (``held_out``) are among them."""
+    """``16``: train on 16 examples of each task, drawn by the cell's seed; ``16:class``: on 16 of each label. With
+    ``sources`` it applies to the targets only. The ``held_out`` share is taken from these examples."""
     holdout: float = 0.0
-    """Share of each task's training split that becomes its evaluation split, the same rows for every cell; the official
-    evaluation split is then not used at all. 0 scores the official one."""
+    """Share of each task's training split that becomes its evaluation split, the same examples for every cell; the
+    official evaluation split is then not used. 0 scores the official one."""
     eval_from_train: float = 0.0
-    """Share of each task's training rows that is kept from training and scored instead of the evaluation split, which
-    is then not used at all: for tuning. 0 scores the evaluation split."""
+    """For tuning: share of each task's training examples that is held out and scored instead of the evaluation split,
+    which is then not used. 0 scores the evaluation split."""
     held_out: float = 0.1
-    """Share of the training rows kept from training: half stops training early, half is for architecture search."""
+    """Share of the training examples that is held out: half is the validation split for early stopping, half the search
+    split for architecture search."""
     sources: str = ""
-    """Full names of the tasks that are trained first, with commas. The cell's other tasks, the targets, are trained
-    afterwards from that state, and they alone are scored. Empty: all tasks are trained together and scored."""
+    """Full names of the source tasks, separated by commas. The cell's other tasks, the targets, are trained afterwards
+    from that state, and only they are scored. Empty: all tasks are trained together and scored."""
     adapt_epochs: float | None = None
-    """Passes over the targets' rows after the sources; ``None`` takes ``epochs``."""
+    """Epochs over the targets' examples after the sources; ``None`` takes ``epochs``."""
     adapt_steps: int | None = None
-    """Steps on the targets, instead of ``adapt_epochs``; where neither is given, ``steps``."""
+    """Steps on the targets, instead of ``adapt_epochs``; if neither is set, ``steps``."""
     epochs: float = 3.0
-    """Passes over the joint training rows; ignored when ``steps`` is given."""
+    """Epochs over the joint training examples; ignored when ``steps`` is set."""
     steps: int | None = None
     batch_size: int = 32
-    """Rows per optimizer step."""
+    """Examples per optimizer step."""
     micro_batch: int | None = None
-    """Rows per forward pass; ``None`` takes the whole batch."""
+    """Examples per forward pass; ``None`` takes the whole batch."""
     optimizer: str = _added("adamw", before="adamw")
-    """``adamw``, ``adafactor`` (at the given rate, as prompt tuning trains) or ``sgd`` (momentum 0.9)."""
+    """``adamw``, ``adafactor`` (at the given learning rate, as in prompt tuning) or ``sgd`` (momentum 0.9)."""
     learning_rate: float = 1e-3
-    """Peak learning rate where a method sets none."""
+    """Peak learning rate of methods that set none."""
     schedule: str = "cosine"
     """``cosine``, ``linear`` or ``constant`` after the warm-up."""
     warmup: float = 0.06
     """Share of the steps with a linearly rising learning rate."""
     weight_decay: float = 0.0
     clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0 does not clip."""
     mixing: str = "proportional"
     """``proportional``, ``uniform``, ``temperature:T``, ``capped:ROWS``, ``fraction`` or ``weights:TASK=W,...``; see
     :func:`mtlbench.planning.mixing.read_mixing`."""
     batching: str = _added("drawn", before="by_length")
-    """``drawn``: the rows of every step are a draw of the mixture. ``by_length``: rows of like length share a step,
-    within windows of 32, so a step holds few of the tasks; what versions before 0.2 did."""
+    """``drawn``: every batch is drawn from the mixture. ``by_length``, as before version 0.2: within windows of 32
+    batches, examples of similar length share a batch, so a batch has few of the tasks."""
     evals_per_run: int = 4
-    """How often the early-stopping split is scored during training; 0 never stops early."""
+    """How often the validation loss is computed during training; 0 never stops early."""
     patience: int = 2
-    """Training stops after this many scores in a row without a better one."""
+    """Training stops after this many consecutive validation losses without a better one."""
     dtype: str = "auto"
     """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
     attention: str = "sdpa"
     """``sdpa`` or ``eager``."""
     checkpointing: bool = False
-    """Recompute layers in backward to save memory."""
+    """Gradient checkpointing: recompute layers in backward to save memory."""
     tuning: str = "none"
-    """How much tuning produced the settings, in words: ``none``, or what ``mtlbench tune`` says."""
+    """The tuning effort behind the settings: ``none``, or the text that ``mtlbench tune`` prints."""
 
     @property
     def label(self) -> str:
@@ -124,10 +125,10 @@ class Protocol:
         return self if self.adapt_epochs is None else replace(self, epochs=self.adapt_epochs, steps=None)
 
     def identity(self) -> dict[str, Any]:
-        """What two rows must share: all fields but the name.
+        """All fields except the name: what two comparable cells share.
 
-        A field that stands at nothing (``None``, 0, no, empty) by default is left out while it does, and so is one
-        that stands at what cells had before there was the field, so that a new field changes no key of earlier cells.
+        A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it has it, and so is a later
+        field with the value that cells had before it existed, so that a new field changes no key of earlier cells.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
         silent = {f.name: f.metadata.get("before", f.default) for f in fields(self)}
@@ -147,7 +148,7 @@ class Cell:
     settings: Mapping[str, Value] = field(default_factory=dict)
     """Settings given explicitly, as in ``lora[rank=16]``."""
     tasks: tuple[str, ...]
-    """Full task names, such as ``glue/rte``, in the order that gives the task ids."""
+    """Full task names, such as ``glue/rte``, in the order of the task ids."""
     model: str
     protocol: Protocol
     seed: int = 0
@@ -158,7 +159,7 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """Name of everything this cell leaves behind: 24 hexadecimal digits."""
+        """Name of all files of this cell: 24 hexadecimal digits."""
         return digest({**self.to_json(), "protocol": self.protocol.identity()}, length=24)
 
     @property
@@ -172,12 +173,12 @@ class Cell:
         members = self.method.split("+")
         if len(members) == 1:
             return f"{self.method}{_bracket(self.settings)}"
-        words = [
+        with_settings = [
             member + _bracket({k.partition(".")[2]: v for k, v in self.settings.items() if k.startswith(f"{member}.")})
             for member in members
         ]
-        own = _bracket({k: v for k, v in self.settings.items() if "." not in k})
-        return "+".join(words if not own else [*words, own])
+        of_composition = _bracket({k: v for k, v in self.settings.items() if "." not in k})
+        return "+".join(with_settings if not of_composition else [*with_settings, of_composition])
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` reads back."""
@@ -216,11 +217,11 @@ class Cell:
 
 
 def _bracket(settings: Mapping[str, Value]) -> str:
-    inner = ",".join(f"{k}={_word(v)}" for k, v in sorted(settings.items()))
+    inner = ",".join(f"{k}={_setting_text(v)}" for k, v in sorted(settings.items()))
     return f"[{inner}]" if inner else ""
 
 
-def _word(value: Value) -> str:
+def _setting_text(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""The contract of an executor: a way to start workers that pull cells from a run folder."""
+"""The contract of an executor, which starts workers that claim cells from a run folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class DevicesPerCell:
 
     usual: int = 1
     of: Mapping[str, int] = field(default_factory=dict)
-    """Method name to its own number."""
+    """Method name to its number of devices."""
     shard: bool = False
-    """Whether each device of a cell that has several keeps only a part of the frozen backbone."""
+    """Whether the frozen backbone is sharded over the devices of a cell that has several."""
 
     def __call__(self, cell: Cell) -> int:
         return self.of.get(cell.method, self.usual)
@@ -36,26 +36,26 @@ class DevicesPerCell:
 
 @dataclass(frozen=True)
 class Launch:
-    """What a worker needs to be started: everything else it reads from the run folder."""
+    """Arguments for starting workers; they read everything else from the run folder."""
 
     folder: Path
     """The run folder."""
     request: str
-    """Id of the request under ``requests/`` whose cells the workers pull."""
+    """Id of the request under ``requests/`` whose cells the workers claim."""
     workers: int
-    """How many workers at most; 0 lets the executor choose (one per accelerator, or one per core)."""
+    """Maximum number of workers; 0 lets the executor choose (one per accelerator, or one per core)."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
     devices: DevicesPerCell = field(default_factory=DevicesPerCell)
-    """How many of them each cell gets."""
+    """Number of devices of each cell."""
     silence_s: float = SILENCE_S
-    """A cell without a step or a scored batch for so many seconds is ended with class ``timeout``."""
+    """A cell without a step or a scored batch for this many seconds is ended with class ``timeout``."""
     cell_timeout_s: float | None = None
     """A cell that runs longer than this many seconds is ended with class ``timeout``."""
     series: str | None = None
-    """Name of the series whose later requests the workers take too; they stay until it is closed."""
+    """Name of the series whose later requests the workers also serve; they stay until it is closed."""
     at_once: int = 1
-    """Cells without a record that later requests of the series will have at once."""
+    """Number of missing cells that each later request of the series will have."""
 
 
 class Workers(ABC):
@@ -63,25 +63,25 @@ class Workers(ABC):
 
     @abstractmethod
     def alive(self) -> int:
-        """How many workers run now. Dead ones are replaced here while cells are left and restarts remain."""
+        """Number of running workers. This call replaces dead ones while there are cells to run and restarts left."""
 
     @abstractmethod
     def stop(self, *, grace_s: float) -> None:
-        """End every worker and its children: asked first, killed after ``grace_s`` seconds."""
+        """End every worker and its children: SIGTERM first, SIGKILL after ``grace_s`` seconds."""
 
 
 class Executor(ABC):
-    """Starts workers; it decides nothing about cells, claims or records."""
+    """Starts workers. It does not decide about cells, claims or records."""
 
     name: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = ()
-    """Fields that words in brackets set, as in ``slurm[partition=gpu]``; the executor is a frozen dataclass then."""
+    """Fields that can be set in brackets, as in ``slurm[partition=gpu]``; the executor is then a frozen dataclass."""
 
     def check(self, device: str) -> None:  # noqa: B027
-        """Refuse, before anything is created, what cannot be had here.
+        """Refuse, before anything is created, an executor that cannot run here.
 
         Raises:
-            RequestError: what is missing and what to do.
+            RequestError: with what is missing and what to do.
         """
 
     @abstractmethod

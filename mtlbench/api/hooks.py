@@ -1,4 +1,4 @@
-"""The pluggy hooks of mtlbench: the nouns a plugin may provide, the events an observer may watch.
+"""The pluggy hooks of mtlbench: the objects a plugin may provide, the events an observer may receive.
 
 A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
 (``mtlbench.methods``, ``.tasks``, ``.reports``, ``.published``, ``.executors``, ``.observers``) names the module.
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from mtlbench.api.cell import Cell
     from mtlbench.api.executor import Executor
     from mtlbench.api.method import Method
-    from mtlbench.api.published import Ledger
     from mtlbench.api.record import Record
-    from mtlbench.api.report import Report
+    from mtlbench.api.report import Ledger, Report
     from mtlbench.api.task import TaskSuite
 
 PROJECT = "mtlbench"
@@ -28,7 +27,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class NounHooks:
-    """What a plugin module gives. Called only after one of its names was asked for."""
+    """Objects provided by a plugin module. Called only when one of its names is used."""
 
     @hookspec
     def mtlbench_methods(self) -> Iterable[type[Method]]:  # type: ignore[empty-body]
@@ -52,7 +51,7 @@ class NounHooks:
 
 
 class EventHooks:
-    """What an observer may watch. An observer that raises is reported once by name and dropped."""
+    """Events for observers. An observer that raises is reported once by name and dropped."""
 
     @hookspec
     def mtlbench_run_started(self, cells: Sequence[Cell]) -> None:
@@ -66,21 +65,21 @@ class EventHooks:
     def mtlbench_training_planned(self, cell: Cell, total_steps: int, done: int) -> None:
         """Called in the worker before the first step, with the optimizer steps of the whole budget.
 
-        ``done`` of them were done by an earlier attempt that ended, and are not told again.
+        ``done`` of them were done by an earlier attempt, which this one resumes; they are not reported again.
         """
 
     @hookspec
     def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
         """Called in the worker after each optimizer step; the first is step 1.
 
-        ``row_losses`` and ``tasks`` are ``[rows]``, detached and still on the device: reading them costs a sync.
+        ``row_losses`` and ``tasks`` are ``[rows]``, detached and still on the device: reading them synchronises.
         """
 
     @hookspec
     def mtlbench_cell_finished(self, record: Record) -> None:
         """Called in the worker after the record was published, and in the parent when it sees the record.
 
-        In the parent also for cells that had a record before the run, without a start.
+        In the parent also for cells that had a record before the run, without ``mtlbench_cell_started``.
         """
 
     @hookspec
@@ -89,7 +88,7 @@ class EventHooks:
 
     @hookspec
     def mtlbench_run_finished(self) -> None:
-        """Called in the parent when no worker runs any more, also after an interruption."""
+        """Called in the parent when no worker is running any more, also after an interruption."""
 
 
 NOUN_HOOKS: dict[str, str] = {

@@ -21,10 +21,10 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class SetupTask:
-    """One task as a method sees it."""
+    """One task of a cell."""
 
     index: int
-    """The id that arrives in batches."""
+    """The task id in batches."""
     name: str
     """Full name, such as ``glue/rte``."""
     train_rows: int
@@ -32,11 +32,11 @@ class SetupTask:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method may know about the cell when it attaches."""
+    """The information about a cell that a method gets when it attaches."""
 
     tasks: tuple[SetupTask, ...]
     routing: Routing
-    """Gives layers the task id of every row of the batch in flight."""
+    """Gives layers the task id of every row of the current batch."""
     architecture: str
     """``causal`` or ``seq2seq``."""
     target_modules: tuple[str, ...]
@@ -46,27 +46,27 @@ class Setup:
     total_steps: int
     """Optimizer steps of the whole training budget."""
     max_length: int
-    """Longest row in tokens, prompt and answer together."""
+    """Maximum number of tokens of a row, prompt and answer together."""
     seed: int
     sources: int = 0
-    """How many of the first tasks are trained before the others, in :meth:`Method.fit`; the others follow in
-    :meth:`Method.adapt`. 0 where all are trained together."""
+    """Number of source tasks: the first tasks, trained in :meth:`Method.fit`; the others follow in
+    :meth:`Method.adapt`. 0 if all tasks are trained together."""
     encode: Callable[[str], tuple[int, ...]] | None = None
-    """Token ids of a text, none added to it; ``None`` where there is no tokenizer, as when parameters are counted."""
+    """Token ids of a text without special tokens; ``None`` without a tokenizer, as when parameters are counted."""
 
 
 class Stateful(Protocol):
-    """Something with state between steps: an optimizer, a budget, a search."""
+    """An object with state between steps: an optimizer, a budget, a search."""
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Tensors, numbers, words, ``None``, and lists and dictionaries of them; a tuple comes back as a list."""
+        """Tensors, numbers, strings, ``None``, and lists and dictionaries of them; a tuple is restored as a list."""
 
     def load_state_dict(self, state: Any) -> Any:
-        """Take over what :meth:`state_dict` gave; tensors come on the processor."""
+        """Restore what :meth:`state_dict` returned; tensors are on the CPU."""
 
 
 class ReadOut(Protocol):
-    """What a model makes of a batch where its labels are."""
+    """Outputs of a model at the label positions of a batch."""
 
     @property
     def logits(self) -> Tensor:
@@ -78,17 +78,17 @@ class ReadOut(Protocol):
 
 
 class Answers(Protocol):
-    """The answers of a batch: what the model makes of them, and losses of their tokens as losses of rows."""
+    """The answers of a batch: the model's outputs at their tokens, and their losses by token and by row."""
 
     @property
     def labels(self) -> Tensor:
         """Token ids of the answers ``[labels]``."""
 
     def logits(self) -> Tensor:
-        """A forward of the model: logits ``[labels, vocabulary]``, computed only where there are labels."""
+        """Run a forward pass: logits ``[labels, vocabulary]``, computed only where there are labels."""
 
     def read(self) -> ReadOut:
-        """The same with the hidden states before them."""
+        """Run a forward pass: logits and the last hidden states."""
 
     def token_losses(self, logits: Tensor) -> Tensor:
         """Cross entropy of each answer token, float32 ``[labels]``."""
@@ -101,7 +101,7 @@ class Answers(Protocol):
 
 
 class Trainer(Protocol):
-    """What :meth:`Method.fit` drives."""
+    """The interface of the training loop for :meth:`Method.fit`."""
 
     @property
     def total_steps(self) -> int:
@@ -115,31 +115,31 @@ class Trainer(Protocol):
         before_step: Callable[[int], None] | None = None,
         patience_from: int = 0,
     ) -> None:
-        """Train on all tasks for the whole budget, or on ``tasks`` for the share that they have in the mixture.
+        """Train on all tasks for the whole budget, or on ``tasks`` for their share of the mixture.
 
-        ``share`` is the part of that budget to use; runs that share a budget take its batches one after another.
+        ``share`` is the fraction of that budget to use; runs that share a budget use consecutive batches of it.
 
         Each run has a new optimizer over the parameters that then require gradients, its own schedule, clipping and
-        early stopping on its own tasks' held-out rows, and keeps its best state. Shares of disjoint sets of tasks
-        that cover all sum to the budget. A parameter that gets no gradient in a run does not move in it.
+        early stopping on the validation split of its tasks, and restores its best state. The budgets of disjoint sets
+        of tasks that cover all tasks sum to the whole budget. A parameter without a gradient is not updated.
 
-        ``before_step(step)`` runs before each step, early stopping counts from step ``patience_from``; steps are
+        ``before_step(step)`` runs before each step, early stopping starts at step ``patience_from``; steps are
         counted from 0 in each run, for :meth:`Method.after_step` too.
         """
 
     def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:
-        """Let checkpoints hold what ``holder`` has between steps. Call it before :meth:`run`.
+        """Add the state of ``holder`` to checkpoints. Call it before :meth:`run`.
 
-        ``modules`` are modules of the model whose plain attributes the holder takes care of.
+        ``modules`` are modules of the model whose plain attributes are part of that state.
         """
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         """The method's loss on the next batch of the search split, dropout off, with gradients enabled.
 
-        ``share`` is the size of that batch by a training batch's; the first call decides it.
+        ``share`` is the size of that batch relative to a training batch; the first call decides it.
 
-        The search split is carved from the training data for choices made by gradient (architecture logits); no
-        method trains weights on it, and it is disjoint from the split that stops training early.
+        The search split is held out from the training data for choices made by gradient (architecture logits). No
+        method trains weights on it, and it is disjoint from the validation split for early stopping.
         """
 
 
@@ -155,15 +155,15 @@ class Method(ABC):
     source: ClassVar[str]
     """Paper, and reference code with commit."""
     composable: ClassVar[bool] = True
-    """Whether it may be one of several methods on a backbone."""
+    """Whether it can be composed with other methods on one backbone."""
     adapts: ClassVar[str] = "weights"
-    """What it changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
+    """What the method changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
 
     resumable: ClassVar[bool] = True
-    """Whether training can go on from a checkpoint. That holds parameters, buffers, optimizer, random states and what
-    ``fit`` gives to :meth:`Trainer.keep`; on the way back ``fit`` runs again and its finished runs are skipped. A class
-    that overrides :meth:`fit`, :meth:`adapt` or :meth:`after_step` says ``resumable = True`` itself, if nothing else is
-    kept between steps; otherwise its cells start from zero."""
+    """Whether training can be resumed from a checkpoint. A checkpoint has parameters, buffers, optimizer, random states
+    and what ``fit`` passes to :meth:`Trainer.keep`. On resumption ``fit`` is called again and its finished runs are
+    skipped. A class that overrides :meth:`fit`, :meth:`adapt` or :meth:`after_step` must set ``resumable = True``
+    itself, if it has no other state between steps; otherwise its cells restart from the beginning."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named requests: name such as ``peml/figure-3`` to options of `mtlbench run`."""
@@ -187,7 +187,7 @@ class Method(ABC):
 
     @abstractmethod
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        """Add trainable parts in place. Every parameter that requires gradients afterwards is trained and saved.
+        """Add trainable modules in place. Every parameter that requires gradients afterwards is trained and saved.
 
         Raises:
             RequestError: the settings do not fit this backbone; the cell is skipped with the reason.
@@ -205,9 +205,9 @@ class Method(ABC):
     def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
         """The loss of each row ``[rows]`` that :meth:`loss` gets: the mean cross entropy of its answer tokens.
 
-        Override it to add what a forward shows of each token, such as the distance to a teacher; ``answers.read()`` is
-        a forward. A row's loss depends on that row alone. Called for the split that stops training early too, in
-        evaluation mode, where nothing should be added.
+        Override it to add a term per token, such as the distance to a teacher; ``answers.read()`` runs a forward pass.
+        A row's loss must depend on that row only. It is also called on the validation split, in evaluation mode, where
+        nothing should be added.
         """
         return answers.losses()
 
@@ -227,7 +227,7 @@ class Method(ABC):
         """Called after each optimizer step and before gradients are cleared (rank budgets, schedules, pruning)."""
 
     def resumes(self) -> bool:
-        """Whether a checkpoint holds all that this method has between steps: see :attr:`resumable`."""
+        """Whether checkpoints contain all state of this method between steps: see :attr:`resumable`."""
         for cls in type(self).__mro__:
             if "resumable" in vars(cls):
                 return bool(vars(cls)["resumable"])
@@ -240,28 +240,28 @@ class Method(ABC):
         trainer.run()
 
     def adapt(self, model: nn.Module, trainer: Trainer) -> None:
-        """Train on tasks that :meth:`fit` did not see, from the state it left. Called where a protocol has ``sources``.
+        """Train on tasks that :meth:`fit` did not see, from its final state. Called if a protocol has ``sources``.
 
-        ``trainer`` now has the rows and the budget of the targets; steps for :meth:`after_step` go on from the end of
-        the budget of :meth:`fit`. The default is one run on all targets together: what tasks share goes on from where
-        the sources left it, and what belongs to one task starts as it was attached. Override it to start a target from
-        what its sources learned, or to freeze what is shared.
+        ``trainer`` now has the examples and the budget of the targets; steps for :meth:`after_step` continue from the
+        end of the budget of :meth:`fit`. The default is one run on all targets together: shared parameters continue
+        from the sources, and those of one task start as attached. Override it to initialise a target from its sources,
+        or to freeze shared parameters.
         """
         trainer.run()
 
     def finish(self, model: nn.Module) -> None:
-        """Merge, discretise or collapse before evaluation."""
+        """Merge weights, discretise an architecture or collapse modules before evaluation."""
 
     def switch(self, model: nn.Module, *, on: bool) -> None:
-        """Switch off what changes the backbone's function before its first step, and on again.
+        """Disable modules that change the backbone's function before their first step, and enable them again.
 
-        Called when parts of a composition train one after another; a method that starts as the backbone does nothing.
+        Called when members of a composition train one after another; a method that starts as the identity does nothing.
         """
 
     def search_space(self, trial: Any) -> Mapping[str, Value]:
         """What ``mtlbench tune`` searches: settings suggested by an Optuna trial, each under its own name.
 
-        A value may be rounded before it is given. Empty when there is nothing to tune. The default searches the peak
+        A value may be rounded before it is returned. Empty if there is nothing to tune. The default searches the peak
         learning rate, from 1e-4 to 1e-2.
         """
         return {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}
@@ -281,13 +281,13 @@ class Method(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
-    def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:
+    def setting_types(cls, texts: Mapping[str, str]) -> Mapping[str, Any]:
         """The type of every setting by name, as :func:`typing.get_type_hints` gives it: by default, of every field.
 
-        Override it together with :meth:`with_settings` when settings belong to another library and are no fields.
+        Override it together with :meth:`with_settings` when settings belong to another library and are not fields.
 
         Args:
-            words: The settings as given, unread: which ones exist may depend on the value of another.
+            texts: The settings as text by name, not yet parsed: the value of one may decide which others exist.
         """
         hints = typing.get_type_hints(cls)
         return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}

@@ -1,4 +1,4 @@
-"""Records: what one cell leaves behind."""
+"""Records: the result of one cell."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TaskScore:
     score: float
     """Mean of the task's metrics, in percent."""
     metrics: Mapping[str, float]
-    """Each metric as lm-eval gives it."""
+    """Each metric as computed by lm-eval."""
     rows: int
-    """Evaluation rows."""
+    """Number of evaluation examples."""
     majority: float | None = None
     """Accuracy of the most frequent label in percent, where the task has choices with one gold label each."""
 
@@ -42,11 +42,11 @@ class Costs:
     total_seconds: float = 0.0
     steps: int = 0
     train_rows: int = 0
-    """Rows trained on, repeats counted."""
+    """Examples trained on, with repetitions."""
     train_tokens: int = 0
-    """Real tokens trained on: no padding counted."""
+    """Real tokens trained on, without padding."""
     padded_tokens: int = 0
-    """Token slots computed, padding included."""
+    """Token positions computed, including padding."""
     tokens_per_second: float = 0.0
     """Real training tokens per second of training."""
     peak_memory: int | None = None
@@ -148,7 +148,7 @@ class Provenance(Disturbances, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one cell leaves behind."""
+    """The result of one cell."""
 
     cell: Cell
     status: Status

@@ -1,9 +1,11 @@
-"""The contract of a report: a pure function from a study to documents."""
+"""The contracts of a report, a pure function from a study to documents, and of a ledger of published tables."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -20,3 +22,11 @@ class Report(ABC):
     @abstractmethod
     def render(self, study: Study) -> Mapping[str, str | bytes]:
         """File name to content, such as ``{"report.md": "..."}``; the command line writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """A folder of published tables, one JSON file per paper; docs/published.md describes the format."""
+
+    name: str
+    folder: Path

@@ -1,4 +1,4 @@
-"""What layers may know about the rows in flight, without touching any model's forward signature."""
+"""Task ids of the current batch for routed layers, without changing the signature of the model's forward."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Routing:
-    """Holds the task id of every row of the batch in flight.
+    """Holds the task id of every row of the current batch.
 
-    The training loop runs forward *and* backward inside :meth:`of`, because gradient checkpointing replays the forward
+    The training loop runs forward *and* backward inside :meth:`of`, because gradient checkpointing repeats the forward
     during the backward.
     """
 
@@ -19,7 +19,7 @@ class Routing:
         self._tasks: Tensor | None = None
         self._contexts: Tensor | None = None
         self.turn = 0
-        """Grows whenever the batch in flight changes."""
+        """Increases whenever the current batch changes."""
 
     @contextmanager
     def of(self, tasks: Tensor, contexts: Tensor | None = None) -> Iterator[None]:
@@ -38,7 +38,7 @@ class Routing:
 
     @property
     def tasks(self) -> Tensor:
-        """Task ids of the batch in flight ``[rows]``.
+        """Task ids of the current batch ``[rows]``.
 
         Raises:
             RuntimeError: outside :meth:`of`.
@@ -48,18 +48,18 @@ class Routing:
         return self._tasks
 
     def ids(self, rows: int) -> Tensor:
-        """Task ids ``[rows]`` for an activation of ``rows`` rows: beams repeat each row in place.
+        """Task ids ``[rows]`` for an activation of ``rows`` rows: beam search repeats each row in place.
 
         Raises:
-            RuntimeError: outside :meth:`of`, or when ``rows`` is no multiple of the batch.
+            RuntimeError: outside :meth:`of`, or when ``rows`` is not a multiple of the batch size.
         """
         return _of_rows(self.tasks, rows)
 
     def contexts(self, rows: int) -> Tensor | None:
-        """How many tokens of each row are the question ``[rows]``; ``None`` where all are, as when answers are written.
+        """Number of prompt tokens of each row ``[rows]``; ``None`` where all tokens are prompt, as in generation.
 
-        A method that looks at the text of a whole row looks at these alone: the answer that is trained or scored stands
-        behind them in the rows of a decoder-only backbone.
+        A method that attends to the text of a row must use only these tokens: in the rows of a decoder-only backbone,
+        the answer that is trained or scored follows them.
         """
         return None if self._contexts is None else _of_rows(self._contexts, rows)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
-from mtlbench.text import seed_words
+from mtlbench.text import seeds_label
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 AT_MAJORITY = "at or below the majority class"
-"""What the mark of :attr:`Entry.at_majority` means."""
+"""Meaning of the mark of :attr:`Entry.at_majority`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class Interval:
     low: float
     high: float
     p: float
-    """Two-sided p-value of a mean of 0."""
+    """Two-sided p-value of the null hypothesis that the mean is 0."""
     seeds: int
     examples: int | None
-    """Examples behind it; ``None`` where only the seeds' scores are."""
+    """Number of resampled examples; ``None`` if the interval is over seeds only."""
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -41,19 +41,19 @@ class Interval:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaskAnswers:
-    """What a cell answered on one task."""
+    """The answers of a cell on one task."""
 
     documents: str
-    """Digest of the documents, in order: cells with equal ones answered the same questions."""
+    """Digest of the documents, in order: cells with equal digests answered the same questions."""
     count: int
     items: Mapping[str, NDArray[np.float64]]
-    """Metric to what it aggregates: ``[rows]`` or, where that is a tuple of numbers, ``[rows, numbers]``."""
+    """Metric to the values it aggregates: ``[rows]`` or, for tuples of numbers, ``[rows, numbers]``."""
     constant: bool
-    """Whether one answer, or the choice at one place, was given to every document though it is not always right."""
+    """Whether every document got the same answer or choice index, though it is not always right."""
     unparsed: int
-    """Generated answers without an answer in them."""
+    """Number of generated texts in which no answer was found."""
     undefined: int
-    """Documents with a likelihood that is no number."""
+    """Number of documents with a likelihood that is NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,9 @@ class Entry:
 
     scores: Spread
     best: bool
-    """Whether no other row of the column has a higher mean; nothing is best where one row alone has scores."""
+    """Whether no other row of the column has a higher mean; no row is best if only one has scores."""
     at_majority: bool
-    """Whether answering always the same would have done as well."""
+    """Whether a constant answer would score at least as high."""
     tied: bool | None = None
     """Whether the row is not significantly worse than the best of the column; ``None`` for the best and untested."""
     interval: Interval | None = None
@@ -88,7 +88,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCosts:
-    """What a row's cells cost, over the seeds that gave scores. Times in seconds, memory in bytes."""
+    """Costs of a row's cells, over the seeds with scores. Times in seconds, memory in bytes."""
 
     trainable_parameters: Spread
     trainable_percent: float
@@ -106,7 +106,7 @@ class RowCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Seeds of a row that gave no scores, all for one reason."""
+    """Seeds of a row without scores, all for one reason."""
 
     status: Literal["failed", "skipped", "missing"]
     seeds: tuple[int, ...]
@@ -116,7 +116,7 @@ class Problem:
     next_step: str
 
     def __str__(self) -> str:
-        return f"{seed_words(self.seeds)} {self.status}: " + ": ".join(filter(None, (self.kind, self.message)))
+        return f"{seeds_label(self.seeds)} {self.status}: " + ": ".join(filter(None, (self.kind, self.message)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +131,18 @@ class ScoreDifference:
 
     @property
     def significant(self) -> bool:
-        """Whether the difference is real at the 5 % level."""
+        """Whether the difference is significant at the 5 % level."""
         return self.p is not None and self.p <= 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A row beside the table's reference."""
+    """A row compared with the table's reference."""
 
     seeds: tuple[int, ...]
     """Seeds that both have."""
     differences: Mapping[str, ScoreDifference]
-    """Full task name to difference, at least one; tasks that one of them lacks are left out."""
+    """Full task name to difference, at least one; tasks that one of them lacks are omitted."""
     average: ScoreDifference | None
     gain: float | None
     """Relative multi-task gain in percent: the mean over tasks of the difference by the reference's score (delta-m of
@@ -154,12 +154,12 @@ class Comparison:
     wilcoxon: float | None = None
     """Two-sided p of the signed-rank test over tasks, after Holm over the rows."""
     improvement: float | None = None
-    """Probability in percent that a run of the row beats one of the reference on a task drawn at random."""
+    """Probability in percent that a run of the row beats one of the reference on a random task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """Why a run, or a task of it, is degenerate."""
+    """The reason why a run, or one of its tasks, is degenerate."""
 
     seed: int
     task: str | None
@@ -181,11 +181,11 @@ class Row:
     missing: tuple[Cell, ...]
     """Expected cells without a record, by seed."""
     seeds: tuple[int, ...]
-    """Seeds that gave scores."""
+    """Seeds with scores."""
     entries: Mapping[str, Entry]
-    """Full task name to scores; tasks without any are left out."""
+    """Full task name to scores; tasks without any are omitted."""
     average: Entry | None
-    """Mean over all tasks, formed per seed; seeds that lack a task are left out."""
+    """Mean over all tasks, computed per seed; seeds that lack a task are omitted."""
     costs: RowCosts | None
     problems: tuple[Problem, ...]
     average_seeds: tuple[int, ...] = ()
@@ -201,7 +201,7 @@ class Row:
 
     @property
     def planned(self) -> int:
-        """Number of seeds, those without scores included."""
+        """Number of seeds, including those without scores."""
         return len(self.records) + len(self.missing)
 
     @property
@@ -212,7 +212,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows that may be compared: one protocol, one backbone, one tuple of tasks."""
+    """Comparable rows: one protocol, one backbone, one tuple of tasks."""
 
     title: str
     protocol: Protocol
@@ -229,11 +229,11 @@ class Table:
     reference: str | None = None
     """Label of the row that others are compared with."""
     tests: str = ""
-    """How marks and intervals were made, or why there are none, in a sentence; empty where there is nothing to test."""
+    """A sentence on how marks and intervals were computed, or why there are none; empty if nothing can be tested."""
 
     @property
     def scored(self) -> list[Row]:
-        """Rows with an average that is a number."""
+        """Rows with an average that is finite."""
         return [row for row in self.rows if row.average and math.isfinite(row.average.scores.mean)]
 
 
@@ -246,7 +246,7 @@ def no_predictions(key: str) -> None:
 
 
 Steps = Callable[[str], Sequence[Mapping[str, Any]]]
-"""Cell key to the lines of its step log, read when it is asked for; they hold ``step``, ``loss`` and ``tasks``."""
+"""Cell key to the lines of its step log, read on access; they have ``step``, ``loss`` and ``tasks``."""
 
 
 def no_steps(key: str) -> Sequence[Mapping[str, Any]]:
@@ -256,7 +256,7 @@ def no_steps(key: str) -> Sequence[Mapping[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The tables of a run folder and how many cells are behind them."""
+    """The tables of a run folder and the numbers of its cells."""
 
     title: str
     tables: tuple[Table, ...]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Rows = list[dict[str, Any]]
 Kind = Literal["text", "texts", "number"] | tuple[int, ...] | tuple[str, ...]
-"""What a column holds: text, a list of texts that is not empty, a number, or one of these values."""
+"""Type of a column's values: text, a non-empty list of texts, a number, or one of these values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,23 +23,23 @@ class Task:
     """Short name inside the suite, such as ``rte``."""
     yaml: str
     metrics: tuple[str, ...]
-    """Metrics of the YAML that make the task's score: their mean, in percent, is what tables show."""
+    """Metrics of the YAML; the task's score in tables is their mean, in percent."""
     dataset: str
-    """Hub id of the data set, such as ``nyu-mll/glue``; a data folder mirrors it."""
+    """Hub id of the data set, such as ``nyu-mll/glue``; a data folder has the same layout."""
     config: str | None
     """Configuration of the data set, such as ``rte``."""
     train_split: str = "train"
     eval_split: str = "validation"
     shots: int = 0
-    """Worked examples before every prompt: the first rows of the training split, never the row that is asked."""
+    """Few-shot examples before every prompt: the first ones of the training split, never the example itself."""
     shots_split: str | None = None
-    """Split the worked examples come from, where it is another one; it is neither trained on nor scored."""
+    """Split of the few-shot examples, if it is another one; it is neither trained on nor scored."""
     shots_by: str | None = None
-    """Column whose value a worked example shares with the row that is asked, such as ``subject``; rows whose value no
-    example has are asked without."""
+    """Column in which few-shot examples must have the same value as the prompted example, such as ``subject``;
+    examples whose value does not occur are prompted 0-shot."""
     columns: Mapping[str, Kind] = field(default_factory=dict)
-    """What the prompt and the target read, and what it holds; ``choices.text`` is a field of a column of structures.
-    Checked before any compute."""
+    """Columns that the prompt and the target use, with their types; ``choices.text`` is a field of a struct column.
+    Checked before any computation."""
     licence: str = ""
     source: str = ""
     tables: tuple[str, ...] = ()
@@ -54,9 +54,9 @@ class TaskSuite:
     title: str
     tasks: tuple[Task, ...]
     demo: Callable[[str, str | None, str], Rows] | None = None
-    """``demo(dataset, config, split)`` gives generated rows in the hub's schema; ``None`` when the suite has none."""
+    """``demo(dataset, config, split)`` returns generated examples with the hub's columns; ``None``: no demo data."""
     demo_fingerprint: Callable[[], str] | None = None
-    """A digest that changes when the generated rows can change."""
+    """A digest that changes when the generated examples may change."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named requests, such as ``glue/quick``: options by name; see :mod:`mtlbench.planning.presets`."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""The conformance kit: what every method promises, checked on a tiny Llama and a tiny T5.
+"""The conformance kit: the contract of every method, checked on a tiny Llama and a tiny T5.
 
-``mtlbench check NAME`` prints what :func:`mtlbench.conformance.kit.check_method` finds; a plugin author's tests call
+``mtlbench check NAME`` prints the findings of :func:`mtlbench.conformance.kit.check_method`; tests of plugins call
 :func:`mtlbench.testing.check_method`.
 """

@@ -1,4 +1,4 @@
-"""Scores of given answers, through a task's own metrics."""
+"""Scores of constant, correct and wrong answers by a task's metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 Doc = dict[str, Any]
 Answer = Callable[[Doc], list[Any]]
-"""From a row to what a model would return for its requests."""
+"""From an example to what a model would return for its requests."""
 
 
 def score(lm_task: ConfigurableTask, task: Task, answer: Answer) -> float:
-    """Mean of the task's metrics over its evaluation rows, in percent."""
+    """Mean of the task's metrics over its evaluation examples, in percent."""
     values: dict[str, list[Any]] = {}
     for doc in lm_task.eval_docs:
         for metric, value in lm_task.process_results(doc, answer(doc)).items():
@@ -27,12 +27,12 @@ def score(lm_task: ConfigurableTask, task: Task, answer: Answer) -> float:
 
 
 def generates(lm_task: ConfigurableTask) -> bool:
-    """Whether the task's answers are written and not chosen."""
+    """Whether the task's answers are generated and not multiple choice."""
     return bool(lm_task.OUTPUT_TYPE == "generate_until")
 
 
-def known(lm_task: ConfigurableTask, *, right: bool) -> Answer:
-    """A model that knows the answer of every row, or gives another one."""
+def oracle(lm_task: ConfigurableTask, *, right: bool) -> Answer:
+    """A model that gives the correct answer to every example, or a wrong one."""
 
     def answer(doc: Doc) -> list[Any]:
         if generates(lm_task):
@@ -44,7 +44,7 @@ def known(lm_task: ConfigurableTask, *, right: bool) -> Answer:
 
 
 def best_constant(lm_task: ConfigurableTask, task: Task) -> float:
-    """The best score, in percent, of a model that gives every row the same answer, whatever it is asked."""
+    """The best score, in percent, of a model that gives every example the same answer."""
     docs = list(lm_task.eval_docs)
     if generates(lm_task):
         texts = dict.fromkeys(gold_text(lm_task, doc).strip() for doc in docs)

@@ -1,4 +1,4 @@
-"""Checks of what a method learns from: gradients of all parameters, of absent tasks, under checkpointing."""
+"""Checks of gradients: of all parameters, of absent tasks, with gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from mtlbench.training.gradients import Gradients, checkpointing
 from mtlbench.training.loss import row_losses
 
 FEW, MANY = 5, 7
-"""Two numbers of tasks. What differs between the two attached models belongs to tasks."""
+"""Two numbers of tasks. Parameters that differ between the two attached models belong to tasks."""
 PRESENT = (4, 0, 2, 0) * 3
-"""Task ids of a batch; all are below :data:`FEW`. A single row may lie where every ReLU of a bottleneck is zero."""
+"""Task ids of a batch, all below :data:`FEW`; several rows, because one might make every ReLU of a bottleneck zero."""
 REPLAY_TOLERANCE = 1e-3, 1e-5
-"""Largest difference of a parameter's gradient, as a share of its norm and, added, of all gradients' norm: where a
-softmax is saturated, small gradients are what rounding leaves of large ones."""
+"""Maximum difference of a parameter's gradient, relative to its norm and, added, to the norm of all gradients: with a
+saturated softmax, small gradients are rounding errors of large ones."""
 
 
 def gradients(fixture: Fixture) -> None:
-    """In training every trainable parameter gets gradients, all of them finite."""
-    life = fixture.trained
-    if life.watch.not_finite:
-        raise PromiseBroken(f"nan or infinite gradients: {some(life.watch.not_finite)}")
-    life.reraise("fit")
+    """In training every trainable parameter gets non-zero gradients, all of them finite."""
+    training = fixture.trained
+    if training.watch.not_finite:
+        raise PromiseBroken(f"nan or infinite gradients: {some(training.watch.not_finite)}")
+    training.reraise("fit")
     fixture.need_training()
-    silent = {name for name, value in life.trained.items() if value.numel()} - life.watch.fed
+    silent = {name for name, value in training.trained.items() if value.numel()} - training.watch.fed
     if silent:
         raise PromiseBroken(f"no gradient but zero in {STEPS} steps: {some(silent)}")
 
 
 def absent_tasks(fixture: Fixture) -> None:
-    """A batch gives gradients to what belongs to its tasks, and exactly none to what belongs to others."""
+    """A batch gives gradients to parameters of its tasks, and exactly none to those of other tasks."""
     fixture.need_routing()
     fixture.need_training()
     shapes = {name: p.shape for name, p in fixture.attached(tasks=FEW).model.named_parameters() if p.requires_grad}
@@ -58,35 +58,35 @@ def absent_tasks(fixture: Fixture) -> None:
 
 
 def checkpoint(fixture: Fixture) -> None:
-    """Recomputing layers in the backward gives the same gradients, training noise included."""
+    """Gradient checkpointing gives the same gradients, including training noise."""
     fixture.need_training()
     case = fixture.attached()
     model, ids = case.model, case.setup.routing
     batch = fixture.batch(SAMPLE)
-    found: list[dict[str, Tensor]] = []
+    by_run: list[dict[str, Tensor]] = []
     for context in (nullcontext(), checkpointing(model)):
         model.zero_grad()
         model.train()
         torch.manual_seed(5)
         with context:
             Gradients(model=model, method=fixture.method, routing=ids, autocast=None).step([batch])
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    plain, replayed = found
-    own, of_all = REPLAY_TOLERANCE
-    slack = of_all * torch.stack([grad.norm() for grad in plain.values()]).norm()
+        by_run.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    plain, replayed = by_run
+    relative, absolute = REPLAY_TOLERANCE
+    slack = absolute * torch.stack([grad.norm() for grad in plain.values()]).norm()
     other = {
         name
         for name in plain.keys() | replayed.keys()
         if name not in plain
         or name not in replayed
-        or not (plain[name] - replayed[name]).norm() <= own * plain[name].norm() + slack
+        or not (plain[name] - replayed[name]).norm() <= relative * plain[name].norm() + slack
     }
     if other:
         raise PromiseBroken(f"other gradients when layers are recomputed in the backward: {some(other)}")
 
 
 def _views(grad: Tensor, few: torch.Size) -> list[Tensor]:
-    """``grad`` with tasks in front, in every way that the shape with :data:`FEW` tasks allows."""
+    """Every view of ``grad`` with tasks as the first dimension that the shape with :data:`FEW` tasks allows."""
     views = []
     for dim, (small, size) in enumerate(zip(few, grad.shape, strict=True)):
         each, rest = divmod(size, MANY)
@@ -105,13 +105,13 @@ def _by_task(view: Tensor) -> Tensor:
 
 
 def _expect_rows(name: str, layouts: list[Tensor]) -> None:
-    """Some layout of ``name`` by task gives gradients to the present tasks and to no other."""
-    wanted = torch.zeros(MANY, dtype=torch.bool)
-    wanted[list(PRESENT)] = True
-    if not layouts or any(torch.equal(found, wanted) for found in layouts):
+    """Raise unless some layout of ``name`` by task has gradients for exactly the present tasks."""
+    expected = torch.zeros(MANY, dtype=torch.bool)
+    expected[list(PRESENT)] = True
+    if not layouts or any(torch.equal(layout, expected) for layout in layouts):
         return
-    spoilt = (layouts[0] & ~wanted).nonzero().flatten().tolist()
-    missed = (wanted & ~layouts[0]).nonzero().flatten().tolist()
-    if spoilt:
-        raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} gradients for tasks {spoilt} too")
-    raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} no gradient for tasks {missed}")
+    extra = (layouts[0] & ~expected).nonzero().flatten().tolist()
+    missing = (expected & ~layouts[0]).nonzero().flatten().tolist()
+    if extra:
+        raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} gradients for tasks {extra} too")
+    raise PromiseBroken(f"a batch of tasks {sorted(set(PRESENT))} gives {name} no gradient for tasks {missing}")

@@ -1,4 +1,4 @@
-"""Tiny backbones with a method attached, and one trained through a cell's stages: attach, fit, save, finish."""
+"""Tiny backbones with a method attached, and one that runs through a cell's stages: attach, fit, save, finish."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from mtlbench.training.splits import carve
 TASKS = 3
 SEED = 7
 NOISE = 0.1
-"""Standard deviation of what moves every trainable parameter, so that zeros at the start hide nothing."""
+"""Standard deviation of the noise added to every trainable parameter, so that zero initialisation hides nothing."""
 
 
 class Refused(NotApplicable):
-    """The method says that it cannot be used here."""
+    """The method refuses this backbone."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Case:
     """A tiny backbone with the method attached."""
 
     backbone: Backbone
-    """What the model shares its storage with."""
+    """The original; the model shares its storage."""
     model: nn.Module
     setup: Setup
 
 
 class Fixture:
-    """What the checks of one method on one backbone need.
+    """The input of the checks of one method on one backbone.
 
     Args:
-        build: Makes the backbone; every case has one of its own, so that checks cannot disturb one another.
+        build: Makes the backbone; every case gets a new one, so that checks are independent.
         folder: An empty folder to save the adapter to.
     """
 
@@ -63,7 +63,7 @@ class Fixture:
         return setup_for(self.build()).architecture
 
     def attached(self, *, tasks: int = TASKS, noise: float = NOISE) -> Case:
-        """The method on a backbone of its own, moved by noise, in evaluation mode.
+        """The method on a new backbone, with noise on its parameters, in evaluation mode.
 
         Raises:
             Refused: when the method refuses the backbone.
@@ -92,14 +92,14 @@ class Fixture:
 
     @torch.no_grad()
     def move(self, model: nn.Module, noise: float = NOISE) -> None:
-        """Add the same Gaussian noise to the trainable parameters whatever the global random state."""
+        """Add Gaussian noise to the trainable parameters, independent of the global random state."""
         draw = torch.Generator().manual_seed(SEED)
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn(p.shape, generator=draw).to(p), alpha=noise)
 
     def batch(self, tasks: Sequence[int]) -> Batch:
-        """Rows of these tasks, all of one length, so that nothing is padded; the same tokens for as many tasks."""
+        """Rows of these tasks, all of one length, so without padding; the tokens depend on the number of rows only."""
         return batch_of(draw_rows(tasks, lengths=[8] * len(tasks)), self.architecture)
 
     def need_training(self) -> None:
@@ -114,7 +114,7 @@ class Fixture:
 
     @cached_property
     def trained(self) -> TrainedCopy:
-        """One life of the method, observed to its end or to the first error."""
+        """One run through all stages, up to the first error."""
         return trained_copy(self)
 
     @cached_property
@@ -125,31 +125,31 @@ class Fixture:
 T = TypeVar("T")
 
 STEPS = 10
-"""Optimizer steps. Factors that start at zero hold others back for a step or two; a search needs a few of its own."""
+"""Optimizer steps. Zero-initialised factors delay gradients of others by a step or two; a search needs a few more."""
 SAMPLE = (2, 0, 1, 1)
 """Task ids of the rows whose logits are compared."""
 
 
 @dataclass
 class TrainedCopy:
-    """What was seen. What a stage leaves behind is missing where it was not reached."""
+    """Observations of a run through all stages; ``None`` for stages that were not reached."""
 
     case: Case
     start: dict[str, Tensor]
     """Trainable state after attach."""
     watch: ParameterWatch
     changed: dict[str, list[str]]
-    """For each stage the frozen tensors of the backbone whose bytes are not what they were."""
+    """For each stage the frozen tensors of the backbone whose bytes changed."""
     end: dict[str, Tensor] | None = None
     """Trainable state after fit."""
     saved_logits: Tensor | None = None
-    """Of the state that was saved: trained, and then moved by noise."""
+    """Of the saved state: trained, with noise added."""
     finished_logits: Tensor | None = None
     failed: tuple[str, Exception] | None = None
-    """The stage that raised, and what; the life ended there."""
+    """The stage that raised and its exception; no later stage was run."""
 
     def reraise(self, stage: str) -> None:
-        """Raise what ``stage`` raised."""
+        """Raise the exception of ``stage``, if it raised one."""
         if self.failed is not None and self.failed[0] == stage:
             raise self.failed[1]
 
@@ -169,46 +169,46 @@ class TrainedCopy:
         return _reached(self.finished_logits, "finish was not reached: see the checks gradients and reload")
 
 
-def _reached(left: T | None, otherwise: str) -> T:
-    if left is None:
+def _reached(value: T | None, otherwise: str) -> T:
+    if value is None:
         raise NotApplicable(otherwise)
-    return left
+    return value
 
 
 def trained_copy(fixture: Fixture) -> TrainedCopy:
-    """A life to its end or to the first error."""
-    life = begin(fixture)
+    """Run all stages, up to the first error."""
+    training = begin(fixture)
     for name, stage in (("fit", fit), ("save", _save), ("finish", _finish)):
         try:
-            stage(fixture, life)
+            stage(fixture, training)
         except Exception as error:
-            life.failed = (name, error)
+            training.failed = (name, error)
             break
-    return life
+    return training
 
 
 def begin(fixture: Fixture) -> TrainedCopy:
-    """The method attached, nothing trained."""
+    """Attach the method, without training."""
     case = fixture.attached(noise=0.0)
     changed = {"attach": _changed(fixture, case)}
     return TrainedCopy(case, trainable_state(case.model), ParameterWatch(case.model), changed)
 
 
-def fit(fixture: Fixture, life: TrainedCopy) -> None:
-    """Train, and see what moves."""
-    model = life.case.model
-    loop = loop_of(fixture, life.case, lambda step, losses, tasks: life.watch.look())
+def fit(fixture: Fixture, training: TrainedCopy) -> None:
+    """Train, and record which parameters change."""
+    model = training.case.model
+    loop = loop_of(fixture, training.case, lambda step, losses, tasks: training.watch.look())
     try:
         fixture.method.fit(model, loop)
     finally:
-        life.changed["fit"] = _changed(fixture, life.case)
+        training.changed["fit"] = _changed(fixture, training.case)
     model.eval()
-    life.watch.look()
-    life.end = trainable_state(model)
+    training.watch.look()
+    training.end = trainable_state(model)
 
 
 def loop_of(fixture: Fixture, case: Case, on_step: OnStep, recovery: CheckpointPolicy | None = None) -> Loop:
-    """The real loop on rows that can be learnt, with a held-out part for methods that search."""
+    """The real training loop on learnable rows, with a search split for methods that search."""
     setup = case.setup
     protocol = Protocol(steps=STEPS, batch_size=6, held_out=0.2, evals_per_run=0)
     return toy_loop(
@@ -222,26 +222,26 @@ def loop_of(fixture: Fixture, case: Case, on_step: OnStep, recovery: CheckpointP
     )
 
 
-def _save(fixture: Fixture, life: TrainedCopy) -> None:
-    model = life.case.model
+def _save(fixture: Fixture, training: TrainedCopy) -> None:
+    model = training.case.model
     fixture.move(model)
     save_adapter(model, fixture.folder, {})
-    life.saved_logits = label_logits(model, fixture.batch(SAMPLE), life.case.setup.routing)
+    training.saved_logits = label_logits(model, fixture.batch(SAMPLE), training.case.setup.routing)
 
 
-def _finish(fixture: Fixture, life: TrainedCopy) -> None:
-    model = life.case.model
+def _finish(fixture: Fixture, training: TrainedCopy) -> None:
+    model = training.case.model
     fixture.method.finish(model)
-    life.changed["finish"] = _changed(fixture, life.case)
-    life.finished_logits = label_logits(model, fixture.batch(SAMPLE), life.case.setup.routing)
+    training.changed["finish"] = _changed(fixture, training.case)
+    training.finished_logits = label_logits(model, fixture.batch(SAMPLE), training.case.setup.routing)
 
 
 def _changed(fixture: Fixture, case: Case) -> list[str]:
-    """Names of the backbone's tensors that are not, bit for bit, those of a new one."""
+    """Names of the backbone's tensors that are not bitwise equal to those of a new one."""
 
     def tensors(model: nn.Module) -> dict[str, Tensor]:
-        found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        return {name: tensor.detach().reshape(-1).view(torch.uint8) for name, tensor in found.items()}
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name: tensor.detach().reshape(-1).view(torch.uint8) for name, tensor in named.items()}
 
     now = tensors(case.backbone.model)
     return [name for name, bits in tensors(fixture.build()).items() if not torch.equal(bits, now[name])]
@@ -254,6 +254,6 @@ class Check:
     name: str
     promise: str
     advice: str
-    """What to change where the promise is broken; empty where only an exception can break it."""
+    """What to change if the promise is broken; empty if only an exception can break it."""
     run: Callable[[Fixture], None]
-    """Raises :class:`PromiseBroken` with what was seen, :class:`NotApplicable`, or what the method raised."""
+    """Raises :class:`PromiseBroken` with what was observed, :class:`NotApplicable`, or the method's exception."""

@@ -1,4 +1,4 @@
-"""Checks of what a method computes: at the start, for each row by itself, for each task, under beams."""
+"""Checks of the forward pass: at the start, with padding, with mixed tasks, with routing, under beam search."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NEW_TOKENS = 5
 
 
 def identity(fixture: Fixture) -> None:
-    """Before the first step the method is the backbone."""
+    """Before the first step the logits are the backbone's."""
     if not fixture.method.identity_at_start:
-        raise NotApplicable("the method says identity_at_start = False")
+        raise NotApplicable("the method sets identity_at_start = False")
     case = fixture.attached(noise=0.0)
     batch, routing = fixture.batch(SAMPLE), case.setup.routing
     stock = label_logits(case.backbone.fresh(), batch, Routing())
@@ -31,7 +31,7 @@ def identity(fixture: Fixture) -> None:
 
 
 def padding(fixture: Fixture) -> None:
-    """A row alone equals the row among others, padded on either side."""
+    """A row gives the same logits alone and in a batch padded on either side."""
     case = fixture.attached()
     rows = draw_rows([1, 1, 1], lengths=[5, 12, 8], answers=[3, 1, 2])
     alone = torch.cat([_real_logits(fixture, case.model, case.setup.routing, [row], "right") for row in rows])
@@ -41,15 +41,15 @@ def padding(fixture: Fixture) -> None:
 
 
 def mixed_tasks(fixture: Fixture) -> None:
-    """A batch of several tasks equals one batch per task."""
+    """A batch of several tasks gives the same logits as one batch per task."""
     case = fixture.attached()
     tasks = [2, 0, 1, 1, 0, 2]
     rows = draw_rows(tasks, lengths=[8] * len(tasks))
 
     def logits(members: list[TokenRow]) -> Tensor:
         batch = batch_of(members, fixture.architecture)
-        found = label_logits(case.model, batch, case.setup.routing)
-        return found.view(len(members), -1, found.shape[-1])
+        flat = label_logits(case.model, batch, case.setup.routing)
+        return flat.view(len(members), -1, flat.shape[-1])
 
     mixed = logits(rows)
     for task in sorted(set(tasks)):
@@ -64,18 +64,18 @@ def routing(fixture: Fixture) -> None:
     ids = case.setup.routing
     batch = fixture.batch(SAMPLE)
     other = dataclasses.replace(batch, tasks=(batch.tasks + 1) % len(case.setup.tasks))
-    found = gap(label_logits(case.model, batch, ids), label_logits(case.model, other, ids))
-    if fixture.method.task_routed and found <= TOLERANCE:
+    difference = gap(label_logits(case.model, batch, ids), label_logits(case.model, other, ids))
+    if fixture.method.task_routed and difference <= TOLERANCE:
         raise PromiseBroken("task_routed = True, but other task ids give the same logits")
-    if not fixture.method.task_routed and found > TOLERANCE:
+    if not fixture.method.task_routed and difference > TOLERANCE:
         raise PromiseBroken(
-            f"task_routed = False, but other task ids change logits by {100 * found:.2g} % of the largest"
+            f"task_routed = False, but other task ids change logits by {100 * difference:.2g} % of the largest"
         )
 
 
 @torch.no_grad()
 def beams(fixture: Fixture) -> None:
-    """Beam search scores every token as a plain forward of its row alone does."""
+    """Beam search gives every token the same score as a plain forward of its row."""
     case = fixture.attached()
     host: Any = case.model
     rows = draw_rows([0, 1, 2], lengths=[6, 6, 6])
@@ -102,7 +102,7 @@ def beams(fixture: Fixture) -> None:
 
 @torch.no_grad()
 def _real_logits(fixture: Fixture, model: nn.Module, ids: Routing, rows: list[TokenRow], side: Any) -> Tensor:
-    """Logits ``[tokens, vocabulary]`` of all tokens but padding, row after row."""
+    """Logits ``[tokens, vocabulary]`` of all tokens except padding, row by row."""
     inputs, real = padded(rows, architecture=fixture.architecture, side=side)
     with ids.of(torch.tensor([row.task for row in rows])):
         logits: Tensor = model(**inputs, use_cache=False).logits
@@ -114,6 +114,6 @@ def _logprobs(model: nn.Module, prompt: Tensor, sequence: Tensor) -> Tensor:
     decoder = model.config.is_encoder_decoder  # type: ignore[union-attr]
     inputs = {"input_ids": prompt, "decoder_input_ids": sequence[:-1]} if decoder else {"input_ids": sequence[:-1]}
     logits: Tensor = model(**{name: ids.unsqueeze(0) for name, ids in inputs.items()}, use_cache=False).logits[0]
-    given = 1 if decoder else len(prompt)
-    scores = logits[given - 1 :].float().log_softmax(-1)
-    return scores.gather(1, sequence[given:, None]).squeeze(1)
+    prompt_length = 1 if decoder else len(prompt)
+    scores = logits[prompt_length - 1 :].float().log_softmax(-1)
+    return scores.gather(1, sequence[prompt_length:, None]).squeeze(1)

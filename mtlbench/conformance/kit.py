@@ -1,4 +1,4 @@
-"""All checks in order, and the driver that turns them into findings."""
+"""All checks of methods in order, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
-from mtlbench.conformance import backward, forward, keeping, resuming
+from mtlbench.conformance import backward, forward, invariants
 from mtlbench.conformance.findings import Finding, NotApplicable, PromiseBroken
 from mtlbench.conformance.fixture import Check, Fixture
 from mtlbench.conformance.randomness import scrambled
@@ -27,21 +27,21 @@ BACKBONES: Mapping[str, Callable[[], nn.Module]] = {"tiny Llama": tiny_causal, "
 CHECKS: tuple[Check, ...] = (
     Check(
         "attach",
-        "the method attaches, or gives the reason in refuse(setup)",
+        "the method attaches, or refuse(setup) returns the reason",
         "",
-        keeping.attach,
+        invariants.attach,
     ),
     Check(
         "identity_at_start",
         "before the first step the logits are the backbone's",
-        "Start one factor of what you add at zero, or set identity_at_start = False if another start is meant.",
+        "Initialise one factor of what you add with zeros, or set identity_at_start = False if that is intended.",
         forward.identity,
     ),
     Check(
         "padding",
-        "a row alone and in a batch padded on either side gives the same logits",
-        "Compute every row and position by itself: no statistics over the batch or over padded positions, nothing "
-        "that depends on how wide a batch is.",
+        "a row gives the same logits alone and in a batch padded on either side",
+        "Compute every row and position independently: no statistics over the batch or over padded positions, nothing "
+        "that depends on the padded length of a batch.",
         forward.padding,
     ),
     Check(
@@ -54,14 +54,15 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "routing",
         "other task ids change a task-routed method, and only such a method",
-        "Make task_routed say what the layers do: True where they read setup.routing, False where they do not.",
+        "Set task_routed to what the layers do: True if they use setup.routing, False if they do not.",
         forward.routing,
     ),
     Check(
         "beams",
-        "beam search scores tokens as a plain forward of each row does",
-        "Call setup.routing.ids(rows) with the rows of the tensor that arrives, since beams repeat rows in place, and "
-        "let nothing depend on the number of tokens in a call, since a cache hands over one at a time.",
+        "beam search gives tokens the same scores as a plain forward of each row",
+        "Call setup.routing.ids(rows) with the number of rows of the input tensor, since beam search repeats rows in "
+        "place, and do not depend on the number of tokens in a call, since generation with a cache passes one at a "
+        "time.",
         forward.beams,
     ),
     Check(
@@ -74,62 +75,63 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "absent_tasks",
         "a batch gives gradients to its tasks' parameters and exactly none to other tasks'",
-        "Index tables by task id with what setup.routing.ids(rows) gives, and mix nothing over all tasks.",
+        "Index tables by the task ids of setup.routing.ids(rows), and do not mix anything over all tasks.",
         backward.absent_tasks,
     ),
     Check(
         "checkpointing",
-        "recomputing layers in the backward gives the same gradients",
-        "Draw training noise from torch's global random state, which is replayed, and change no state in forward.",
+        "gradient checkpointing gives the same gradients",
+        "Draw training noise from torch's global random state, which is restored for the recomputation, and change no "
+        "state in forward.",
         backward.checkpoint,
     ),
     Check(
         "keys",
-        "attached, trained and saved parameters are one set, and all of it moves",
-        "Give param_groups every trainable parameter and change requires_grad only in attach; a module that loses "
+        "attached, trained and saved parameters are the same set, and all of them are updated",
+        "Pass every trainable parameter to param_groups and change requires_grad only in attach; a module that loses "
         "parameters in training needs shrink_to(names).",
-        keeping.keys,
+        invariants.keys,
     ),
     Check(
         "reload",
         "the saved adapter in a new model gives the same logits",
-        "Only parameters that require gradients are saved: keep what the function depends on in them, or make it the "
-        "same in every attach.",
-        keeping.reload,
+        "Only parameters that require gradients are saved: store everything that the output depends on in them, or "
+        "make it the same in every attach.",
+        invariants.reload,
     ),
     Check(
         "same_seed",
-        "the same seed gives the same numbers whatever the global random state",
+        "the same seed gives the same numbers independent of the global random state",
         "Draw initial values from a torch.Generator seeded by setup.seed, never from a global random state.",
-        keeping.same_seed,
+        invariants.same_seed,
     ),
     Check(
         "resume",
-        "training that is interrupted and goes on from its checkpoint ends bitwise as undisturbed training",
-        "Keep what steps depend on in parameters or buffers, hand other state to trainer.keep, draw noise from torch's "
-        "global random state, or set resumable = False, and such cells start from zero.",
-        resuming.resume,
+        "training that is resumed from a checkpoint gives bitwise the same result as uninterrupted training",
+        "Store state between steps in parameters or buffers, pass other state to trainer.keep, draw noise from torch's "
+        "global random state, or set resumable = False: such cells restart from the beginning.",
+        invariants.resume,
     ),
     Check(
         "finish",
         "merging or collapsing keeps the logits",
         "Merge in float32 with the same scale as in forward, and without dropout.",
-        keeping.finish,
+        invariants.finish,
     ),
     Check(
         "backbone_untouched",
-        "attach, training and finish leave every byte of the backbone alone",
+        "attach, training and finish do not change a byte of the backbone",
         "Frozen weights are shared between cells: train copies, and merge into a new tensor.",
-        keeping.backbone,
+        invariants.backbone,
     ),
 )
 
 
 def check_method(method: Method, *, backbones: Sequence[str] = tuple(BACKBONES)) -> Iterator[Finding]:
-    """Findings as they are made, in the order of :data:`CHECKS` for each of ``backbones``.
+    """Yield findings in the order of :data:`CHECKS` for each of ``backbones``.
 
-    Where the method does not attach, or refuses, that is the only finding on a backbone. Global random states are given
-    back as they were.
+    If the method does not attach, or refuses, that is the only finding on a backbone. Global random states are
+    restored.
     """
     for name in backbones:
         with tempfile.TemporaryDirectory() as folder:
@@ -150,50 +152,50 @@ def _find(check: Check, fixture: Fixture, backbone: str) -> Finding:
     except PromiseBroken as seen:
         return Finding(check.name, backbone, "failed", f"{seen}. {check.advice}")
     except Exception as error:
-        asked = f"Correct what raised it; this check asks that {check.promise}."
-        return Finding(check.name, backbone, "failed", f"{_told(error)}. {asked}")
+        expected = f"Correct what raised it; this check asks that {check.promise}."
+        return Finding(check.name, backbone, "failed", f"{_describe(error)}. {expected}")
     return Finding(check.name, backbone, "ok", check.promise)
 
 
-def _told(error: Exception) -> str:
-    """What was raised, in one line, with the last place in the method's own package."""
-    told = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-    places = [
+def _describe(error: Exception) -> str:
+    """The exception in one line, with the last frame in the method's own package."""
+    text = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    locations = [
         f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
         for frame, line in traceback.walk_tb(error.__traceback__)
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in ("mtlbench", "torch", "transformers")
     ]
-    return f"{told} ({places[-1]})" if places else told
+    return f"{text} ({locations[-1]})" if locations else text
 
 
-def methods_named(words: str) -> dict[str, Method]:
-    """``"peml,lora[rank=4]"`` to the two methods, by what they are called in the words.
+def methods_named(names: str) -> dict[str, Method]:
+    """``"peml,lora[rank=4]"`` to the two methods, by name with settings.
 
     Raises:
         RequestError: for an unknown method or setting, or one the method refuses.
     """
     methods: dict[str, Method] = {}
-    for name, settings in split_methods(words):
+    for name, settings in split_methods(names):
         _must_be_known(name)
-        inner = ",".join(f"{setting}={word}" for setting, word in settings.items())
+        inner = ",".join(f"{setting}={value}" for setting, value in settings.items())
         methods[f"{name}[{inner}]" if inner else name] = build(name, read_settings(name, settings))
     return methods
 
 
-def suites_named(words: str) -> list[TaskSuite]:
-    """``"glue,superglue/rte"`` to the suites, each with the named tasks only; empty where a name is that of no suite.
+def suites_named(names: str) -> list[TaskSuite]:
+    """``"glue,superglue/rte"`` to the suites, each with the named tasks only; empty if a name is not that of a suite.
 
     Raises:
         RequestError: a suite has no such task.
     """
     suites, methods = offers("tasks"), offers("methods")
-    heads = [word.strip().partition("/")[0] for word in words.split(",")]
+    heads = [item.strip().partition("/")[0] for item in names.split(",")]
     if not all(head in suites and head not in methods for head in heads):
         return []
-    tasks, found = resolve_tasks(words)
+    tasks, by_name = resolve_tasks(names)
     return [
         replace(suite, tasks=tuple(task for full, task in tasks.items() if full.partition("/")[0] == name))
-        for name, suite in found.items()
+        for name, suite in by_name.items()
     ]
 
 
@@ -203,5 +205,5 @@ def _must_be_known(name: str) -> None:
         if member in methods:
             continue
         if member in suites:
-            raise RequestError(f"{member!r} is a suite: check suites and methods with one command each.")
+            raise RequestError(f"{member!r} is a suite: check suites and methods in separate commands.")
         raise RequestError(f"Unknown method or suite {member!r}. {did_you_mean(member, {*methods, *suites})}")

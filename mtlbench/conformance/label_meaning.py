@@ -1,10 +1,10 @@
-"""Whether a label means in training what it means in evaluation.
+"""Whether labels mean the same in the training and the evaluation split.
 
-Two signs tell. The data may name its labels (``datasets.ClassLabel``): the names must be the same in both splits, and
-where a name is one of the choices, that choice must be the right one. And the words of the prompts may tell the labels
-apart: a bag of words learned from training rows then answers evaluation rows, and if other labels put in the place of
-its own fit them far better, the labels of one of the splits were exchanged. Exchanged labels of a task whose words
-tell nothing, such as most tasks about pairs of sentences, are not found so, nor labels exchanged alike in both splits.
+There are two tests. First, if the data names its labels (``datasets.ClassLabel``), the names must be the same in both
+splits, and a name that is one of the choices must be the correct choice. Second, a bag-of-words model trained on
+training examples predicts evaluation examples; if a permutation of its predicted labels fits far better, the labels of
+one split are permuted. This cannot detect permuted labels if a bag of words does not predict the label, as in most
+tasks about sentence pairs, or if the labels are permuted in the same way in both splits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 TRAIN_ROWS, EVAL_ROWS = 2000, 1000
 MOST_LABELS = 20
-"""A task with more answers than these is none of classes."""
+"""A task with more distinct answers is not a classification task."""
 SIGMAS = 4.0
-"""By how many standard deviations an exchange must fit better than the labels as they are."""
+"""Standard deviations by which a permutation must fit better than the labels as they are."""
 BEYOND = 3.0
-"""By how many it must fit better than one answer for all, which a mere shift of shares would give."""
+"""Standard deviations by which it must fit better than a constant answer, which a shift of class shares could cause."""
 LONG = 20
-"""Characters of a text from which an evaluation row that repeats it from training is left out: in WNLI such rows have
-the other label on purpose."""
+"""Evaluation examples that repeat a training text of at least this many characters are skipped: in WNLI they have the
+opposite label on purpose."""
 _WORD = r"(?u)[\u3400-\u9fff]|\w+"
 """A word, or a Chinese character."""
 
@@ -38,13 +38,15 @@ Doc = dict[str, Any]
 
 
 def renamed(lm_task: ConfigurableTask, splits: Mapping[str, datasets.Dataset]) -> str | None:
-    """How the names of labels in the data contradict one another or the choices."""
+    """A sentence on how label names contradict each other or the choices; ``None`` if they do not."""
     first, *others = splits.items()
     for column, names in _named(first[1]).items():
         for split, rows in others:
-            found = _named(rows).get(column, names)
-            if found != names:
-                return f"column {column!r} names its labels {names} in split {first[0]!r} and {found} in {split!r}"
+            other_names = _named(rows).get(column, names)
+            if other_names != names:
+                return (
+                    f"column {column!r} names its labels {names} in split {first[0]!r} and {other_names} in {split!r}"
+                )
     if generates(lm_task) or lm_task.multiple_input:
         return None
     for split, docs in (
@@ -66,7 +68,7 @@ def renamed(lm_task: ConfigurableTask, splits: Mapping[str, datasets.Dataset]) -
 
 
 def exchanged(lm_task: ConfigurableTask) -> str | None:
-    """Which exchange of labels fits what words say of the evaluation rows far better than their own labels do."""
+    """A sentence on a permutation of labels that fits bag-of-words predictions far better, or ``None``."""
     import numpy as np
     from scipy.optimize import linear_sum_assignment
     from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
@@ -88,26 +90,29 @@ def exchanged(lm_task: ConfigurableTask) -> str | None:
     except ValueError:  # no words at all
         return None
     number = {label: at for at, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels)), dtype=int)  # what was said x what is right
-    for said, (_, right) in zip(bag.predict([text for text, _ in tested]), tested, strict=True):
-        counts[number[said], number[right]] += 1
-    rows, instead = linear_sum_assignment(counts, maximize=True)
-    moved = [at for at in rows if instead[at] != at]
-    own, other = sum(counts[at, at] for at in moved), sum(counts[at, instead[at]] for at in moved)
-    fit = int(counts[rows, instead].sum())
-    most = max(counts.sum(axis=0))  # what one answer for all gets
-    if other - own <= SIGMAS * math.sqrt(max(1, own + other)) or fit - most <= BEYOND * math.sqrt(len(tested)) / 2:
+    counts = np.zeros((len(labels), len(labels)), dtype=int)  # predicted x correct
+    for predicted, (_, right) in zip(bag.predict([text for text, _ in tested]), tested, strict=True):
+        counts[number[predicted], number[right]] += 1
+    rows, exchange = linear_sum_assignment(counts, maximize=True)
+    moved = [at for at in rows if exchange[at] != at]
+    as_labelled, as_exchanged = sum(counts[at, at] for at in moved), sum(counts[at, exchange[at]] for at in moved)
+    fit = int(counts[rows, exchange].sum())
+    most = max(counts.sum(axis=0))  # of a constant answer
+    if (
+        as_exchanged - as_labelled <= SIGMAS * math.sqrt(max(1, as_labelled + as_exchanged))
+        or fit - most <= BEYOND * math.sqrt(len(tested)) / 2
+    ):
         return None
-    pairs = ", ".join(f"{labels[at]!r} for {labels[instead[at]]!r}" for at in moved if counts[at, instead[at]])
+    pairs = ", ".join(f"{labels[at]!r} for {labels[exchange[at]]!r}" for at in moved if counts[at, exchange[at]])
     return (
-        f"learned from the words of the training rows, {other} of {len(tested)} evaluation rows fit with {pairs}, and "
-        f"{own} as they are labelled"
+        f"by a bag of words from the training rows, {as_exchanged} of {len(tested)} evaluation rows fit with {pairs}, "
+        f"and {as_labelled} as they are labelled"
     )
 
 
 def _labelled(lm_task: ConfigurableTask, docs: Iterable[Doc]) -> list[tuple[str, str]]:
-    """Prompt and right answer of rows whose answers are the same few words for all; nothing for other tasks."""
-    found: list[tuple[str, str]] = []
+    """Prompt and correct answer of each example, if all have the same choices or generate; empty for other tasks."""
+    examples: list[tuple[str, str]] = []
     offered: Sequence[str] | None = None
     for doc in docs:
         if lm_task.multiple_input:
@@ -119,8 +124,8 @@ def _labelled(lm_task: ConfigurableTask, docs: Iterable[Doc]) -> list[tuple[str,
             offered = choices
         label = gold_text(lm_task, doc) if generates(lm_task) else str(offered[gold_indices(lm_task, doc)[0]])  # type: ignore[index]
         text = lm_task.fewshot_context(doc, 0, gen_prefix=lm_task.doc_to_prefix(doc))
-        found.append((str(text), label.strip()))
-    return found
+        examples.append((str(text), label.strip()))
+    return examples
 
 
 def _long(doc: Doc) -> set[str]:

@@ -1,10 +1,10 @@
-"""Whether a model that is trained on a task's rows answers them better than one that always says the same.
+"""Whether a model trained on a task's examples answers them better than a constant answer.
 
-The toy is a two-layer Llama of random weights with the tokenizer of the demo, all of it trained on a few training rows
-and then scored on the same rows, each through the path that a run uses. It has to learn them by heart. That fails where
-what is trained is not what is scored, where prompts do not tell rows apart, or where a generated answer is not
-understood. It says nothing about rows that were not trained on: labels that are wrong alike in training and scoring can
-be learned too.
+The toy model is a two-layer Llama with random weights and the demo's tokenizer. All its weights are trained on a few
+training examples, and it is scored on the same examples, with the code that a run uses. It has to memorise them. That
+fails if the trained answer is not the scored one, if prompts do not distinguish examples, or if the metric cannot parse
+a generated answer. It says nothing about other examples: labels that are wrong in the same way in training and scoring
+can be memorised too.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 ROWS = 24
-"""Training rows of a task that the toy learns by heart, at most."""
+"""Maximum number of training examples of a task that the toy model memorises."""
 ROUNDS = (80, 240)
-"""Steps of the first attempt, and of the second where the first was not enough."""
+"""Steps of the first attempt, and of the second if the first was not enough."""
 MAX_LENGTH = 256
 _RATE = 3e-3
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a trained toy reached, in percent of the task's score."""
+    """Scores of a trained toy model and of a constant answer, in percent."""
 
     score: float
     constant: float
-    """Of the best answer that is the same for every row."""
+    """Of the best constant answer."""
     rows: int
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the toy got more than half of the way from the constant answer to a perfect score."""
+        """Whether the score is more than half-way from the constant answer to a perfect score."""
         return self.score > (self.constant + 100) / 2
 
 
 def learn(task: Task, splits: Mapping[str, datasets.Dataset], *, name: str) -> Learned:
-    """Train a toy on rows of the training split and score it on them."""
+    """Train a toy model on examples of the training split and score it on them."""
     rows = splits[task.train_split]
     few = rows.select(choose_rows(len(rows), ROWS))
     lm_task = load_lm_task(task, {**splits, task.train_split: few, task.eval_split: few}, name=name)
     constant = best_constant(lm_task, task)
     with _one_thread():
         for steps in ROUNDS:
-            found = Learned(_trained(lm_task, task, name, steps=steps), constant, len(few))
-            if found.beats_chance:
+            learned = Learned(_trained(lm_task, task, name, steps=steps), constant, len(few))
+            if learned.beats_chance:
                 break
-    return found
+    return learned
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The toy is too small for more: on a busy machine threads that wait for one another cost many times its work."""
+    """One thread, because on a busy machine synchronising threads costs far more than this small model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,7 +86,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _trained(lm_task: ConfigurableTask, task: Task, name: str, *, steps: int) -> float:
-    """Score of a toy after ``steps`` steps, each on all rows."""
+    """Score of a toy model after ``steps`` steps, each on all examples."""
     tokenizer = _tokenizer()
     rows = encode_rows(
         tokenizer,
@@ -125,7 +125,7 @@ def _trained(lm_task: ConfigurableTask, task: Task, name: str, *, steps: int) ->
     )
     method.attach(model, setup)
     method.fit(model, loop)
-    found = evaluate(
+    result = evaluate(
         model.eval(),
         tokenizer,
         architecture="causal",
@@ -137,7 +137,7 @@ def _trained(lm_task: ConfigurableTask, task: Task, name: str, *, steps: int) ->
         token_budget=4096,
         eval_rows=None,
     )
-    return found.scores[name].score
+    return result.scores[name].score
 
 
 def _tokenizer() -> Any:
@@ -159,21 +159,24 @@ def _toy(tokenizer: Any) -> torch.nn.Module:
 
 
 class ParameterWatch:
-    """Watches every trainable parameter of ``model``, also those that training adds; :meth:`look` after each step."""
+    """Records gradients and changes of every trainable parameter of ``model``, including parameters added in training.
+
+    Call :meth:`look` after each step.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._first: dict[str, tuple[Tensor, Tensor]] = {}
         self.fed: set[str] = set()
-        """Names of parameters that got a gradient other than zero."""
+        """Names of parameters that got a non-zero gradient."""
         self.not_finite: set[str] = set()
-        """Names of parameters that got a gradient with nan or infinity."""
+        """Names of parameters that got a gradient with NaN or infinity."""
         self.moved: set[str] = set()
-        """Names of parameters whose value was ever another than at first."""
+        """Names of parameters whose value changed."""
         self.look()
 
     def look(self) -> None:
-        """See what moved, and watch what is new."""
+        """Record which parameters changed, and register new ones."""
         for name, p in self._model.named_parameters():
             known, value = self._first.get(name, (None, None))
             if known is p and value is not None:
@@ -184,7 +187,7 @@ class ParameterWatch:
                 p.register_hook(self._hook(name))  # type: ignore[no-untyped-call]
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
-        # A hook sees every gradient, also one that is taken beside .grad or cleared before a step ends.
+        # A hook sees every gradient, also one computed without .grad or cleared before the step ends.
         def see(grad: Tensor) -> None:
             if not grad.isfinite().all():
                 self.not_finite.add(name)

@@ -1,4 +1,4 @@
-"""The global random states, set for a check and given back after it."""
+"""Global random states: set for a check and restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scramble(seed: int) -> None:
 
 @contextmanager
 def scrambled(seed: int) -> Iterator[None]:
-    """Inside, all global random states are those of ``seed``; afterwards they are what they were."""
+    """Context in which all global random states are those of ``seed``; restored afterwards."""
     numbers, python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
         scramble(seed)

@@ -1,4 +1,4 @@
-"""Rows for the checks, as batches and padded on either side."""
+"""Random rows for the checks, as batches and padded on either side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch_of(rows: Sequence[TokenRow], architecture: str) -> Batch:
 def padded(
     rows: Sequence[TokenRow], *, architecture: str, side: Literal["left", "right"]
 ) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Inputs of ``rows``, and where their tokens are ``[rows, length]``: positions whose logits count.
+    """Inputs of ``rows``, and a mask of their tokens ``[rows, length]``: positions whose logits are compared.
 
     The encoder of a seq2seq backbone is padded on ``side``, its decoder always on the right.
     """

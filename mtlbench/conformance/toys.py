@@ -1,4 +1,4 @@
-"""Tiny random backbones, rows that can be learnt and a setup for them: what checks and tests run on. No network."""
+"""Tiny random backbones, learnable rows and a setup for them, for checks and tests. No network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtlbench.training.splits import Splits, carve
 
 VOCABULARY = 97
 PAD = 0
-"""The token of the toys that pads, and that starts a decoder."""
+"""The token that pads, and that starts a decoder."""
 
 
 def tiny_causal(seed: int = 0, **changes: Any) -> nn.Module:
-    """A frozen Llama of random weights: hidden 32, 2 layers, 97 tokens, 0 pads; ``changes`` go to its config."""
+    """A frozen Llama with random weights: hidden 32, 2 layers, 97 tokens, 0 pads; ``changes`` update its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {
@@ -62,7 +62,7 @@ def tiny_seq2seq(seed: int = 0, **changes: Any) -> nn.Module:
 
 
 def toy_rows(*, tasks: int, rows: int, seed: int = 0) -> list[TokenRow]:
-    """``rows`` rows per task that can be learnt: task t answers with the prompt's third token shifted by t, then 2."""
+    """``rows`` learnable rows per task: task t answers with the prompt's third token shifted by t, then 2."""
     draw = torch.Generator().manual_seed(seed)
 
     def row(task: int) -> TokenRow:
@@ -74,7 +74,7 @@ def toy_rows(*, tasks: int, rows: int, seed: int = 0) -> list[TokenRow]:
 
 
 def setup_for(model: nn.Module, *, tasks: int = 3, seed: int = 0, total_steps: int = 10) -> Setup:
-    """A setup for ``model`` with ``tasks`` made-up tasks and a routing of its own."""
+    """A setup for ``model`` with ``tasks`` artificial tasks and a new routing."""
     targets = projection_names(model)
     return Setup(
         tasks=tuple(SetupTask(index, f"toy/{index}", 100) for index in range(tasks)),
@@ -89,11 +89,17 @@ def setup_for(model: nn.Module, *, tasks: int = 3, seed: int = 0, total_steps: i
 
 
 def toy_loop(
-    model: nn.Module, method: Method, setup: Setup, protocol: Protocol, *, splits: Splits | None = None, **words: Any
+    model: nn.Module,
+    method: Method,
+    setup: Setup,
+    protocol: Protocol,
+    *,
+    splits: Splits | None = None,
+    **arguments: Any,
 ) -> Loop:
-    """The real training loop on the CPU for :meth:`Method.fit`, with rows that can be learnt where none are given.
+    """The real training loop on the CPU for :meth:`Method.fit`, by default on learnable rows.
 
-    ``words`` are those of :class:`mtlbench.training.loop.Loop`, such as ``on_step``.
+    ``arguments`` are those of :class:`mtlbench.training.loop.Loop`, such as ``on_step``.
     """
     return Loop(
         model=model,
@@ -107,12 +113,12 @@ def toy_loop(
         decoder_start_id=PAD,
         seed=setup.seed,
         device=torch.device("cpu"),
-        **words,
+        **arguments,
     )
 
 
 def _random(make: Any, config: Any, seed: int) -> nn.Module:
-    """A model of ``config``; the global random state is left as it was."""
+    """A model with this ``config``; the global random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = make(config)

@@ -1,1 +1,1 @@
-"""Published result tables beside ours: read from ledgers, audited, and compared with a run. Never loads torch."""
+"""Published result tables: read from ledgers, audited, and compared with a run. Never loads torch."""

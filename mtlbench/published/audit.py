@@ -1,4 +1,4 @@
-"""What a paper's tables contradict: averages, values that no count of rows gives, cells that repeat."""
+"""Inconsistencies in a paper's tables: averages, values that are not k/n, identical cells."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from mtlbench.published.paper import COUNTED, UNITS, Column, Paper, Printed, PublishedTable
-from mtlbench.published.possible import Fit, fit
+from mtlbench.published.paper import COUNTED, UNITS, Paper, PublishedColumn, PublishedRow, PublishedTable
+from mtlbench.published.possible import ShareFit, fit
 
-HELD_OUT = 0.1
-"""Share of the training split that is tried as an evaluation split."""
-BY_LUCK = 0.01
-"""A fit to another number of rows is told when luck gives it less often than this."""
+HELD_OUT_SHARE = 0.1
+"""Share of the training split tested as a possible evaluation split."""
+BY_CHANCE = 0.01
+"""A fit to another number of rows is reported if its probability by chance is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFinding:
-    """One thing that does not add up. It proves nothing about why."""
+    """One inconsistency. It says nothing about the cause."""
 
     check: str
     """``average``, ``rows`` or ``identical``."""
@@ -35,20 +35,20 @@ def audit(paper: Paper) -> tuple[AuditFinding, ...]:
     """Every finding on a paper, check by check."""
     tables = paper.tables
     return (
-        *(found for table in tables for found in _averages(table)),
-        *(found for table in tables for found in _rows(table, paper.splits)),
+        *(finding for table in tables for finding in _averages(table)),
+        *(finding for table in tables for finding in _rows(table, paper.splits)),
         *_identical(tables),
     )
 
 
-def recomputed(row: Printed) -> float | None:
+def recomputed(row: PublishedRow) -> float | None:
     """The mean of a row's values, or ``None`` when one is missing."""
     values = [value for value in row.values if value is not None]
     return math.fsum(values) / len(values) if values and len(values) == len(row.values) else None
 
 
 def _averages(table: PublishedTable) -> Iterator[AuditFinding]:
-    """Averages further from the mean of the row than rounding or truncation of all numbers explains."""
+    """Averages that differ from the mean of the row by more than rounding or truncation can explain."""
     step = 10.0**-table.decimals
     for row in table.rows:
         mean = recomputed(row)
@@ -67,7 +67,7 @@ def _averages(table: PublishedTable) -> Iterator[AuditFinding]:
 
 
 def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Iterator[AuditFinding]:
-    """Columns whose values are no k/n of the public evaluation split, and what they fit instead."""
+    """Columns whose values are not k/n of the public evaluation split, and what they fit instead."""
     for at, column in enumerate(table.columns):
         sizes = splits.get(column.task or "", {})
         values = [row.values[at] for row in table.rows]
@@ -76,34 +76,38 @@ def _rows(table: PublishedTable, splits: Mapping[str, Mapping[str, int]]) -> Ite
             continue
         official = [name for name in sizes if name != "train"]
         fits = {name: _fit(table, known, sizes[name]) for name in official}
-        if any(found.holds for found in fits.values()):
+        if any(share.holds for share in fits.values()):
             continue
         yield AuditFinding(
             check="rows",
             tables=(table.name,),
-            what=_row_words(table, column, known, fits, sizes.get("train")),
+            what=_row_finding(table, column, known, fits, sizes.get("train")),
         )
 
 
-def _row_words(
-    table: PublishedTable, column: Column, values: Sequence[float], fits: Mapping[str, Fit], train: int | None
+def _row_finding(
+    table: PublishedTable,
+    column: PublishedColumn,
+    values: Sequence[float],
+    fits: Mapping[str, ShareFit],
+    train: int | None,
 ) -> str:
     name, nearest = min(fits.items(), key=lambda item: len(item[1].impossible))
     wrong = ", ".join(table.printed(value) for value in nearest.impossible)
-    of_values = f"{len(nearest.impossible)} of {len(set(values))} different values"
-    words = f"{column.name}: {of_values} are no k/{nearest.rows} of the {name} split ({wrong})"
+    of_values = f"{len(nearest.impossible)} of {len(set(values))} distinct values"
+    text = f"{column.name}: {of_values} are not k/{nearest.rows} of the {name} split ({wrong})"
     if train is None:
-        return f"{words}."
-    held = _fit(table, values, math.ceil(HELD_OUT * train))
-    if not held.holds or held.chance > BY_LUCK:
-        return f"{words}."
+        return f"{text}."
+    held_out = _fit(table, values, math.ceil(HELD_OUT_SHARE * train))
+    if not held_out.holds or held_out.chance > BY_CHANCE:
+        return f"{text}."
     return (
-        f"{words}; all fit k/{held.rows}, 10 % of the {train} training rows, {held.way} "
-        f"(luck gives that once in {1 / held.chance:,.0f})."
+        f"{text}; all fit k/{held_out.rows}, 10 % of the {train} training examples, {held_out.way} "
+        f"(by chance once in {1 / held_out.chance:,.0f})."
     )
 
 
-def _fit(table: PublishedTable, values: Sequence[float], rows: int) -> Fit:
+def _fit(table: PublishedTable, values: Sequence[float], rows: int) -> ShareFit:
     return fit(values, rows=rows, decimals=table.decimals, unit=100 / UNITS[table.unit])
 
 
@@ -123,7 +127,7 @@ def _identical(tables: Sequence[PublishedTable]) -> Iterator[AuditFinding]:
                     )
 
 
-def _same_cells(one: PublishedTable, row: Printed, other: PublishedTable, twin: Printed) -> Iterator[str]:
+def _same_cells(one: PublishedTable, row: PublishedRow, other: PublishedTable, twin: PublishedRow) -> Iterator[str]:
     theirs = {column.task: value for column, value in zip(other.columns, twin.values, strict=True) if column.task}
     for column, value in zip(one.columns, row.values, strict=True):
         if column.task and value is not None and theirs.get(column.task) is not None:

@@ -18,34 +18,34 @@ def papers() -> dict[str, Paper]:
     Raises:
         DataError: a file does not fit the schema, or two files hold one paper.
     """
-    found: dict[str, tuple[Paper, Path]] = {}
+    by_name: dict[str, tuple[Paper, Path]] = {}
     for name in offers("published"):
         for path in sorted(load_ledger(name).folder.glob("*.json")):
             paper = read_paper(path)
-            if paper.name in found:
-                raise DataError(f"The paper {paper.name!r} is in {str(path)!r} and {str(found[paper.name][1])!r}.")
-            found[paper.name] = (paper, path)
-    return {name: paper for name, (paper, _) in sorted(found.items())}
+            if paper.name in by_name:
+                raise DataError(f"The paper {paper.name!r} is in {str(path)!r} and {str(by_name[paper.name][1])!r}.")
+            by_name[paper.name] = (paper, path)
+    return {name: paper for name, (paper, _) in sorted(by_name.items())}
 
 
-def papers_named(words: str | None) -> dict[str, Paper]:
-    """The paper ``words`` names (``peml``, or a path that ends in ``.json``), or all of them.
+def papers_named(name: str | None) -> dict[str, Paper]:
+    """The paper ``name`` (``peml``, or a path that ends in ``.json``), or all of them.
 
     Raises:
         RequestError: there is no such paper.
     """
-    if words is None:
+    if name is None:
         return papers()
-    if words.endswith(".json"):
-        paper = read_paper(Path(words))
+    if name.endswith(".json"):
+        paper = read_paper(Path(name))
         return {paper.name: paper}
     known = papers()
-    if words not in known:
-        raise RequestError(f"No ledger holds the paper {words!r}. {did_you_mean(words, known)}")
-    return {words: known[words]}
+    if name not in known:
+        raise RequestError(f"No ledger holds the paper {name!r}. {did_you_mean(name, known)}")
+    return {name: known[name]}
 
 
-def tables_named(words: str) -> tuple[PublishedTable, ...]:
+def tables_named(reference: str) -> tuple[PublishedTable, ...]:
     """``peml/table-2``, or ``path/to/paper.json/table-2``; with ``ta_lora/table-1`` both of its parts.
 
     Roman numbers are read too: ``table-i-a`` is ``table-1-a``.
@@ -53,14 +53,14 @@ def tables_named(words: str) -> tuple[PublishedTable, ...]:
     Raises:
         RequestError: there is no such paper or table.
     """
-    first, slash, name = words.rpartition("/")
+    first, slash, name = reference.rpartition("/")
     if not slash:
-        raise RequestError(f"{words!r} names no table. Write paper/table, such as peml/table-2.")
+        raise RequestError(f"{reference!r} names no table. Write paper/table, such as peml/table-2.")
     (paper,) = papers_named(first).values()
     tables = {table.name: table for table in paper.tables}
-    plain = "-".join(_ROMAN.get(part, part) for part in name.lower().split("-"))
-    found = [tables[it] for it in (name, plain) if it in tables][:1]
-    found = found or [table for table in paper.tables if table.name.startswith(f"{plain}-")]
-    if not found:
+    plain = "-".join(_ROMAN.get(word, word) for word in name.lower().split("-"))
+    matching = [tables[candidate] for candidate in (name, plain) if candidate in tables][:1]
+    matching = matching or [table for table in paper.tables if table.name.startswith(f"{plain}-")]
+    if not matching:
         raise RequestError(f"{paper.name} has no table {name!r}. {did_you_mean(name, tables)}")
-    return tuple(found)
+    return tuple(matching)

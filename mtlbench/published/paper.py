@@ -13,15 +13,15 @@ METRICS: Mapping[str, str | None] = {
     "average": None,
     "unknown": None,
 }
-"""What a column can hold, and the metric of our tasks that is the same number; ``None`` where there is none."""
+"""Metric of a column to the equivalent metric of our tasks; ``None`` where there is none."""
 COUNTED = ("accuracy", "unknown")
-"""Metrics whose values are k/n of the rows scored, if ``unknown`` is what it looks like."""
+"""Metrics whose values should be k/n of the scored examples; ``unknown`` is assumed to be an accuracy."""
 UNITS: Mapping[str, float] = {"fraction": 100.0, "percent": 1.0}
-"""What brings a value to percent."""
+"""Factor from a printed value to percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class PublishedColumn:
     """One task of a table."""
 
     name: str
@@ -34,7 +34,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printed:
+class PublishedRow:
     """One row of a table, as printed."""
 
     name: str
@@ -47,11 +47,11 @@ class Printed:
     models: tuple[str, ...] = ()
     """Names under which that backbone can be loaded."""
     parameters: str = ""
-    """Trained parameters as the paper says them."""
+    """Trained parameters as the paper states them."""
     k_shot: str = ""
-    """Training rows of each task, as a protocol's ``k_shot`` says it; empty where the paper's row is not few-shot."""
+    """Training examples of each task, in the format of a protocol's ``k_shot``; empty if the row is not few-shot."""
     copied_from: str = ""
-    """Where the paper took the row from, if it did not measure it."""
+    """Source that the paper copied the row from, if it did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class PublishedTable:
     """``fraction`` or ``percent``."""
     decimals: int
     """Digits printed after the point."""
-    columns: tuple[Column, ...]
-    rows: tuple[Printed, ...]
+    columns: tuple[PublishedColumn, ...]
+    rows: tuple[PublishedRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -101,4 +101,4 @@ class Paper:
     tables: tuple[PublishedTable, ...]
     notes: tuple[str, ...] = ()
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Full task name to rows of each split of the public release, for the audit."""
+    """Full task name to number of examples in each split of the public release, for the audit."""

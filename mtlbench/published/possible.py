@@ -1,4 +1,4 @@
-"""Which printed shares are possible as k of n rows."""
+"""Whether printed shares are possible as k/n for n examples."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ WAYS = ("rounded", "truncated", "rounded or truncated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How printed shares go with ``n`` rows."""
+class ShareFit:
+    """How well printed shares fit ``rows`` examples."""
 
     rows: int
     way: str
     """How the fractions were printed: one of :data:`WAYS`, the first under which most values fit."""
     impossible: tuple[float, ...]
-    """Values that are no k/n."""
+    """Values that are not k/n."""
     chance: float
-    """Probability that as many different values, drawn evenly from all printable ones, would all fit."""
+    """Probability that as many distinct values, drawn uniformly from all printable ones, would all fit."""
 
     @property
     def holds(self) -> bool:
         return not self.impossible
 
 
-def fit(values: Sequence[float], *, rows: int, decimals: int, unit: float) -> Fit:
-    """The best fit of ``values`` to shares of ``rows``; a value printed with more digits is read with those.
+def fit(values: Sequence[float], *, rows: int, decimals: int, unit: float) -> ShareFit:
+    """The best fit of ``values`` to shares of ``rows``; a value printed with more digits is compared with all of them.
 
     Args:
         decimals: Digits printed after the point, for values whose last digits are zeros.
         unit: What a share of 1 is printed as: 1 or 100.
     """
-    best: Fit | None = None
+    best: ShareFit | None = None
     for way in WAYS:
         impossible, chance = [], 1.0
         for value in dict.fromkeys(values):
@@ -41,9 +41,9 @@ def fit(values: Sequence[float], *, rows: int, decimals: int, unit: float) -> Fi
             if not is_share(value, rows=rows, digits=digits, unit=unit, way=way):
                 impossible.append(value)
             chance *= _density(rows, digits=digits, unit=unit, way=way)
-        found = Fit(rows=rows, way=way, impossible=tuple(impossible), chance=chance)
-        if best is None or len(found.impossible) < len(best.impossible):
-            best = found
+        candidate = ShareFit(rows=rows, way=way, impossible=tuple(impossible), chance=chance)
+        if best is None or len(candidate.impossible) < len(best.impossible):
+            best = candidate
     assert best is not None
     return best
 
@@ -61,14 +61,14 @@ def printed_digits(value: float) -> int:
 
 
 def _printed(k: int, rows: int, digits: int, unit: float, way: str) -> set[int]:
-    """What k of ``rows`` is printed as, in units of the last digit; halves may be rounded either way."""
+    """Possible printed forms of k of ``rows``, in units of the last digit; halves may be rounded either way."""
     scaled, rest = divmod(k * round(unit) * 10**digits, rows)
-    found: set[int] = set()
+    printed: set[int] = set()
     if way != "rounded":
-        found.add(scaled)
+        printed.add(scaled)
     if way != "truncated":
-        found |= {scaled + (2 * rest > rows)} if 2 * rest != rows else {scaled, scaled + 1}
-    return found
+        printed |= {scaled + (2 * rest > rows)} if 2 * rest != rows else {scaled, scaled + 1}
+    return printed
 
 
 def _density(rows: int, *, digits: int, unit: float, way: str) -> float:

@@ -1,4 +1,4 @@
-"""A paper's JSON file to values; whatever does not fit the schema is named with file, table and row."""
+"""Reading a paper's JSON file; errors in the schema name file, table and row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import DataError, did_you_mean
-from mtlbench.published.paper import METRICS, UNITS, Column, Paper, Printed, PublishedTable
+from mtlbench.published.paper import METRICS, UNITS, Paper, PublishedColumn, PublishedRow, PublishedTable
 
 SCHEMA = 1
 """Version of the layout of a file."""
@@ -43,7 +43,7 @@ def read_paper(path: Path) -> Paper:
     if not name or not all(c.isalnum() or c in "_-" for c in name):
         raise DataError(f"{where}: paper must be letters, digits, '_' and '-', got {name!r}.")
     tables = tuple(_table(table, name, f"{where}, table {at}") for at, table in enumerate(body["tables"], 1))
-    _once([table.name for table in tables], f"{where}: the table")
+    _check_unique([table.name for table in tables], f"{where}: the table")
     return Paper(
         name=name,
         title=body["title"],
@@ -60,7 +60,7 @@ def _table(body: Any, paper: str, where: str) -> PublishedTable:
     if body["unit"] not in UNITS:
         raise DataError(f"{where}: unit {body['unit']!r} is unknown. {did_you_mean(body['unit'], UNITS)}")
     columns = tuple(_column(column, f"{where}, column {at}") for at, column in enumerate(body["columns"], 1))
-    _once([column.name for column in columns], f"{where}: the column")
+    _check_unique([column.name for column in columns], f"{where}: the column")
     rows = tuple(
         _row(row, body, len(columns), f"{where}, row {at}", largest=100 / UNITS[body["unit"]])
         for at, row in enumerate(body["rows"], 1)
@@ -77,14 +77,14 @@ def _table(body: Any, paper: str, where: str) -> PublishedTable:
     )
 
 
-def _column(body: Any, where: str) -> Column:
+def _column(body: Any, where: str) -> PublishedColumn:
     _fields(body, _COLUMN, where, needed=("name", "metric"))
     if body["metric"] not in METRICS:
         raise DataError(f"{where}: metric {body['metric']!r} is unknown. {did_you_mean(body['metric'], METRICS)}")
-    return Column(**body)
+    return PublishedColumn(**body)
 
 
-def _row(body: Any, table: Mapping[str, Any], columns: int, where: str, *, largest: float) -> Printed:
+def _row(body: Any, table: Mapping[str, Any], columns: int, where: str, *, largest: float) -> PublishedRow:
     _fields(body, _ROW, where, needed=("name", "values"))
     where = f"{where} ({body['name']})"
     values = body["values"]
@@ -99,7 +99,7 @@ def _row(body: Any, table: Mapping[str, Any], columns: int, where: str, *, large
     if not backbone:
         raise DataError(f"{where}: no backbone, neither of the row nor of the table.")
     models = _texts(body.get("models", table.get("models", [])), f"{where}: models")
-    return Printed(**{**body, "values": tuple(values), "backbone": backbone, "models": models})
+    return PublishedRow(**{**body, "values": tuple(values), "backbone": backbone, "models": models})
 
 
 def _fields(body: Any, known: Mapping[str, Any], where: str, *, needed: Sequence[str]) -> None:
@@ -113,9 +113,9 @@ def _fields(body: Any, known: Mapping[str, Any], where: str, *, needed: Sequence
             raise DataError(f"{where}: the field {name!r} is unknown. {did_you_mean(name, known)}")
         kind = known[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            words = "a number" if isinstance(kind, tuple) else {"str": "text", "int": "a whole number"}
-            said = words if isinstance(words, str) else words.get(kind.__name__, f"a JSON {kind.__name__}")
-            raise DataError(f"{where}: {name!r} must be {said}, got {value!r}.")
+            names = "a number" if isinstance(kind, tuple) else {"str": "text", "int": "a whole number"}
+            expected = names if isinstance(names, str) else names.get(kind.__name__, f"a JSON {kind.__name__}")
+            raise DataError(f"{where}: {name!r} must be {expected}, got {value!r}.")
 
 
 def _splits(body: Mapping[str, Any], where: str) -> dict[str, dict[str, int]]:
@@ -132,7 +132,7 @@ def _texts(values: Any, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _once(names: Sequence[str], what: str) -> None:
+def _check_unique(names: Sequence[str], what: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{what} {twice[0]!r} is there twice.")

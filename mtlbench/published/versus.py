@@ -1,4 +1,4 @@
-"""A published table beside a run: paper value, our mean with its interval, inside or outside."""
+"""A run compared with a published table: paper value, our mean with its interval, inside or outside."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 from mtlbench.api.record import Record
 from mtlbench.api.study import Entry, Interval, Row, Study, Table
-from mtlbench.published.paper import METRICS, Column, Printed, PublishedTable
+from mtlbench.published.paper import METRICS, PublishedColumn, PublishedRow, PublishedTable
 from mtlbench.text import aligned, one_line
 
 _SIGNED = ("mcc", "pearson")
-"""Metrics that go below 0."""
+"""Metrics that can be negative."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedComparison:
     """One cell of the paper and ours, in percent."""
 
-    printed: Printed
+    printed: PublishedRow
     row: Row
     column: str
     paper: float
@@ -63,16 +63,16 @@ def versus_lines(published: PublishedTable, study: Study) -> Iterator[str]:
     for table in study.tables:
         yield ""
         yield f"against {table.title}"
-        found = list(compared(published, table))
+        comparisons = list(compared(published, table))
         for difference in differences(published, table):
             yield f"  differs from the paper: {difference}"
-        if not found:
+        if not comparisons:
             yield "  no method and task of the paper is in this table"
             continue
         head = ["method", "paper's row", "task", "paper", "ours [95 %]", "over", "the paper's value is"]
-        yield from (f"  {line}" for line in aligned([head, *(comparison.cells() for comparison in found)]))
-        yield from _gain_lines(found, reference=table.reference)
-        left = [row.name for row in published.rows if all(c.printed is not row for c in found)]
+        yield from (f"  {line}" for line in aligned([head, *(comparison.cells() for comparison in comparisons)]))
+        yield from _gain_lines(comparisons, reference=table.reference)
+        left = [row.name for row in published.rows if all(c.printed is not row for c in comparisons)]
         if left:
             yield f"  not in this table: {', '.join(left)}"
 
@@ -130,60 +130,60 @@ def compared(published: PublishedTable, table: Table) -> Iterator[PublishedCompa
 
 
 def differences(published: PublishedTable, table: Table) -> Iterator[str]:
-    """What is known to differ between the paper's conditions and ours."""
+    """The known differences between the paper's conditions and ours."""
     protocol = table.protocol
     models = {name.lower() for row in published.rows for name in (row.backbone, *row.models)}
     if table.model.lower() not in models:
-        yield f"the backbone is {one_line(table.model)}, theirs {', '.join(published.backbones)}"
+        yield f"our backbone is {one_line(table.model)}, theirs {', '.join(published.backbones)}"
     if protocol.data.startswith("demo"):
-        yield "the data are generated demo data: the numbers say nothing about the paper's"
+        yield "ours is generated demo data: the numbers say nothing about the paper's"
     if protocol.eval_from_train:
-        yield f"scores are on {protocol.eval_from_train:g} of the training rows"
+        yield f"ours are scored on {protocol.eval_from_train:g} of the training examples"
     for name, what in (("train_rows", "trained on"), ("eval_rows", "scored on")):
         rows = getattr(protocol, name)
         if rows is not None:
-            yield f"{what} at most {rows} rows per task"
+            yield f"ours are {what} at most {rows} examples per task"
     theirs = {column.task for column in published.columns if column.task}
     if protocol.k_shot and not any(row.k_shot for row in published.rows):
-        yield f"trained on {protocol.k_shot} rows of each task"
+        yield f"ours are trained on {protocol.k_shot} examples of each task"
     more = [task for task in table.tasks if task not in theirs]
     less = sorted(theirs - set(table.tasks))
     if more or less:
-        words = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(less)}"] * bool(less)
-        yield f"ours are trained {' and '.join(words)}"
+        changes = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(less)}"] * bool(less)
+        yield f"ours are trained {' and '.join(changes)}"
     unknown = [column.name for column in published.columns if column.metric == "unknown" and column.task in table.tasks]
     if unknown:
-        yield f"the paper does not say the metric of {', '.join(unknown)}; our score is shown"
+        yield f"the paper does not state the metric of {', '.join(unknown)}; our score is shown"
     other = [column.name for column in published.columns if _metric_lacks(column, table)]
     if other:
         yield f"our tasks lack the metric of {', '.join(other)}"
 
 
-def _same_method(printed: Printed, row: Row) -> bool:
+def _same_method(printed: PublishedRow, row: Row) -> bool:
     if printed.method is None:
         return False
     fixed = "[" in printed.method
     return printed.method == (row.variant if fixed else row.records[0].cell.method)
 
 
-def _scores(column: Column, records: Sequence[Record]) -> list[float] | None:
+def _scores(column: PublishedColumn, records: Sequence[Record]) -> list[float] | None:
     """Our number for a column in percent, one per seed; ``None`` where a seed lacks it."""
-    found = []
+    scores = []
     for record in records:
         score = record.scores.get(column.task or "")
         if score is None:
             return None
         if column.metric == "unknown":
-            found.append(score.score)
+            scores.append(score.score)
             continue
         values = [v for name, v in score.metrics.items() if name.partition(",")[0] == METRICS[column.metric]]
         if not values:
             return None
-        found.append(100 * values[0])
-    return found
+        scores.append(100 * values[0])
+    return scores
 
 
-def _metric_lacks(column: Column, table: Table) -> bool:
+def _metric_lacks(column: PublishedColumn, table: Table) -> bool:
     if column.task not in table.tasks or column.metric == "unknown":
         return False
     scores = (r.scores.get(column.task or "") for row in table.rows for r in row.records)
@@ -192,16 +192,16 @@ def _metric_lacks(column: Column, table: Table) -> bool:
 
 
 def _interval(entry: Entry | None, scores: Sequence[float], *, low: float) -> Interval | None:
-    """The table's own interval where it is of these numbers, else one over the seeds; cut where scores cannot be."""
+    """The table's interval if it is for these numbers, else one over the seeds; clipped to the range of the metric."""
     from mtlbench.statistics.estimate import Measured, estimate
 
-    found = entry.interval if entry is not None and _equal(entry.scores.values, scores) else None
-    if found is None:
+    interval = entry.interval if entry is not None and _equal(entry.scores.values, scores) else None
+    if interval is None:
         import numpy as np
 
-        told = estimate(Measured(seeds=tuple(range(len(scores))), values=np.array(scores)))
-        found = told.interval() if told else None
-    return None if found is None else replace(found, low=max(low, found.low), high=min(100.0, found.high))
+        estimated = estimate(Measured(seeds=tuple(range(len(scores))), values=np.array(scores)))
+        interval = estimated.interval() if estimated else None
+    return None if interval is None else replace(interval, low=max(low, interval.low), high=min(100.0, interval.high))
 
 
 def _equal(one: Sequence[float], other: Sequence[float]) -> bool:

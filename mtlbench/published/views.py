@@ -20,7 +20,7 @@ def list_lines(papers: Iterable[Paper]) -> Iterator[str]:
 
 
 def table_lines(table: PublishedTable) -> Iterator[str]:
-    """One table, with the average recomputed beside the printed one."""
+    """One table, with the recomputed average next to the printed one."""
     yield f"{table.full_name}: {table.caption} ({table.unit})"
     shared = len(table.backbones) == 1
     if shared:
@@ -50,7 +50,7 @@ def table_lines(table: PublishedTable) -> Iterator[str]:
 
 
 def audit_lines(papers: Iterable[Paper]) -> Iterator[str]:
-    """Every finding of the audit, and how many there are."""
+    """Every finding of the audit, and their number."""
     for paper in papers:
         findings = audit(paper)
         yield f"{paper.name}: {len(findings)} findings in {len(paper.tables)} tables"

@@ -1,4 +1,4 @@
-"""Columns of a table beside its scores: costs, differences to the reference, and what rows do over all tasks."""
+"""Columns of a table next to its scores: costs, differences to the reference, and aggregates over tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtlbench.api.study import Row, RowCosts, ScoreDifference, Table
-from mtlbench.results.words import DIFFERS, NONE, interval, points, probability, short_names
+from mtlbench.results.formatting import DIFFERS, NONE, interval, points, probability, short_names
 from mtlbench.text import duration, memory, sentences
 
 
@@ -15,11 +15,11 @@ class NumberColumn:
     """A column of numbers over the rows of a table."""
 
     name: str
-    words: Callable[[Row], str]
+    text: Callable[[Row], str]
     value: Callable[[Row], float | None]
-    """What to sort by."""
+    """Sort key."""
     title: str = ""
-    """What the name stands for, where that is not plain."""
+    """Explanation of the name, where it needs one."""
 
 
 def cost_columns(table: Table) -> list[NumberColumn]:
@@ -53,22 +53,22 @@ def difference_columns(table: Table) -> list[NumberColumn]:
 
 
 def over_tasks_columns(table: Table) -> list[NumberColumn]:
-    """What the rows do over all tasks, or none for one task or row."""
+    """Aggregates over all tasks, or none for one task or row."""
     if len(table.tasks) < 2 or not any(row.rank is not None for row in table.rows):
         return []
-    own = [
+    of_row = [
         _number("mean rank", lambda row: row.rank, "{:.2f}".format, title="mean over tasks of the rank, 1 is best"),
         NumberColumn(
             name="IQM",
-            words=lambda row: interval(row.iqm) if row.iqm else NONE,
+            text=lambda row: interval(row.iqm) if row.iqm else NONE,
             value=lambda row: row.iqm.mean if row.iqm else None,
             title="interquartile mean over seeds and tasks, with its 95 % interval",
         ),
     ]
     if not any(row.comparison for row in table.rows):
-        return own
+        return of_row
     names = dict(zip(table.tasks, short_names(table.tasks), strict=True))
-    beside = [
+    against_reference = [
         _number(
             "Δm",
             lambda row: row.comparison.gain if row.comparison else None,
@@ -77,13 +77,13 @@ def over_tasks_columns(table: Table) -> list[NumberColumn]:
         ),
         NumberColumn(
             name="worse tasks",
-            words=lambda row: _worse(row, len(table.tasks)),
+            text=lambda row: _worse(row, len(table.tasks)),
             value=lambda row: len(row.comparison.worse) if row.comparison else None,
             title="tasks below the reference: negative transfer; in brackets, significantly so",
         ),
         NumberColumn(
             name="worst task",
-            words=lambda row: _worst(row, names),
+            text=lambda row: _worst(row, names),
             value=lambda row: row.comparison.differences[row.comparison.worst].points if row.comparison else None,
         ),
         _number(
@@ -99,34 +99,36 @@ def over_tasks_columns(table: Table) -> list[NumberColumn]:
             title="signed-rank test over tasks, after Holm over the rows",
         ),
     ]
-    return [*beside, *own]
+    return [*against_reference, *of_row]
 
 
 def difference_legend(table: Table) -> str:
-    """What the differences mean."""
-    told = [difference for row in table.rows if row.comparison for difference in row.comparison.differences.values()]
-    words = f"Difference to {table.reference} in points, over the seeds that both have"
-    tested = any(one.p is not None for one in told)
-    return words + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
+    """Explanation of the differences."""
+    differences = [
+        difference for row in table.rows if row.comparison for difference in row.comparison.differences.values()
+    ]
+    text = f"Difference to {table.reference} in points, over the seeds that both have"
+    tested = any(one.p is not None for one in differences)
+    return text + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
 
 
 def over_tasks_legend(columns: Sequence[NumberColumn]) -> str:
-    """What the columns over all tasks mean."""
+    """Explanation of the columns over all tasks."""
     return sentences("; ".join(f"{column.name}: {column.title}" for column in columns if column.title))
 
 
-def _cost(name: str, of: Callable[[RowCosts], float | None], words: Callable[[float], str]) -> NumberColumn:
-    return _number(name, lambda row: of(row.costs) if row.costs else None, words)
+def _cost(name: str, of: Callable[[RowCosts], float | None], format_: Callable[[float], str]) -> NumberColumn:
+    return _number(name, lambda row: of(row.costs) if row.costs else None, format_)
 
 
 def _number(
-    name: str, value: Callable[[Row], float | None], words: Callable[[float], str], *, title: str = ""
+    name: str, value: Callable[[Row], float | None], format_: Callable[[float], str], *, title: str = ""
 ) -> NumberColumn:
-    def told(row: Row) -> str:
+    def formatted(row: Row) -> str:
         number = value(row)
-        return NONE if number is None else words(number)
+        return NONE if number is None else format_(number)
 
-    return NumberColumn(name=name, words=told, value=value, title=title)
+    return NumberColumn(name=name, text=formatted, value=value, title=title)
 
 
 def _difference(name: str, task: str | None) -> NumberColumn:
@@ -137,7 +139,7 @@ def _difference(name: str, task: str | None) -> NumberColumn:
             return None
         return row.comparison.average if task is None else row.comparison.differences.get(task)
 
-    def told(row: Row) -> str:
+    def formatted(row: Row) -> str:
         one = of(row)
         return NONE if one is None else points(one.points) + (DIFFERS if one.significant else "")
 
@@ -145,7 +147,7 @@ def _difference(name: str, task: str | None) -> NumberColumn:
         one = of(row)
         return one.points if one else None
 
-    return NumberColumn(name=name, words=told, value=value, title=task or "")
+    return NumberColumn(name=name, text=formatted, value=value, title=task or "")
 
 
 def _worse(row: Row, tasks: int) -> str:

@@ -25,11 +25,11 @@ STILL = "the training loss did not fall"
 _TOGETHER = 32
 """Cells that are read in one go; fewer are read sooner than a copy of the process starts."""
 _LINES = 8
-"""Least lines of a step log that say something about a task."""
+"""Minimum number of log lines of a task for its losses to be judged."""
 _READ = 100
-"""About as many lines of a log are looked at; a longer one is thinned out."""
+"""A longer log is subsampled to about this many lines."""
 _FALL = 0.01
-"""Least share of the loss that training must take off at least one task."""
+"""Share by which the loss of at least one task must fall."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,20 @@ def evidence_of(done: Sequence[Record], *, predictions: Predictions, steps: Step
 def flags_of(
     record: Record, *, answers: Mapping[str, TaskAnswers] | None, steps: Sequence[Mapping[str, Any]]
 ) -> tuple[Flag, ...]:
-    """What is degenerate about a finished cell.
+    """The flags of a finished cell.
 
     Args:
         answers: By full task name, where they are stored.
         steps: The cell's step log.
     """
     seed = record.cell.seed
-    found = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in _training(record, steps)]
+    flags = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in _training(record, steps)]
     for task in record.cell.scored:
-        own = answers.get(task) if answers else None
-        found += [Flag(seed=seed, task=task, kind=kind, detail=detail) for kind, detail in _task(record, task, own)]
-    return tuple(found)
+        task_answers = answers.get(task) if answers else None
+        flags += [
+            Flag(seed=seed, task=task, kind=kind, detail=detail) for kind, detail in _task(record, task, task_answers)
+        ]
+    return tuple(flags)
 
 
 def _task(record: Record, task: str, answers: TaskAnswers | None) -> Iterator[tuple[str, str]]:
@@ -106,8 +108,8 @@ def _training(record: Record, steps: Sequence[Mapping[str, Any]]) -> Iterator[tu
 
 
 def _curves(steps: Sequence[Mapping[str, Any]]) -> Iterator[list[float]]:
-    """The losses of each task, or those of the steps where no task has one. One after another, because the first that
-    fell is enough."""
+    """The losses of each task, or those of the steps where no task has one. Lazy, because the first curve that
+    falls is enough."""
     by_task = [tasks for line in steps if isinstance(tasks := line.get("tasks"), Mapping)]
     none = True
     for name in sorted(set().union(*by_task)):
@@ -123,7 +125,7 @@ def _finite(losses: Iterable[Any]) -> list[float]:
 
 
 def _ends(losses: Sequence[float]) -> tuple[float, float]:
-    """Means of the first and the last quarter; of a task's own losses, because one trained after another is no fall."""
+    """Means of the first and the last quarter of one task's losses: tasks trained in sequence show no joint fall."""
     quarter = len(losses) // 4
     return _mean(losses[:quarter]), _mean(losses[-quarter:])
 

@@ -14,13 +14,13 @@ from mtlbench.backbones.names import is_embedded
 from mtlbench.errors import PluginError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
-from mtlbench.text import one_line, tasks_words
+from mtlbench.text import one_line, tasks_label
 
 FILE = "README.md"
 
 
 def write_card(record: Record, siblings: Sequence[Record], folder: Path, *, task: str | None) -> None:
-    """Write ``README.md`` beside what was exported to ``folder``.
+    """Write ``README.md`` into the folder of an exported adapter.
 
     Args:
         siblings: Finished records of the same method, settings and protocol, this one included.
@@ -38,8 +38,8 @@ def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
         prefixes = [config.parent.name for config in sorted(folder.glob("*/adapter_config.json")) if _prefix(config)]
         if not (folder / "merged").is_dir() or len(prefixes) != 1:
             raise PluginError(
-                f"{record.cell.method} wrote a checkpoint whose loading is not known: neither adapter_config.json nor "
-                "merged/ with one prefix is in it. Take --form mtlbench."
+                f"{record.cell.method} wrote a checkpoint that cannot be described: it has neither adapter_config.json "
+                "nor merged/ with one prefix. Use --form mtlbench."
             )
         base, adapter = '"merged"', prefixes[0]
     auto = "AutoModelForSeq2SeqLM" if _is_seq2seq(folder / adapter) else "AutoModelForCausalLM"
@@ -92,13 +92,13 @@ def _lines(record: Record, siblings: Sequence[Record], folder: Path, task: str |
     yield f"tags: {json.dumps(['mtlbench', *cell.method.split('+')])}"
     yield "---"
     yield ""
-    yield f"# {one_line(cell.variant)} on {model}: {tasks_words(cell.tasks)}"
+    yield f"# {one_line(cell.variant)} on {model}: {tasks_label(cell.tasks)}"
     yield ""
     if cell.protocol.data.startswith("demo") or is_embedded(cell.model):
-        yield "**Made with generated demo data or a demo backbone: a test of the machinery, no model to use.**"
+        yield "**Made with generated demo data or a demo backbone: a test of the software, not a usable model.**"
         yield ""
     if task is not None:
-        yield f"This is what rows of the task `{task}` see; the method was trained on all tasks together."
+        yield f"This is the adapter of the task `{task}`; the method was trained on all tasks together."
         yield ""
     yield from _scores(record, siblings)
     yield from _method(record)
@@ -119,17 +119,17 @@ def _scores(record: Record, siblings: Sequence[Record]) -> Iterator[str]:
     seeds = sorted({sibling.cell.seed for sibling in siblings})
     yield "## Scores"
     yield ""
-    yield f"In percent, on the evaluation rows. This adapter has seed {record.cell.seed}; seeds run: " + (
+    yield f"In percent, on the evaluation examples. This adapter has seed {record.cell.seed}; seeds run: " + (
         f"{', '.join(map(str, seeds))}."
     )
     yield ""
-    yield "| task | this adapter | mean ± sd | seeds | rows | metrics |"
+    yield "| task | this adapter | mean ± sd | seeds | examples | metrics |"
     yield "|---|---:|---:|---:|---:|---|"
     for task, score in record.scores.items():
-        found = spread(s.scores[task].score for s in siblings if task in s.scores)
-        sd = "" if found.sd is None else f" ± {found.sd:.2f}"
+        scores = spread(s.scores[task].score for s in siblings if task in s.scores)
+        sd = "" if scores.sd is None else f" ± {scores.sd:.2f}"
         metrics = ", ".join(f"{name.partition(',')[0]} {100 * value:.2f}" for name, value in score.metrics.items())
-        yield f"| {task} | {score.score:.2f} | {found.mean:.2f}{sd} | {found.n} | {score.rows} | {metrics} |"
+        yield f"| {task} | {score.score:.2f} | {scores.mean:.2f}{sd} | {scores.n} | {score.rows} | {metrics} |"
     yield ""
 
 
@@ -166,13 +166,13 @@ def _table(values: Mapping[str, object], *, head: str) -> Iterator[str]:
 def _licences(record: Record, model: str) -> Iterator[str]:
     yield "## Licences"
     yield ""
-    yield f"The licence of the backbone {model} holds for what is derived from it; mtlbench does not judge it."
+    yield f"The licence of the backbone {model} also applies to this adapter; mtlbench does not interpret it."
     suites = dict.fromkeys(task.partition("/")[0] for task in record.cell.tasks)
     known = {f"{name}/{task.name}": task for name in suites for task in load_suite(name).tasks}
-    found: dict[str, list[str]] = {}
+    tasks_by_licence: dict[str, list[str]] = {}
     for name in record.cell.tasks:
-        found.setdefault(known[name].licence or "not stated", []).append(name)
-    for licence, names in found.items():
+        tasks_by_licence.setdefault(known[name].licence or "not stated", []).append(name)
+    for licence, names in tasks_by_licence.items():
         yield f"Training data of {', '.join(names)}: {licence}."
     yield ""
 
@@ -196,12 +196,12 @@ def _is_seq2seq(adapter: Path) -> bool:
 
 
 def _shared_name(model: str) -> str:
-    """A hub id as it is; of a local folder its name alone."""
+    """A hub id unchanged; of a local folder only its name."""
     return Path(model).name if Path(model).is_absolute() else model
 
 
 def _backbone_code(model: str) -> str:
     if is_embedded(model):
         return f"BACKBONES / {json.dumps(model)}"
-    words = json.dumps(_shared_name(model))
-    return f"{words}  # name the folder of the backbone here" if Path(model).is_absolute() else words
+    name = json.dumps(_shared_name(model))
+    return f"{name}  # name the folder of the backbone here" if Path(model).is_absolute() else name

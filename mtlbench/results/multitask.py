@@ -1,4 +1,4 @@
-"""Rows beside a reference, task by task: what training together gained and what it cost."""
+"""Rows compared with a reference, task by task: gains and losses of joint training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 from mtlbench.api.study import Comparison, Row, ScoreDifference, spread
 
 REFERENCES = ("lora_st", "lora")
-"""Variants that others are compared with, the first that has scores; without one, the table's first row."""
+"""Variants used as the reference: the first that has scores; without one, the table's first row."""
 
 
 def reference_row(rows: Sequence[Row], label: str | None = None) -> Row | None:
-    """The row with this label, or the one that :data:`REFERENCES` says."""
+    """The row with this label, or the default by :data:`REFERENCES`."""
     if label is not None:
         return next((row for row in rows if row.label == label), None)
     by_variant = {row.variant: row for row in reversed(rows)}
@@ -31,19 +31,19 @@ def with_ranks(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:
 
 
 def with_reference(rows: Sequence[Row], against: Row, *, tasks: Sequence[str]) -> list[Row]:
-    """The rows beside ``against``, over the seeds that both have."""
-    return [row if row is against else replace(row, comparison=_beside(row, against, tasks)) for row in rows]
+    """The rows with their comparison with ``against``, over the seeds that both have."""
+    return [row if row is against else replace(row, comparison=_comparison(row, against, tasks)) for row in rows]
 
 
 def difference(row: Row, against: Row, task: str | None) -> float | None:
-    """Mean over the seeds that both rows have, in points; ``None`` as task is the average of the tasks."""
-    own, other = _by_seed(row, task), _by_seed(against, task)
-    common = sorted(set(own) & set(other))
-    mean = spread(own[seed] - other[seed] for seed in common).mean if common else math.nan
+    """Mean difference over the seeds that both rows have, in points; ``task=None`` is the average of the tasks."""
+    mine, theirs = _by_seed(row, task), _by_seed(against, task)
+    common = sorted(set(mine) & set(theirs))
+    mean = spread(mine[seed] - theirs[seed] for seed in common).mean if common else math.nan
     return mean if math.isfinite(mean) else None
 
 
-def _beside(row: Row, against: Row, tasks: Sequence[str]) -> Comparison | None:
+def _comparison(row: Row, against: Row, tasks: Sequence[str]) -> Comparison | None:
     points = {task: value for task in tasks if (value := difference(row, against, task)) is not None}
     if not points:
         return None
@@ -61,12 +61,12 @@ def _beside(row: Row, against: Row, tasks: Sequence[str]) -> Comparison | None:
 def _gain(row: Row, against: Row, tasks: Sequence[str]) -> float | None:
     shares = []
     for task in tasks:
-        own, other = _by_seed(row, task), _by_seed(against, task)
-        common = sorted(set(own) & set(other))
-        base = spread(other[seed] for seed in common).mean
+        mine, theirs = _by_seed(row, task), _by_seed(against, task)
+        common = sorted(set(mine) & set(theirs))
+        base = spread(theirs[seed] for seed in common).mean
         if not base > 0:
             return None
-        shares.append(spread(own[seed] - other[seed] for seed in common).mean / base)
+        shares.append(spread(mine[seed] - theirs[seed] for seed in common).mean / base)
     return 100 * spread(shares).mean
 
 
@@ -82,6 +82,6 @@ def _is_number(row: Row, task: str) -> bool:
 
 
 def _rank(row: Row, rows: Sequence[Row], task: str) -> float:
-    own = row.entries[task].scores.mean
+    mine = row.entries[task].scores.mean
     others = [other.entries[task].scores.mean for other in rows]
-    return 0.5 + sum(other > own for other in others) + sum(other == own for other in others) / 2
+    return 0.5 + sum(other > mine for other in others) + sum(other == mine for other in others) / 2

@@ -1,4 +1,4 @@
-"""Two rows of one table: tests of their difference, and the seeds it takes to see one."""
+"""Two rows of one table: tests of their difference, and the number of seeds needed to detect one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from mtlbench.api.record import Record
 from mtlbench.api.study import Predictions, Row, Table
 from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.results.formatting import NONE, count, points, probability
 from mtlbench.results.study import study_of
-from mtlbench.results.words import NONE, count, points, probability
-from mtlbench.text import seed_words
+from mtlbench.text import seeds_label
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.draws import Held
+    from mtlbench.statistics.draws import AnswersOfRecords
     from mtlbench.statistics.estimate import Measured
     from mtlbench.statistics.on_examples import ExampleTest
 
@@ -23,7 +23,7 @@ AVERAGE = "average"
 
 @dataclass(frozen=True, kw_only=True)
 class RowPair:
-    """Two rows that may be compared."""
+    """Two comparable rows of a table."""
 
     table: Table
     row: Row
@@ -36,13 +36,13 @@ class RowPair:
 
 
 def pair_of(records: Iterable[Record], *, method: str, against: str, number: int | None = None) -> RowPair:
-    """The rows with these labels, which must be of one table.
+    """The rows with these labels, which must be in one table.
 
     Args:
-        number: Of the table as reports number them; needed where several have both rows.
+        number: Number of the table in reports; needed where several tables have both rows.
 
     Raises:
-        RequestError: there is no such row with scores, the rows differ in their protocol, or several tables have both.
+        RequestError: no row with scores has the label, the rows differ in their protocol, or several tables have both.
     """
     if method == against:
         raise RequestError(f"--method and --against are both {method!r}. Name two rows.")
@@ -57,8 +57,8 @@ def pair_of(records: Iterable[Record], *, method: str, against: str, number: int
         reason = _differing(next(iter(one.values())), next(iter(other.values())))
         raise RequestError(f"{method} and {against} cannot be compared: they differ in {reason}.")
     if len(both) > 1:
-        told = "; ".join(f"{at}: {tables[at].title}" for at in both)
-        raise RequestError(f"{len(both)} tables have both {method} and {against}. Choose with --table: {told}.")
+        titles = "; ".join(f"{at}: {tables[at].title}" for at in both)
+        raise RequestError(f"{len(both)} tables have both {method} and {against}. Choose with --table: {titles}.")
     table = tables[both[0]]
     rows = {row.label: row for row in table.rows}
     return RowPair(table=table, row=rows[method], against=rows[against])
@@ -82,19 +82,19 @@ def statistics_lines(pair: RowPair, *, predictions: Predictions, draws: int) -> 
     from mtlbench.statistics.tested import scores_of
 
     records = [record for row in (pair.row, pair.against) for record in row.records if record.status == "ok"]
-    answers = {id(record): told for record in records if (told := predictions(record.key)) is not None}
+    answers = {id(record): stored for record in records if (stored := predictions(record.key)) is not None}
     table = replace(pair.table, rows=(pair.row, pair.against))
     scores = scores_of(table, answers=answers, draws=draws)
     lines = [("task", "points", "95 % interval", "p", "on these examples", "p")]
     for task in table.tasks:
         test = _on_examples(pair, task, answers)
-        lines.append((task, *_over_seeds(pair, scores.columns[task]), *_test_words(test)))
+        lines.append((task, *_over_seeds(pair, scores.columns[task]), *_test_text(test)))
     lines.append((AVERAGE, *_over_seeds(pair, scores.average), "", ""))
     notes = [f"No resampling of the examples of {task}: {reason}." for task, reason in scores.without.items()]
-    title = f"{pair.row.label} minus {pair.against.label}, {seed_words(pair.seeds)}: {table.title}"
+    title = f"{pair.row.label} minus {pair.against.label}, {seeds_label(pair.seeds)}: {table.title}"
     closing = (
-        "Intervals and the first p let seeds vary, and examples where predictions are stored; p on these examples "
-        "holds for these trained models. No p is corrected for the number of tasks."
+        "Intervals and the first p account for variance between seeds, and between examples where predictions are "
+        "stored; p on these examples is valid for these trained models only. No p is corrected for the number of tasks."
     )
     return [title, "", *_aligned(lines), "", *notes, closing]
 
@@ -102,50 +102,50 @@ def statistics_lines(pair: RowPair, *, predictions: Predictions, draws: int) -> 
 def _over_seeds(pair: RowPair, column: Mapping[str, Measured]) -> tuple[str, str, str]:
     from mtlbench.statistics.estimate import estimate
 
-    own, other = column.get(pair.row.label), column.get(pair.against.label)
-    difference = own.minus(other) if own and other else None
+    mine, other = column.get(pair.row.label), column.get(pair.against.label)
+    difference = mine.minus(other) if mine and other else None
     if difference is None:
         return NONE, NONE, NONE
     mean = points(float(difference.values.mean()), 2)
-    told = estimate(difference)
-    if told is None:
+    estimated = estimate(difference)
+    if estimated is None:
         return mean, NONE, NONE
-    interval = told.interval()
+    interval = estimated.interval()
     return mean, f"[{points(interval.low, 2)}, {points(interval.high, 2)}]", probability(interval.p)
 
 
-def _on_examples(pair: RowPair, task: str, answers: Held) -> ExampleTest | None:
-    """McNemar's test for one seed of right and wrong answers, a permutation test for all else."""
+def _on_examples(pair: RowPair, task: str, answers: AnswersOfRecords) -> ExampleTest | None:
+    """McNemar's test for one seed of right and wrong answers, otherwise a permutation test."""
     from mtlbench.statistics.metrics import measures
     from mtlbench.statistics.on_examples import mcnemar, permutation
 
     by_seed = [{r.cell.seed: r for r in row.records if r.status == "ok"} for row in (pair.row, pair.against)]
-    records = [[own[seed] for seed in pair.seeds if task in own[seed].scores] for own in by_seed]
-    held = [answers.get(id(record), {}).get(task) for own in records for record in own]
-    told = [own for own in held if own is not None]
-    if not told or len(told) < 2 * len(pair.seeds) or len({own.documents for own in told}) > 1:
+    records = [[row[seed] for seed in pair.seeds if task in row[seed].scores] for row in by_seed]
+    answered = [answers.get(id(record), {}).get(task) for row in records for record in row]
+    stored = [one for one in answered if one is not None]
+    if not stored or len(stored) < 2 * len(pair.seeds) or len({one.documents for one in stored}) > 1:
         return None
-    made = measures([record.scores[task] for own in records for record in own], told)
+    made = measures([record.scores[task] for row in records for record in row], stored)
     if made is None:
         return None
-    items = [next(iter(own.items.values())) for own in told]
+    items = [next(iter(one.items.values())) for one in stored]
     if len(pair.seeds) == 1 and len(made) == 1 and all(i.ndim == 1 and set(i.tolist()) <= {0.0, 1.0} for i in items):
         return mcnemar(*items)
     half = len(pair.seeds)
     return permutation([metric[:half] for metric in made], [metric[half:] for metric in made])
 
 
-def _test_words(test: ExampleTest | None) -> tuple[str, str]:
+def _test_text(test: ExampleTest | None) -> tuple[str, str]:
     if test is None:
         return NONE, NONE
     return f"{test.name}; {test.differing} of {test.examples} differ", probability(test.p)
 
 
 def seeds_lines(pair: RowPair, *, task: str | None, wanted: float, level: float, power: float) -> list[str]:
-    """How many seeds it takes to see a difference of ``wanted`` points on a task, or on each and in the average.
+    """The number of seeds needed to detect a difference of ``wanted`` points on a task, or on each and the average.
 
     Raises:
-        RequestError: a number is out of range, the task is none of the table's, or fewer than two seeds are shared.
+        RequestError: a number is out of range, the table lacks the task, or fewer than two seeds are shared.
     """
     for name, value, high in (("--points", wanted, 100.0), ("--alpha", level, 1.0), ("--power", power, 1.0)):
         if not 0 < value < high:
@@ -154,26 +154,26 @@ def seeds_lines(pair: RowPair, *, task: str | None, wanted: float, level: float,
         raise RequestError(f"--power {power:g} must be above --alpha {level:g}.")
     known = [*pair.table.tasks, AVERAGE]
     if task is not None and task not in known:
-        raise RequestError(f"{task!r} is none of the tasks of these rows. {did_you_mean(task, known)}")
+        raise RequestError(f"These rows have no task {task!r}. {did_you_mean(task, known)}")
     if len(pair.seeds) < 2:
         raise RequestError(
-            f"{pair.row.label} and {pair.against.label} share {count(len(pair.seeds), 'seed')}: a spread takes two. "
+            f"{pair.row.label} and {pair.against.label} share {count(len(pair.seeds), 'seed')}: a spread needs two. "
             "Run both with --seeds 0,1,2."
         )
-    lines = [_plan_words(pair, name, wanted=wanted, level=level, power=power) for name in ([task] if task else known)]
+    lines = [_plan_line(pair, name, wanted=wanted, level=level, power=power) for name in ([task] if task else known)]
     return [
         f"{pair.row.label} against {pair.against.label}, paired t-test, alpha {level:g}, power {power:g}, spread of "
-        f"{seed_words(pair.seeds)}:",
+        f"{seeds_label(pair.seeds)}:",
         *lines,
     ]
 
 
-def _plan_words(pair: RowPair, task: str, *, wanted: float, level: float, power: float) -> str:
+def _plan_line(pair: RowPair, task: str, *, wanted: float, level: float, power: float) -> str:
     from mtlbench.statistics.planner import MOST, seed_plan
 
     differences = _differences(pair, task)
     if len(differences) < 2:
-        return f"{task}: fewer than two seeds have scores of both"
+        return f"{task}: fewer than two seeds have scores for both"
     plan = seed_plan(differences, points=wanted, level=level, power=power)
     if plan.sd == 0:
         return f"{task}: the difference is the same for {plan.measured} seeds, so there is no spread to plan with"
@@ -181,8 +181,9 @@ def _plan_words(pair: RowPair, task: str, *, wanted: float, level: float, power:
         f"more than {MOST:,}" if number >= MOST else f"{number:,}" for number in (plan.seeds, plan.fewest, plan.most)
     )
     return (
-        f"to see {wanted:.1f} {'point' if wanted == 1 else 'points'} on {task} you need {needed} seeds (the difference "
-        f"varies by {plan.sd:.2f} points from seed to seed; {fewest} to {most} for what {plan.measured} seeds tell)"
+        f"to detect {wanted:.1f} {'point' if wanted == 1 else 'points'} on {task} you need {needed} seeds "
+        f"(standard deviation of the difference {plan.sd:.2f} points; {fewest} to {most} by its interval from "
+        f"{plan.measured} seeds)"
     )
 
 
@@ -194,7 +195,7 @@ def _differences(pair: RowPair, task: str) -> list[float]:
             by_seed.append(dict(zip(row.average_seeds, row.average.scores.values, strict=True)) if row.average else {})
         else:
             by_seed.append({r.cell.seed: r.scores[task].score for r in done if task in r.scores})
-    return [by_seed[0][seed] - by_seed[1][seed] for seed in pair.seeds if all(seed in own for own in by_seed)]
+    return [by_seed[0][seed] - by_seed[1][seed] for seed in pair.seeds if all(seed in scores for scores in by_seed)]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -203,5 +204,5 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    for at, (word, width) in enumerate(zip(line, widths, strict=True)):
-        yield word.ljust(width) if at in (0, 4) else word.rjust(width)
+    for at, (cell, width) in enumerate(zip(line, widths, strict=True)):
+        yield cell.ljust(width) if at in (0, 4) else cell.rjust(width)

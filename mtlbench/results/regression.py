@@ -1,4 +1,4 @@
-"""Two sets of records of one variant, task by task: what changed and whether it is a drop."""
+"""Regression test: two sets of records compared task by task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.api.study import Interval, Predictions
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import holm
 
 if TYPE_CHECKING:
     from mtlbench.api.study import TaskAnswers
@@ -26,7 +26,7 @@ DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class RecordSet:
     """Finished records of one variant under one protocol, by seed."""
 
     name: str
@@ -36,16 +36,16 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What changed from one side to the other on a task, in points."""
+    """The change on one task from the first set of records to the second, in points."""
 
     task: str
     """Full name, or ``average``."""
     before: float
     after: float
     interval: Interval | None
-    """Of the difference, paired; ``None`` with one seed and a metric that is no mean over examples."""
+    """Of the paired difference; ``None`` with one seed and a metric that is not a mean over examples."""
     p: float | None = None
-    """Adjusted after Holm over the tasks; of the average as it is."""
+    """Corrected after Holm over the tasks; that of the average is not corrected."""
 
     @property
     def dropped(self) -> bool:
@@ -55,13 +55,15 @@ class Change:
     @property
     def verdict(self) -> str:
         if self.p is None:
-            return "no interval: one seed, and no mean over examples"
+            return "no interval: one seed, and not a mean over examples"
         if self.p > ALPHA:
             return "no significant change"
         return "DROP" if self.dropped else "rise"
 
 
-def pairs_of(before: tuple[RunFolder, str | None], after: tuple[RunFolder, str | None]) -> Iterator[tuple[Side, Side]]:
+def pairs_of(
+    before: tuple[RunFolder, str | None], after: tuple[RunFolder, str | None]
+) -> Iterator[tuple[RecordSet, RecordSet]]:
     """The sides to compare: the named variants of two run folders, or every variant that both have.
 
     Raises:
@@ -88,7 +90,7 @@ def _done(folder: RunFolder) -> list[Record]:
     return [record for record in folder.records().values() if record.status == "ok"]
 
 
-def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
+def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> RecordSet:
     from mtlbench.statistics.answers import answers_in
 
     known = {record.cell.variant for record in records}
@@ -105,34 +107,34 @@ def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> Side:
             )
         by_seed[record.cell.seed] = record
     predictions = answers_in(folder, by_seed.values())
-    return Side(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)
+    return RecordSet(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)
 
 
-def changes(one: Side, other: Side) -> tuple[Change, ...]:
+def changes(one: RecordSet, other: RecordSet) -> tuple[Change, ...]:
     """Every task's change and that of the average, over the seeds that both sides have.
 
     Raises:
-        RequestError: the sides differ in backbone, tasks or protocol, or share no seed.
+        RequestError: they differ in backbone, tasks or protocol, or share no seed.
     """
     _check_comparable(one, other)
     seeds = sorted(set(one.records) & set(other.records))
     if not seeds:
         raise RequestError(
             f"{one.name} has seeds {sorted(one.records)} and {other.name} {sorted(other.records)}: none is shared, so "
-            "nothing can be paired. Run the same seeds."
+            "no seeds can be paired. Run the same seeds."
         )
     before, after = (_measured(side, seeds) for side in (one, other))
     same = _same_examples(one, other, seeds)
-    found = [_change(name, before[name], after[name], paired=name in same) for name in before if name in after]
-    adjusted = holm([change.p for change in found if change.task != AVERAGE and change.p is not None])
+    changed = [_change(name, before[name], after[name], paired=name in same) for name in before if name in after]
+    adjusted = holm([change.p for change in changed if change.task != AVERAGE and change.p is not None])
     left = iter(adjusted)
     return tuple(
-        change if change.task == AVERAGE or change.p is None else replace(change, p=next(left)) for change in found
+        change if change.task == AVERAGE or change.p is None else replace(change, p=next(left)) for change in changed
     )
 
 
-def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
-    """Scores by task and their average, on the draws of examples that every study uses."""
+def _measured(side: RecordSet, seeds: list[int]) -> dict[str, Measured]:
+    """Scores by task and their average, with the resamples of the examples that every study uses."""
     from mtlbench.results.study import study_of
     from mtlbench.statistics.tested import scores_of
 
@@ -140,16 +142,16 @@ def _measured(side: Side, seeds: list[int]) -> dict[str, Measured]:
     (row,) = table.rows
     answers = {id(side.records[seed]): _answers(side, seed) for seed in seeds}
     scores = scores_of(table, answers=answers, draws=DRAWS)
-    found = {task: column[row.label] for task, column in scores.columns.items() if row.label in column}
-    return {**found, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}
+    by_task = {task: column[row.label] for task, column in scores.columns.items() if row.label in column}
+    return {**by_task, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}
 
 
-def _answers(side: Side, seed: int) -> Mapping[str, TaskAnswers]:
+def _answers(side: RecordSet, seed: int) -> Mapping[str, TaskAnswers]:
     return side.predictions(side.records[seed].key) or {}
 
 
-def _same_examples(one: Side, other: Side, seeds: list[int]) -> set[str]:
-    """Tasks on which both sides answered the same examples; the average, if those are all."""
+def _same_examples(one: RecordSet, other: RecordSet, seeds: list[int]) -> set[str]:
+    """Tasks on which both answered the same examples; also the average, if that holds for all tasks."""
     a, b = _answers(one, seeds[0]), _answers(other, seeds[0])
     tasks = one.records[seeds[0]].cell.tasks
     same = {task for task in tasks if task in a and task in b and a[task].documents == b[task].documents}
@@ -162,24 +164,24 @@ def _change(name: str, before: Measured, after: Measured, *, paired: bool) -> Ch
     if not paired:
         before, after = replace(before, draws=None), replace(after, draws=None)
     difference = after.minus(before)
-    told = estimate(difference) if difference is not None else None
+    estimated = estimate(difference) if difference is not None else None
     return Change(
         task=name,
         before=float(before.values.mean()),
         after=float(after.values.mean()),
-        interval=told.interval() if told else None,
-        p=_p(told) if told else None,
+        interval=estimated.interval() if estimated else None,
+        p=_p(estimated) if estimated else None,
     )
 
 
-def _p(told: Estimate) -> float:
-    """Where every example (or seed) changed by the same amount no variance is seen: then that of flipping signs."""
-    if told.parts or told.mean == 0:
-        return told.p
-    return min(1.0, 2 * 0.5 ** (told.examples or told.seeds))
+def _p(estimated: Estimate) -> float:
+    """The p-value; of a sign-flip test where every example (or seed) changed equally and the variance is zero."""
+    if estimated.components or estimated.mean == 0:
+        return estimated.p
+    return min(1.0, 2 * 0.5 ** (estimated.examples or estimated.seeds))
 
 
-def _check_comparable(one: Side, other: Side) -> None:
+def _check_comparable(one: RecordSet, other: RecordSet) -> None:
     a, b = (next(iter(side.records.values())).cell for side in (one, other))
     fields: dict[str, tuple[Any, Any]] = {
         "backbone": (a.model, b.model),

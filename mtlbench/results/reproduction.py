@@ -1,4 +1,4 @@
-"""A cell run again from its record, and what came out otherwise."""
+"""Comparison of a cell's record with that of running it again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mtlbench.text import one_line
 
 GROUPS = ("outcome", "scores", "losses", "guards", "notes", "costs", "environment")
 _TIMES = ("seconds", "tokens_per_second", "peak_memory")
-_OWN = ("pid", "started", "finished")
-"""Provenance that is different in every run."""
+_PER_RUN = ("pid", "started", "finished")
+"""Provenance that differs in every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FieldDifference:
 
     @property
     def size(self) -> float | None:
-        """How far two numbers are apart."""
+        """Absolute difference of two numbers; ``None`` for other values."""
         numbers = [v for v in (self.before, self.after) if isinstance(v, int | float) and not isinstance(v, bool)]
         return abs(numbers[0] - numbers[1]) if len(numbers) == 2 else None
 
@@ -59,7 +59,7 @@ def find_record(path: Path, key: str | None) -> FoundRecord:
         folder, key = RunFolder(path.parent.parent), path.stem
     elif path.is_dir() and (path / "records").is_dir():
         if key is None:
-            raise RequestError(f"{str(path)!r} is a run folder: name a cell by the start of its key, too.")
+            raise RequestError(f"{str(path)!r} is a run folder: also give the start of a cell's key.")
         folder = RunFolder(path)
     else:
         raise RequestError(f"{str(path)!r} is neither a record nor a run folder. Name records/<key>.json of a run.")
@@ -77,7 +77,7 @@ def data_source(found: FoundRecord) -> str:
     """Where the rows came from: what the command said that the record's folder remembers, or what the cell says.
 
     Raises:
-        RequestError: only the user can know.
+        RequestError: neither does.
     """
     for request in reversed(found.folder.requests()):
         if any(Cell.from_json(cell).key == found.record.key for cell in request["cells"]):
@@ -86,7 +86,7 @@ def data_source(found: FoundRecord) -> str:
     first = data.partition(":")[0]
     if first in ("demo", "hub"):
         return first
-    raise RequestError(f"The rows came from a folder ({data}) whose place is not known: name it with --data.")
+    raise RequestError(f"The data came from a folder ({data}) whose path was not recorded: give it with --data.")
 
 
 def cell_now(cell: Cell) -> Cell:
@@ -100,19 +100,19 @@ def cell_now(cell: Cell) -> Cell:
 def differences(
     before: Record, after: Record, *, steps: tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
 ) -> list[FieldDifference]:
-    """Every field of both records and every logged loss, same or not, group by group."""
+    """Every field of both records and every logged loss, equal or not, sorted by group."""
     one, other = (_flat(record, lines) for record, lines in zip((before, after), steps, strict=True))
     names = dict.fromkeys([*one, *other])
-    found = [
+    fields = [
         FieldDifference(group=group, name=name, before=one.get((group, name)), after=other.get((group, name)))
         for group, name in names
     ]
-    return sorted(found, key=lambda difference: GROUPS.index(difference.group))
+    return sorted(fields, key=lambda difference: GROUPS.index(difference.group))
 
 
-def scores_differ(found: Sequence[FieldDifference], *, tolerance: float) -> bool:
+def scores_differ(fields: Sequence[FieldDifference], *, tolerance: float) -> bool:
     """Whether the outcome differs, or a score by more than ``tolerance`` points."""
-    for difference in found:
+    for difference in fields:
         if difference.same or difference.group not in ("outcome", "scores"):
             continue
         if difference.size is None or difference.size > tolerance:
@@ -120,15 +120,15 @@ def scores_differ(found: Sequence[FieldDifference], *, tolerance: float) -> bool
     return False
 
 
-def lines(found: Sequence[FieldDifference]) -> Iterator[str]:
-    """Every field that differs, and for each group how many do."""
+def lines(fields: Sequence[FieldDifference]) -> Iterator[str]:
+    """Every field that differs, and for each group their number."""
     for group in GROUPS:
-        mine = [difference for difference in found if difference.group == group]
+        mine = [difference for difference in fields if difference.group == group]
         if not mine:
             continue
         other = [difference for difference in mine if not difference.same]
-        fields = "1 field" if len(mine) == 1 else f"{len(mine)} fields"
-        yield f"{group}: {fields}, {len(other) or 'none'} differ{'s' if len(other) == 1 else ''}"
+        number = "1 field" if len(mine) == 1 else f"{len(mine)} fields"
+        yield f"{group}: {number}, {len(other) or 'none'} differ{'s' if len(other) == 1 else ''}"
         for difference in other:
             apart = "" if difference.size is None else f"  (apart {difference.size:.3g})"
             yield f"  {difference.name}: {one_line(str(difference.before))} -> {one_line(str(difference.after))}{apart}"
@@ -153,7 +153,7 @@ def _flat(record: Record, steps: Sequence[Mapping[str, Any]]) -> dict[tuple[str,
     for name, value in record.provenance.items():
         if isinstance(value, Mapping):
             flat.update({("environment", f"{name} {inner}"): v for inner, v in value.items()})
-        elif name not in _OWN:
+        elif name not in _PER_RUN:
             flat["environment", name] = value
     flat.update({("environment", f"plugin {name}"): version for name, version in record.cell.plugins.items()})
     return flat

@@ -1,4 +1,4 @@
-"""Cells and records to the rows of a table: numbers over seeds, marks, costs, and what went wrong."""
+"""From cells and records to the rows of a table: numbers over seeds, marks, costs and problems."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _entry(scores: Sequence[TaskScore]) -> Entry:
 
 
 def at_majority(scores: Sequence[TaskScore]) -> bool:
-    """Accuracy is compared with the majority's; a correlation with the 0 that one constant answer gets."""
+    """Whether accuracy is at most the majority class's, or a correlation at most 0, that of a constant answer."""
     for metric in scores[0].metrics:
         name, majority = metric.partition(",")[0], scores[0].majority
         if majority is None or name not in ("acc", "mcc"):
@@ -92,12 +92,12 @@ def _problems(records: Sequence[Record], *, missing: Sequence[Cell]) -> tuple[Pr
         if record.status == "ok":
             continue
         why = record.failure
-        words = (
+        reason = (
             (why.kind, one_line(why.message), one_line(why.next_step)) if why else ("", "no reason was recorded", "")
         )
-        reasons.setdefault((record.status, *words), []).append(record.cell.seed)
+        reasons.setdefault((record.status, *reason), []).append(record.cell.seed)
     if missing:
-        again = "Run the same command again: it does only what is missing."
+        again = "Run the same command again: it runs only what is missing."
         reasons[("missing", "", "no record yet", again)] = [cell.seed for cell in missing]
     return tuple(
         Problem(status=status, seeds=tuple(seeds), kind=kind, message=message, next_step=next_step)
@@ -106,6 +106,7 @@ def _problems(records: Sequence[Record], *, missing: Sequence[Cell]) -> tuple[Pr
 
 
 def with_best(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:
+    """The rows with their best entries marked, by task and on average."""
     tops = {task: _top(row.entries.get(task) for row in rows) for task in tasks}
     top = _top(row.average for row in rows)
     return [
@@ -125,12 +126,13 @@ def _top(entries: Iterable[Entry | None]) -> float | None:
 
 
 def by_average(row: Row) -> tuple[bool, bool, float, str]:
+    """Sort key: best average first, then rows whose average is NaN or missing."""
     mean = row.average.scores.mean if row.average else 0.0
     return row.average is None, math.isnan(mean), 0.0 if math.isnan(mean) else -mean, row.label
 
 
 def grouped(cells: Iterable[Cell], by: Callable[[Cell], str]) -> list[list[Cell]]:
-    """Cells in groups; groups in the order of their names, so that a study does not depend on the order of records."""
+    """Cells in groups, sorted by group name, so that a study does not depend on the order of records."""
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(by(cell), []).append(cell)

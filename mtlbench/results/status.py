@@ -1,4 +1,4 @@
-"""What is done, running, failed or missing, as lines of text; pure, on plain values."""
+"""Lines of text for ``mtlbench status`` and ``mtlbench plan``; pure functions of plain values."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.store.claims import InFlight
-from mtlbench.text import one_line, sentences, tasks_words
+from mtlbench.text import one_line, sentences, tasks_label
 
 _SHOWN = ("running", "failed", "skipped", "missing", "done")
 
 
 def status_lines(cells: Sequence[Cell], records: Mapping[str, Record], running: Iterable[InFlight] = ()) -> list[str]:
-    """One line that counts, then one line per cell: running ones first, finished ones last.
+    """One line of counts, then one line per cell: running cells first, finished ones last.
 
-    ``cells`` are those of all requests, ``records`` is by key. A record wins over a claim that was left behind.
+    ``cells`` are those of all requests, ``records`` is by key. A record takes precedence over a stale claim.
     """
     wanted = {cell.key: cell for cell in cells}
     claims = {claim.key: claim for claim in running}
@@ -27,10 +27,10 @@ def status_lines(cells: Sequence[Cell], records: Mapping[str, Record], running: 
 
 
 def plan_lines(cells: Sequence[Cell], records: Mapping[str, Record], *, folder: Path) -> list[str]:
-    """What a run into ``folder`` would do with each cell: run it, or keep the record that is there."""
+    """What a run into ``folder`` would do with each cell: run it, or use the record in the folder."""
     wanted = {cell.key: cell for cell in cells}
     states = [_state(records.get(key), None) for key in wanted]
-    planned = [("to run" if state == "missing" else state, words) for state, words in states]
+    planned = [("to run" if state == "missing" else state, detail) for state, detail in states]
     order = ("to run", "failed", "skipped", "done")
     return [f"{_counted(wanted, planned, order=order)} in {folder}", *_listed(wanted, planned, order=order)]
 
@@ -45,8 +45,8 @@ def _listed(cells: Mapping[str, Cell], states: Sequence[tuple[str, str]], *, ord
     names = _names(list(cells.values()))
     width = max(map(len, names), default=0)
     lines = sorted(zip(states, names, strict=True), key=lambda line: order.index(line[0][0]))
-    for (state, words), name in lines:
-        yield f"{state:<7}  {name:<{width}}  {words}".rstrip()
+    for (state, detail), name in lines:
+        yield f"{state:<7}  {name:<{width}}  {detail}".rstrip()
 
 
 def _state(record: Record | None, claim: InFlight | None) -> tuple[str, str]:
@@ -76,15 +76,15 @@ def _progress(claim: InFlight) -> str:
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:
-    """Variant and seed, with whatever else tells the cells apart."""
+    """Variant and seed, with the other fields that distinguish the cells."""
     tasks, models = len({cell.tasks for cell in cells}) > 1, len({cell.model for cell in cells}) > 1
     protocols = len({cell.protocol.hash() for cell in cells}) > 1
     names = []
     for cell in cells:
-        words = [f"{one_line(cell.variant)} seed {cell.seed}"]
-        words += [f"tasks {tasks_words(cell.tasks)}"] if tasks else []
-        words += [f"model {one_line(cell.model)}"] if models else []
-        words += [f"protocol {cell.protocol.hash()}"] if protocols else []
-        names.append(", ".join(words))
+        parts = [f"{one_line(cell.variant)} seed {cell.seed}"]
+        parts += [f"tasks {tasks_label(cell.tasks)}"] if tasks else []
+        parts += [f"model {one_line(cell.model)}"] if models else []
+        parts += [f"protocol {cell.protocol.hash()}"] if protocols else []
+        names.append(", ".join(parts))
     versions = [one_line(" ".join(f"{k} {v}" for k, v in sorted(cell.plugins.items()))) for cell in cells]
     return [f"{n}, {v}" if names.count(n) > 1 else n for n, v in zip(names, versions, strict=True)]

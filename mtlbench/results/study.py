@@ -14,10 +14,10 @@ from mtlbench.results.circumstances import circumstances
 from mtlbench.results.degenerate import evidence_of
 from mtlbench.results.multitask import reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
-from mtlbench.text import one_line, seed_list, tasks_words
+from mtlbench.text import one_line, seed_list, tasks_label
 
 if TYPE_CHECKING:
-    from mtlbench.statistics.draws import Held
+    from mtlbench.statistics.draws import AnswersOfRecords
 
 __all__ = ["Study", "study_of"]
 
@@ -109,7 +109,7 @@ def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:
     return replace(table, rows=tuple(map(flagged, table.rows)))
 
 
-def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -> Table:
+def _tested(table: Table, *, reference: str | None, answers: AnswersOfRecords, draws: int) -> Table:
     """The table with ranks, with comparisons to its reference and with its tests."""
     table = replace(table, rows=tuple(with_ranks(table.rows, tasks=table.tasks)))
     if not table.scored:
@@ -127,9 +127,9 @@ def _tested(table: Table, *, reference: str | None, answers: Held, draws: int) -
 
 
 def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
-    title = f"{tasks_words(cell.scored)} on {one_line(cell.model)}"
+    title = f"{tasks_label(cell.scored)} on {one_line(cell.model)}"
     if cell.protocol.sources:
-        title += f", after training on {tasks_words(cell.protocol.source_tasks)}"
+        title += f", after training on {tasks_label(cell.protocol.source_tasks)}"
     caveats = ", ".join(_caveats(cell.protocol, cell.model))
     fields = ", ".join(f"{name}={'none' if value is None else value}" for name, value in differs.items())
     return one_line(": ".join(filter(None, (title, caveats))) + (f" [{fields}]" if fields else ""))

@@ -1,1 +1,1 @@
-"""Which differences are real: paired seeds, resampled examples, tests over tasks, and how many seeds it takes."""
+"""Which differences are significant: paired seeds, resampled examples, tests over tasks, and sample sizes."""

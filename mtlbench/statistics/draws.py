@@ -15,43 +15,45 @@ from mtlbench.statistics.metrics import Measure, Sums, finish, measures
 
 _AT_ONCE = 4_000_000
 """Weights held in memory at once."""
-Held = Mapping[int, Mapping[str, TaskAnswers]]
-"""Identity of a record to its answers by task; making its key takes longer."""
+AnswersOfRecords = Mapping[int, Mapping[str, TaskAnswers]]
+"""``id`` of a record to its answers by task; computing the record's key would be slower."""
 
 
 def scores_on_draws(
-    task: str, rows: Sequence[Row], *, answers: Held, draws: int
+    task: str, rows: Sequence[Row], *, answers: AnswersOfRecords, draws: int
 ) -> tuple[dict[str, Measured], str | None]:
     """Row label to scores on ``task`` in percent, over the seeds that have it, and why there are no draws, if so.
 
-    ``draws`` 0 gives the scores alone.
+    ``draws`` 0 gives only the scores.
     """
     records = {row.label: [r for r in row.records if r.status == "ok" and task in r.scores] for row in rows}
-    records = {label: own for label, own in records.items() if own}
-    every = [record for own in records.values() for record in own]
-    found, reason = _draws(task, every, answers=answers, draws=draws) if draws else (None, None)
+    records = {label: of_row for label, of_row in records.items() if of_row}
+    every = [record for of_row in records.values() for record in of_row]
+    drawn, reason = _draws(task, every, answers=answers, draws=draws) if draws else (None, None)
     scored, at = {}, 0
-    for label, own in records.items():
+    for label, of_row in records.items():
         scored[label] = Measured(
-            seeds=tuple(record.cell.seed for record in own),
-            values=np.array([record.scores[task].score for record in own]),
-            draws=None if found is None else found[:, at : at + len(own)],
-            examples=None if found is None else answers[id(own[0])][task].count,
+            seeds=tuple(record.cell.seed for record in of_row),
+            values=np.array([record.scores[task].score for record in of_row]),
+            draws=None if drawn is None else drawn[:, at : at + len(of_row)],
+            examples=None if drawn is None else answers[id(of_row[0])][task].count,
         )
-        at += len(own)
+        at += len(of_row)
     return scored, reason
 
 
-def _draws(task: str, records: Sequence[Record], *, answers: Held, draws: int) -> tuple[Numbers | None, str | None]:
+def _draws(
+    task: str, records: Sequence[Record], *, answers: AnswersOfRecords, draws: int
+) -> tuple[Numbers | None, str | None]:
     """``[draws, records]``, or why not."""
-    held = [answers[id(record)][task] for record in records if task in answers.get(id(record), {})]
-    if len(held) < len(records):
-        return None, "not every cell left its predictions"
-    if len({own.documents for own in held}) > 1:
+    stored = [answers[id(record)][task] for record in records if task in answers.get(id(record), {})]
+    if len(stored) < len(records):
+        return None, "not every cell has stored predictions"
+    if len({one.documents for one in stored}) > 1:
         return None, "the cells answered different examples"
-    made = measures([record.scores[task] for record in records], held)
+    made = measures([record.scores[task] for record in records], stored)
     if made is None:
-        return None, "the stored predictions do not give the recorded scores"
+        return None, "the stored predictions do not reproduce the recorded scores"
     units = made[0][0].units
     if units < 2:
         return None, "there are fewer than two examples"
@@ -60,9 +62,9 @@ def _draws(task: str, records: Sequence[Record], *, answers: Held, draws: int) -
 
 
 def weights(task: str, units: int, draws: int) -> Iterator[Numbers]:
-    """How often each draw holds each unit: ``[some draws, units]`` at a time, never all held together.
+    """How often each draw contains each unit, in chunks ``[some draws, units]`` to limit memory.
 
-    Every task has its own, the same in every study.
+    The seed is the task's name, so the draws of a task are the same in every study.
     """
     seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")
     generator = np.random.default_rng(seed)
@@ -73,13 +75,13 @@ def weights(task: str, units: int, draws: int) -> Iterator[Numbers]:
         yield np.bincount(picked.ravel(), minlength=size * units).reshape(size, units).astype(np.float64)
 
 
-def _metric(found: Sequence[Measure], parts: Iterable[Numbers]) -> Numbers:
-    """One metric of all cells ``[draws, cells]``; cells whose metric is of one kind share a matrix product."""
-    sums = [measure for measure in found if isinstance(measure, Sums)]
-    if len(sums) < len(found) or len({(own.kind, own.features.shape) for own in sums}) > 1:
-        return np.concatenate([np.stack([own.of(part) for own in found], 1) for part in parts])
-    together = np.concatenate([own.features for own in sums], axis=1)
+def _metric(cells: Sequence[Measure], chunks: Iterable[Numbers]) -> Numbers:
+    """One metric of all cells ``[draws, cells]``; one matrix product for all cells if their metrics are of one kind."""
+    sums = [measure for measure in cells if isinstance(measure, Sums)]
+    if len(sums) < len(cells) or len({(one.kind, one.features.shape) for one in sums}) > 1:
+        return np.concatenate([np.stack([one.of(chunk) for one in cells], 1) for chunk in chunks])
+    together = np.concatenate([one.features for one in sums], axis=1)
     width = sums[0].features.shape[1]
     return np.concatenate(
-        [finish(sums[0].kind, (part @ together).reshape(len(part), len(sums), width)) for part in parts]
+        [finish(sums[0].kind, (chunk @ together).reshape(len(chunk), len(sums), width)) for chunk in chunks]
     )

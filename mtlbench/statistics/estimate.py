@@ -1,26 +1,27 @@
-"""Intervals of numbers that were measured with a few seeds on a few hundred examples, both drawn at random.
+"""Confidence intervals of scores measured with a few seeds on a few hundred examples, both random samples.
 
-A score varies because other seeds would train other models and because other examples would be asked. Every seed
-answers every example, so the two are crossed and resampled together (the pigeonhole bootstrap: Owen 2007, Annals of
-Applied Statistics 1(2)). Quantiles of such draws are too narrow for a handful of seeds, so the draws only give the
-variance of the example level; that of the seed level is the seeds' own, and each level counts with Student's quantile
-of its degrees of freedom (Banerjee 1961, Sankhya 23: such intervals never cover too little).
+A score varies with the seed and with the evaluation examples. Every seed answers every example, so the two are crossed
+and resampled together (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2)). Percentiles of such
+draws are too narrow for few seeds. The draws therefore only give the variance between examples; the variance between
+seeds is the sample variance, and each is scaled by Student's quantile of its degrees of freedom (Banerjee 1961,
+Sankhya 23: the coverage of such intervals is never below the nominal one).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mtlbench.api.study import Interval
 from mtlbench.statistics.answers import Numbers
-from mtlbench.statistics.intervals import LEVEL
 
+LEVEL = 0.95
+"""Of all confidence intervals."""
 _LEAST = 1e-12
-"""Smallest p that is told."""
+"""Smallest reported p."""
 Statistic = Callable[[Numbers], Numbers]
 """From ``[..., seeds, tasks]`` to ``[...]``."""
 
@@ -60,24 +61,24 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean and how sure it is."""
+    """A mean with its variance components."""
 
     mean: float
-    parts: tuple[tuple[float, int], ...]
-    """Independent parts of the mean's variance, each with its degrees of freedom."""
+    components: tuple[tuple[float, int], ...]
+    """Independent components of the mean's variance, each with its degrees of freedom."""
     seeds: int
     examples: int | None
 
     def reach(self, quantile: Callable[[int], float]) -> float:
-        """Half the width of an interval, given the quantile of each number of degrees of freedom."""
-        return math.sqrt(sum(quantile(freedom) ** 2 * variance for variance, freedom in self.parts))
+        """Half-width of an interval, given the quantile by number of degrees of freedom."""
+        return math.sqrt(sum(quantile(freedom) ** 2 * variance for variance, freedom in self.components))
 
     @property
     def p(self) -> float:
-        """Two-sided p of a mean of 0: 1 less the level at which the interval just leaves it out."""
-        varying = [part for part in self.parts if part[0]]
+        """Two-sided p of the null hypothesis that the mean is 0: 1 minus the level whose interval ends at 0."""
+        varying = [component for component in self.components if component[0]]
         if self.mean == 0 or not varying:
-            return 1.0  # what never varied is no evidence of anything
+            return 1.0  # without variance there is no evidence
         if len(varying) == 1:
             from scipy.special import stdtr
 
@@ -91,7 +92,7 @@ class Estimate:
         return float(brentq(beyond, _LEAST, 1.0, xtol=1e-15, rtol=1e-10)) if beyond(_LEAST) > 0 else _LEAST
 
     def interval(self, *, low: float = -math.inf, high: float = math.inf) -> Interval:
-        """The 95 % interval, cut where the number cannot be."""
+        """The 95 % interval, clipped to ``[low, high]``."""
         reach = self.reach(lambda freedom: student(freedom, 1 - LEVEL))
         return Interval(
             mean=self.mean,
@@ -104,7 +105,7 @@ class Estimate:
 
 
 def student(freedom: int, p: float) -> float:
-    """What Student's t leaves between its negative and itself with probability ``1 - p``."""
+    """Two-sided quantile of Student's t: ``|t|`` exceeds it with probability ``p``."""
     from scipy.special import stdtrit
 
     return -float(stdtrit(freedom, p / 2))
@@ -127,7 +128,7 @@ def estimate_of(
 ) -> Estimate | None:
     """A statistic of scores ``[seeds, tasks]`` with draws ``[draws, seeds, tasks]``.
 
-    Seeds are resampled with all their tasks: one training gives the scores of all tasks.
+    A seed is resampled with all its tasks, because one training run gives the scores of all tasks.
     """
     seeds = len(values)
     if not np.isfinite(values).all() or (seeds < 2 and draws is None):
@@ -148,17 +149,31 @@ def estimate_of(
 def _estimate(
     mean: float, by_seed: float, together: float, apart: float, *, seeds: int, examples: int | None
 ) -> Estimate:
-    """Put the levels together.
+    """Combine the variances between seeds and between examples.
 
     Args:
-        by_seed: Variance of the mean from seed to seed on the same examples.
-        together: Variance over draws of examples that the seeds share.
-        apart: Likewise, were every seed asked other examples.
+        by_seed: Variance of the mean between seeds on the same examples.
+        together: Variance over draws of examples that all seeds share.
+        apart: Variance over draws of examples that are independent for each seed.
 
-    What single answers vary by is in all three; ``together - apart`` holds only what the choice of examples does,
-    ``(S - 1) / S`` of it.
+    The residual variance of single answers is in all three; ``together - apart`` is ``(S - 1) / S`` of the variance
+    due to the choice of examples.
     """
     alone = max(0.0, together - apart) * seeds / (seeds - 1) if seeds > 1 else 0.0
     many = (examples or 2) - 1
-    parts = ((by_seed, seeds - 1), (alone, many)) if by_seed > 0 else ((together, many),)
-    return Estimate(mean=mean, parts=tuple(part for part in parts if part[0] > 0), seeds=seeds, examples=examples)
+    components = ((by_seed, seeds - 1), (alone, many)) if by_seed > 0 else ((together, many),)
+    return Estimate(
+        mean=mean,
+        components=tuple(component for component in components if component[0] > 0),
+        seeds=seeds,
+        examples=examples,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the same order."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, p_values[at] * (len(p_values) - rank)))
+        adjusted[at] = largest
+    return adjusted

@@ -1,7 +1,7 @@
 """Metrics as functions of sums over examples, so that one matrix product scores thousands of resamples.
 
-Every metric here is checked against the recorded score before it is used (:func:`measured`): a metric of the same name
-with another meaning is never resampled by mistake.
+Every metric is checked against the recorded score before it is used (:func:`measured`), so that a metric with the same
+name and another definition is never resampled by mistake.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _EQUAL = 1e-6
 
 
 class Measure(ABC):
-    """A metric of the stored items of one task, which :attr:`units` of them make up."""
+    """A metric over the stored items of one task."""
 
     units: int
-    """What is resampled: documents, or groups of documents such as all answers to a question."""
+    """Number of resampled units: documents, or groups of documents such as all answers to a question."""
 
     @abstractmethod
     def of(self, weights: Numbers) -> Numbers:
@@ -34,7 +34,7 @@ class Measure(ABC):
 
     @abstractmethod
     def differs(self, other: Measure) -> NDArray[np.bool_]:
-        """Units ``[units]`` that count differently for another cell on the same examples."""
+        """Units ``[units]`` that are scored differently for another cell on the same examples."""
 
     @abstractmethod
     def swapped(self, other: Measure, swaps: Numbers) -> tuple[Numbers, Numbers]:
@@ -59,8 +59,8 @@ class Sums(Measure):
 
     def differs(self, other: Measure) -> NDArray[np.bool_]:
         assert isinstance(other, Sums)
-        found: NDArray[np.bool_] = (self.features != other.features).any(1)
-        return found
+        differing: NDArray[np.bool_] = (self.features != other.features).any(1)
+        return differing
 
     def swapped(self, other: Measure, swaps: Numbers) -> tuple[Numbers, Numbers]:
         assert isinstance(other, Sums)
@@ -71,7 +71,7 @@ class Sums(Measure):
 
 @dataclass(frozen=True, eq=False)
 class RankCorrelation(Measure):
-    """Spearman's: ranks change with the resample, so it is no function of sums."""
+    """Spearman's correlation: ranks change with the resample, so it is not a function of sums."""
 
     pairs: Numbers
     """``[units, 2]``"""
@@ -89,50 +89,50 @@ class RankCorrelation(Measure):
 
     def differs(self, other: Measure) -> NDArray[np.bool_]:
         assert isinstance(other, RankCorrelation)
-        found: NDArray[np.bool_] = (self.pairs != other.pairs).any(1)
-        return found
+        differing: NDArray[np.bool_] = (self.pairs != other.pairs).any(1)
+        return differing
 
     def swapped(self, other: Measure, swaps: Numbers) -> tuple[Numbers, Numbers]:
         assert isinstance(other, RankCorrelation)
-        gold, own, theirs = self.pairs[:, 0], self.pairs[:, 1], other.pairs[:, 1]
+        gold, mine, theirs = self.pairs[:, 0], self.pairs[:, 1], other.pairs[:, 1]
         marked = swaps.astype(bool)
-        mixed = np.where(marked, theirs, own), np.where(marked, own, theirs)
+        mixed = np.where(marked, theirs, mine), np.where(marked, mine, theirs)
         return _rank_correlations(gold, mixed[0]), _rank_correlations(gold, mixed[1])
 
 
 def measured(name: str, items: Sequence[Numbers], recorded: Sequence[float]) -> list[Measure] | None:
-    """The metric ``name`` of several cells, or ``None`` where no known form gives all recorded values.
+    """The metric ``name`` of several cells, or ``None`` where no known definition gives all recorded values.
 
     Args:
         items: What each cell's metric aggregates, ``[rows]`` or ``[rows, numbers]``.
-        recorded: Each cell's value, as lm-eval gave it.
+        recorded: Each cell's value, as computed by lm-eval.
     """
-    classes = np.unique(np.concatenate([own.reshape(len(own), -1)[:, -2:] for own in items]))
+    classes = np.unique(np.concatenate([cell.reshape(len(cell), -1)[:, -2:] for cell in items]))
     for form in _FORMS.get((name.partition(",")[0], items[0].ndim if items[0].ndim == 1 else items[0].shape[1]), ()):
-        found = [form(own, classes) for own in items]
-        ones = [np.ones((1, measure.units)) for measure in found]
-        values = [float(measure.of(one)[0]) for measure, one in zip(found, ones, strict=True)]
+        made = [form(cell, classes) for cell in items]
+        ones = [np.ones((1, measure.units)) for measure in made]
+        values = [float(measure.of(one)[0]) for measure, one in zip(made, ones, strict=True)]
         if np.allclose(values, recorded, rtol=0, atol=_EQUAL):
-            return found
+            return made
     return None
 
 
 def measures(scores: Sequence[TaskScore], answers: Sequence[TaskAnswers]) -> list[list[Measure]] | None:
     """For each metric of a task the measures of several cells, or ``None`` where one cannot be recomputed."""
-    found = []
+    by_metric = []
     for metric in scores[0].metrics:
         name = metric.partition(",")[0]
-        if any(name not in own.items for own in answers) or any(metric not in score.metrics for score in scores):
+        if any(name not in cell.items for cell in answers) or any(metric not in score.metrics for score in scores):
             return None
-        made = measured(name, [own.items[name] for own in answers], [score.metrics[metric] for score in scores])
+        made = measured(name, [cell.items[name] for cell in answers], [score.metrics[metric] for score in scores])
         if made is None:
             return None
-        found.append(made)
-    return found if found and len({m.units for own in found for m in own}) == 1 else None
+        by_metric.append(made)
+    return by_metric if by_metric and len({m.units for cell in by_metric for m in cell}) == 1 else None
 
 
 def finish(kind: str, sums: Numbers) -> Numbers:
-    """The metric of sums ``[..., sums]``; 0 where it is not defined, as scikit-learn and our suites have it."""
+    """The metric of sums ``[..., sums]``; 0 where it is undefined, as in scikit-learn and our suites."""
     return _FINISH[kind](sums)
 
 
@@ -155,7 +155,7 @@ def _macro_f1(pairs: Numbers, classes: Numbers) -> Measure:
 
 
 def _correlation(pairs: Numbers, classes: Numbers) -> Measure:
-    one, other = (pairs - pairs[:, 0].mean()).T  # by the labels, which all cells share: cells may be mixed
+    one, other = (pairs - pairs[:, 0].mean()).T  # centred by the shared labels: answers may be swapped
     return Sums(np.stack([one, other, one**2, other**2, one * other, np.ones(len(one))], 1), "correlation")
 
 
@@ -195,8 +195,8 @@ _FORMS = {
     ("em", 3): (_questions_right,),
     **{(name, 1): (_values,) for name in ("acc", "acc_norm", "f1", "em", "exact_match")},
 }
-"""Metric and how many numbers it aggregates per document, to the forms it may have, which are given the classes that
-any cell knows; triples begin with a question."""
+"""Metric and number of values it aggregates per document, to its possible definitions. They get the items and all
+classes; triples begin with a question id."""
 
 
 def _ratios(sums: Numbers) -> Numbers:
@@ -238,7 +238,7 @@ def _rank_correlations(gold: Numbers, predicted: Numbers) -> Numbers:
 
 
 def _ranks(values: Numbers, weights: Numbers) -> Numbers:
-    """Mid-ranks ``[draws, units]`` in the sample that holds unit ``u`` ``weights[draw, u]`` times."""
+    """Mid-ranks ``[draws, units]`` in the sample that contains unit ``u`` ``weights[draw, u]`` times."""
     known, group = np.unique(values, return_inverse=True)
     belongs = np.zeros((len(values), len(known)))
     belongs[np.arange(len(values)), group] = 1

@@ -1,4 +1,4 @@
-"""Two rows on the same examples: what differs for these trained models, whatever other seeds would do."""
+"""Tests of two rows on the same examples, valid for these trained models and not for other seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtlbench.statistics.metrics import Measure
 
 ROUNDS = 10_000
 _ENUMERATED = 13
-"""Up to this many examples on which the rows differ, every assignment is tried: the test is exact."""
+"""Up to this many differing examples, all assignments are enumerated: the test is exact."""
 _AT_ONCE = 2_000_000
 
 
@@ -24,7 +24,7 @@ class ExampleTest:
     p: float
     examples: int
     differing: int
-    """Examples on which the rows' answers count differently."""
+    """Examples on which the two rows score differently."""
 
 
 def mcnemar(one: Numbers, other: Numbers) -> ExampleTest:
@@ -41,7 +41,8 @@ def permutation(
 ) -> ExampleTest:
     """Paired permutation test of a score that is the mean of metrics over seeds.
 
-    Were the rows alike, who gave which answers to an example would be chance: they are swapped, for all seeds together.
+    Under the null hypothesis the answers of the two rows to an example are exchangeable: they are swapped, for all
+    seeds together.
 
     Args:
         one: Of each metric, the measures of the row's cells by seed.
@@ -70,8 +71,8 @@ def permutation(
 
 def _difference(pairs: Sequence[tuple[Measure, Measure]], swaps: Numbers) -> Numbers:
     """Difference of the scores ``[rounds]`` with the examples in ``swaps [rounds, units]`` swapped."""
-    found = np.zeros(len(swaps))
+    differences = np.zeros(len(swaps))
     for one, other in pairs:
         left, right = one.swapped(other, swaps)
-        found += (left - right) / len(pairs)
-    return found
+        differences += (left - right) / len(pairs)
+    return differences

@@ -34,25 +34,25 @@ def ranks(scores: Numbers) -> Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Mean ranks and which of them tell rows apart."""
+    """Mean ranks and their critical difference."""
 
     ranks: tuple[float, ...]
     tasks: int
     p: float
-    """Of Friedman's test that all rows are alike."""
+    """Of Friedman's test; the null hypothesis is that all rows are equal."""
     critical: float
-    """Smallest difference of mean ranks that Nemenyi's test tells from chance at 5 %."""
+    """Smallest difference of mean ranks that is significant at 5 % in Nemenyi's test."""
 
     @property
     def cliques(self) -> list[tuple[int, ...]]:
-        """Largest groups of rows, best first, within one critical difference: none is told from another."""
+        """Maximal groups of rows within one critical difference, best first: not significantly different."""
         order = sorted(range(len(self.ranks)), key=lambda at: (self.ranks[at], at))
-        found: list[tuple[int, ...]] = []
+        cliques: list[tuple[int, ...]] = []
         for start, first in enumerate(order):
             near = [at for at in order[start:] if self.ranks[at] - self.ranks[first] < self.critical]
-            if len(near) > 1 and not (found and set(near) <= set(found[-1])):
-                found.append(tuple(near))
-        return found
+            if len(near) > 1 and not (cliques and set(near) <= set(cliques[-1])):
+                cliques.append(tuple(near))
+        return cliques
 
 
 def ranking(scores: Numbers) -> Ranking:
@@ -71,18 +71,18 @@ def ranking(scores: Numbers) -> Ranking:
 
 
 def interquartile_mean(scores: Numbers) -> Numbers:
-    """Mean of the middle half of all scores, ``[..., seeds, tasks]`` to ``[...]``: a quarter is cut at either end."""
+    """Mean of the middle half of all scores, ``[..., seeds, tasks]`` to ``[...]``: a quarter is dropped at each end."""
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = int(0.25 * flat.shape[-1])
     return cast(Numbers, flat[..., cut : flat.shape[-1] - cut].mean(-1))
 
 
 def improvement(one: Numbers, other: Numbers) -> Numbers:
-    """Probability in percent that a run of ``one`` beats a run of ``other`` on a task drawn at random, ties half.
+    """Probability in percent that a run of ``one`` beats a run of ``other`` on a random task; ties count half.
 
     Args:
         one: ``[..., seeds, tasks]``.
-        other: Likewise, with as many tasks.
+        other: Likewise, with the same tasks.
     """
     pairs = one[..., :, None, :] - other[..., None, :, :]
     return cast(Numbers, 50 * (np.sign(pairs) + 1).mean((-1, -2, -3)))

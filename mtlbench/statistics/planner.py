@@ -1,4 +1,4 @@
-"""How many seeds it takes to see a difference, from the spread that was measured."""
+"""The number of seeds needed to detect a difference, from the measured spread between seeds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 LEVEL, POWER = 0.05, 0.8
 MOST = 10_000
-"""Numbers of seeds above this are not told apart."""
+"""Larger numbers of seeds are not distinguished."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedPlan:
-    """Seeds for the paired t-test to find a true difference of :attr:`points` with the given power."""
+    """Number of seeds at which the paired t-test detects a true difference of :attr:`points` with the given power."""
 
     points: float
     level: float
@@ -23,12 +23,12 @@ class SeedPlan:
     measured: int
     """Seeds behind the spread."""
     sd: float
-    """Standard deviation of the difference from seed to seed, in points."""
+    """Standard deviation of the difference between seeds, in points."""
     seeds: int
     fewest: int
-    """Seeds needed were the spread at the low end of its own 95 % interval."""
+    """Seeds needed if the standard deviation is at the low end of its 95 % interval."""
     most: int
-    """Likewise at its high end."""
+    """Seeds needed if it is at the high end."""
 
 
 def seed_plan(differences: Sequence[float], *, points: float, level: float = LEVEL, power: float = POWER) -> SeedPlan:
@@ -52,8 +52,8 @@ def seed_plan(differences: Sequence[float], *, points: float, level: float = LEV
 
 
 def seeds_for(effect: float, *, level: float = LEVEL, power: float = POWER) -> int:
-    """Fewest seeds, at least 2 and at most :data:`MOST`, at which the two-sided paired t-test sees an effect of this
-    many standard deviations with this power."""
+    """Fewest seeds, at least 2 and at most :data:`MOST`, at which the two-sided paired t-test detects an effect of
+    this many standard deviations with this power."""
     low, high = 1, MOST
     while high - low > 1:
         middle = (low + high) // 2
@@ -62,12 +62,12 @@ def seeds_for(effect: float, *, level: float = LEVEL, power: float = POWER) -> i
 
 
 def power_of(effect: float, seeds: int, *, level: float = LEVEL) -> float:
-    """Probability that the two-sided one-sample t-test finds a mean of ``effect`` standard deviations."""
+    """Probability that the two-sided one-sample t-test detects a mean of ``effect`` standard deviations."""
     from scipy import stats
 
     if math.isinf(effect):
         return 1.0
     critical = float(stats.t.ppf(1 - level / 2, seeds - 1))
     shift = effect * math.sqrt(seeds)
-    found = [float(stats.nct.sf(critical, seeds - 1, shift)), float(stats.nct.cdf(-critical, seeds - 1, shift))]
-    return sum(part for part in found if math.isfinite(part))
+    tails = [float(stats.nct.sf(critical, seeds - 1, shift)), float(stats.nct.cdf(-critical, seeds - 1, shift))]
+    return sum(tail for tail in tails if math.isfinite(tail))

@@ -1,5 +1,5 @@
-"""``scores.csv``, a line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row and
-task beside the reference."""
+"""``scores.csv``, one line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row
+and task compared with the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
 
 Value = str | int | float | None
-Line = dict[str, Value]
+CsvRow = dict[str, Value]
 
 _SCORES = (
     "table", "title", "model", "data", "protocol", "variant", "plugins", "seed", "status", "task", "score", "metric",
@@ -49,66 +49,70 @@ def mtlbench_reports() -> Iterable[Report]:
     return [Csv()]
 
 
-def _long(tables: Sequence[Table]) -> Iterator[Line]:
+def _long(tables: Sequence[Table]) -> Iterator[CsvRow]:
     for number, table in enumerate(tables, start=1):
-        where: Line = {"table": number, "title": table.title, "model": table.model}
+        where: CsvRow = {"table": number, "title": table.title, "model": table.model}
         where |= {"data": table.protocol.data, "protocol": table.protocol.hash()}
         for row in table.rows:
             plugins = " ".join(f"{name}={version}" for name, version in sorted(row.plugins.items()))
             yield from (where | {"variant": row.variant, "plugins": plugins} | line for line in _lines(row))
 
 
-def _lines(row: Row) -> Iterator[Line]:
+def _lines(row: Row) -> Iterator[CsvRow]:
     reasons = {seed: str(problem) for problem in row.problems for seed in problem.seeds}
     for record in row.records:
         seed = record.cell.seed
-        cell: Line = {"seed": seed, "status": record.status, "reason": reasons.get(seed), "key": record.key}
+        cell: CsvRow = {"seed": seed, "status": record.status, "reason": reasons.get(seed), "key": record.key}
         if not record.scores:
             yield cell
         flags = [flag for flag in row.flags if flag.seed == seed]
         for task, score in record.scores.items():
-            told: Line = {"task": task, "score": score.score, "rows": score.rows, "majority": score.majority}
-            own = [f"{flag.kind} {flag.detail}".rstrip() for flag in flags if flag.task in (None, task)]
-            told["flags"] = "; ".join(own) or None
+            scored: CsvRow = {"task": task, "score": score.score, "rows": score.rows, "majority": score.majority}
+            flagged = [f"{flag.kind} {flag.detail}".rstrip() for flag in flags if flag.task in (None, task)]
+            scored["flags"] = "; ".join(flagged) or None
             for metric, value in score.metrics.items() or [(None, None)]:
-                yield cell | told | {"metric": metric, "value": value}
+                yield cell | scored | {"metric": metric, "value": value}
     for missing in row.missing:
         yield {"seed": missing.seed, "status": "missing", "reason": reasons.get(missing.seed), "key": missing.key}
 
 
-def _wide(tables: Sequence[Table]) -> Iterator[Line]:
+def _wide(tables: Sequence[Table]) -> Iterator[CsvRow]:
     for number, table in enumerate(tables, start=1):
         for row in table.rows:
-            line: Line = {"table": number, "title": table.title, "method": row.label}
+            line: CsvRow = {"table": number, "title": table.title, "method": row.label}
             line |= {"seeds": len(row.seeds), "outcome": row.outcome}
             for name, entry in (*row.entries.items(), ("average", row.average)):
                 line |= _entry(name, entry) if entry else {}
             yield line | _over_tasks(row, table.reference) | (_costs(row.costs) if row.costs else {})
 
 
-def _entry(name: str, entry: Entry) -> Line:
+def _entry(name: str, entry: Entry) -> CsvRow:
     mark = "best" if entry.best else {True: "not significantly worse", False: "worse", None: None}[entry.tied]
-    told: Line = {name: entry.scores.mean, f"{name} sd": entry.scores.sd, f"{name} mark": mark}
-    return told | ({f"{name} low": entry.interval.low, f"{name} high": entry.interval.high} if entry.interval else {})
+    values: CsvRow = {name: entry.scores.mean, f"{name} sd": entry.scores.sd, f"{name} mark": mark}
+    return values | ({f"{name} low": entry.interval.low, f"{name} high": entry.interval.high} if entry.interval else {})
 
 
-def _over_tasks(row: Row, reference: str | None) -> Line:
-    told: Line = {"mean rank": row.rank}
+def _over_tasks(row: Row, reference: str | None) -> CsvRow:
+    values: CsvRow = {"mean rank": row.rank}
     if row.iqm:
-        told |= {"iqm": row.iqm.mean, "iqm low": row.iqm.low, "iqm high": row.iqm.high}
+        values |= {"iqm": row.iqm.mean, "iqm low": row.iqm.low, "iqm high": row.iqm.high}
     if row.comparison:
-        told |= {"reference": reference, "gain percent": row.comparison.gain, "worse tasks": len(row.comparison.worse)}
-        told |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
-        told |= {"wilcoxon holm p": row.comparison.wilcoxon}
-    return told
+        values |= {
+            "reference": reference,
+            "gain percent": row.comparison.gain,
+            "worse tasks": len(row.comparison.worse),
+        }
+        values |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
+        values |= {"wilcoxon holm p": row.comparison.wilcoxon}
+    return values
 
 
-def _differences(tables: Sequence[Table]) -> Iterator[Line]:
+def _differences(tables: Sequence[Table]) -> Iterator[CsvRow]:
     for number, table in enumerate(tables, start=1):
         for row in table.rows:
             if row.comparison is None:
                 continue
-            where: Line = {"table": number, "title": table.title, "method": row.label, "reference": table.reference}
+            where: CsvRow = {"table": number, "title": table.title, "method": row.label, "reference": table.reference}
             where["seeds"] = len(row.comparison.seeds)
             for task, one in (*row.comparison.differences.items(), ("average", row.comparison.average)):
                 if one is not None:
@@ -116,7 +120,7 @@ def _differences(tables: Sequence[Table]) -> Iterator[Line]:
                     yield where | {"task": task, "points": one.points, "low": low, "high": high, "holm p": one.p}
 
 
-def _costs(costs: RowCosts) -> Line:
+def _costs(costs: RowCosts) -> CsvRow:
     return {
         "trainable_parameters": costs.trainable_parameters.mean,
         "trainable_percent": costs.trainable_percent,
@@ -130,7 +134,7 @@ def _costs(costs: RowCosts) -> Line:
     }
 
 
-def _text(columns: Sequence[str], lines: Iterable[Line]) -> str:
+def _text(columns: Sequence[str], lines: Iterable[CsvRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_guarded(column) for column in columns])
@@ -139,5 +143,5 @@ def _text(columns: Sequence[str], lines: Iterable[Line]) -> str:
 
 
 def _guarded(cell: Value) -> Value:
-    """Text that a spreadsheet would run as a formula starts with an apostrophe instead."""
+    """Text that a spreadsheet would evaluate as a formula gets an apostrophe in front."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -1,4 +1,4 @@
-"""``tables.tex`` for a paper, and ``report.tex``, which sets it."""
+"""``tables.tex`` for a paper, and ``report.tex``, a complete document with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.circumstances import equal_words
+from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -18,18 +18,17 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.words import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
 
 T = TypeVar("T")
 _SCORES, _NUMBERS = 7, 11
-"""Most columns of scores, and of other numbers, beside the method's: what fits on a page; a wider table goes on below
-itself."""
+"""Maximum columns of scores, and of other numbers, that fit a page; a wider table continues below."""
 _LINES = 40
-"""Most lines of a float: what fits on a page; a longer table goes on in another float."""
+"""Maximum lines of a float that fit a page; a longer table continues in another float."""
 _LABEL = 26
-"""Letters of a variant from which its column has a fixed width and folds."""
+"""Length of a variant from which its column has a fixed width with line breaks."""
 _DOCUMENT = r"""\documentclass{article}
 \usepackage[a4paper,margin=2cm]{geometry}
 \usepackage{booktabs}
@@ -41,17 +40,17 @@ _DOCUMENT = r"""\documentclass{article}
 
 
 class Latex(Report):
-    r"""The tables of the study as floats; a preamble needs ``\usepackage{booktabs}`` for them and nothing else."""
+    r"""The tables of the study as floats; they only need ``\usepackage{booktabs}`` in the preamble."""
 
     name = "latex"
 
     def render(self, study: Study) -> Mapping[str, str]:
-        parts = [f"% {escaped(line)}" for line in (study.title, counts(study.counts), *study.notes)]
+        sections = [f"% {escaped(line)}" for line in (study.title, counts(study.counts), *study.notes)]
         for number, table in enumerate(study.tables, start=1):
-            parts += _sections(table, prefix=f"{number}-" if len(study.tables) > 1 else "")
+            sections += _sections(table, prefix=f"{number}-" if len(study.tables) > 1 else "")
         if not study.tables:
-            parts.append("There are no cells, so there is no table.")
-        return {"tables.tex": "\n".join(parts) + "\n", "report.tex": _DOCUMENT}
+            sections.append("There are no cells, so there is no table.")
+        return {"tables.tex": "\n".join(sections) + "\n", "report.tex": _DOCUMENT}
 
 
 @hookimpl
@@ -60,13 +59,13 @@ def mtlbench_reports() -> Iterable[Report]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Part:
-    """A column, in LaTeX already."""
+class _LatexColumn:
+    """A column with its cells in LaTeX."""
 
     head: str
     under: str = ""
-    """Second line of the head."""
-    words: Callable[[Row], str]
+    """Second line of the header."""
+    text: Callable[[Row], str]
 
 
 def _sections(table: Table, *, prefix: str) -> Iterator[str]:
@@ -74,20 +73,20 @@ def _sections(table: Table, *, prefix: str) -> Iterator[str]:
     if any(row.seeds for row in table.rows):
         names = zip(table.tasks, short_names(table.tasks), strict=True)
         scores = [_score(name, task, metrics_of(table, task)) for task, name in names]
-        words = escaped(sentences(legend(table, tied="underlined:")))
+        caption = escaped(sentences(legend(table, tied="underlined:")))
         rows = list(table.rows)
         yield from _floats(
-            rows, [*scores, _score("average", None, "")], f"{title}. {words}", f"{prefix}scores", table, most=_SCORES
+            rows, [*scores, _score("average", None, "")], f"{title}. {caption}", f"{prefix}scores", table, most=_SCORES
         )
-        beside = [row for row in rows if row.comparison]
-        words = escaped(difference_legend(table))
-        yield from _plain(beside, difference_columns(table), f"{title}. {words}", f"{prefix}differences", table)
+        compared = [row for row in rows if row.comparison]
+        caption = escaped(difference_legend(table))
+        yield from _plain(compared, difference_columns(table), f"{title}. {caption}", f"{prefix}differences", table)
         over, ranked = over_tasks_columns(table), [row for row in rows if row.rank is not None]
-        words = escaped(sentences(f"Against {table.reference}" if table.reference else "", over_tasks_legend(over)))
-        yield from _plain(ranked, over, f"{title}. {words}", f"{prefix}tasks", table)
+        caption = escaped(sentences(f"Against {table.reference}" if table.reference else "", over_tasks_legend(over)))
+        yield from _plain(ranked, over, f"{title}. {caption}", f"{prefix}tasks", table)
         costly = [row for row in rows if row.costs]
-        words = "Costs: means over seeds; the peak memory is the highest."
-        yield from _plain(costly, cost_columns(table), f"{title}. {words}", f"{prefix}costs", table)
+        caption = "Costs: means over seeds; the peak memory is the highest."
+        yield from _plain(costly, cost_columns(table), f"{title}. {caption}", f"{prefix}costs", table)
     else:
         yield rf"\paragraph{{{title}}} No cell has scores."
     yield _notes(table)
@@ -97,32 +96,34 @@ def _plain(
     rows: Sequence[Row], columns: Sequence[NumberColumn], caption: str, label: str, table: Table
 ) -> Iterator[str]:
     if columns and rows:
-        parts = [_Part(head=escaped(column.name), words=partial(_words, column)) for column in columns]
-        yield from _floats(rows, parts, caption, label, table, most=_NUMBERS)
+        latex_columns = [
+            _LatexColumn(head=escaped(column.name), text=partial(_column_text, column)) for column in columns
+        ]
+        yield from _floats(rows, latex_columns, caption, label, table, most=_NUMBERS)
 
 
 def _floats(
-    rows: Sequence[Row], parts: Sequence[_Part], caption: str, label: str, table: Table, *, most: int
+    rows: Sequence[Row], columns: Sequence[_LatexColumn], caption: str, label: str, table: Table, *, most: int
 ) -> Iterator[str]:
-    """The columns in blocks and the rows in runs, as many in a float as a page holds."""
-    blocks = -(-len(parts) // most)
-    wide = -(-len(parts) // blocks)
-    pieces = [(some, run) for run in _runs(rows, _LINES) for some in _runs(parts, wide)]
+    """The table split into floats that each fit a page."""
+    blocks = -(-len(columns) // most)
+    wide = -(-len(columns) // blocks)
+    pieces = [(block, run) for run in _runs(rows, _LINES) for block in _runs(columns, wide)]
     groups: list[list[str]] = []
     lines = 0
-    for some, run in pieces:
+    for block, run in pieces:
         if not groups or lines + len(run) > _LINES:
             groups.append([])
             lines = 0
-        groups[-1].append(_tabular(run, some, table))
+        groups[-1].append(_tabular(run, block, table))
         lines += len(run) + 4
     for at, group in enumerate(groups):
-        words = caption if at == 0 else f"Table~\\ref{{tab:{label}}}, continued."
+        caption_ = caption if at == 0 else f"Table~\\ref{{tab:{label}}}, continued."
         inner = "\n\n\\medskip\n".join(group)
         name = f"tab:{label}" if at == 0 else f"tab:{label}-{at + 1}"
         yield (
             "\\begin{table}[tp]\n\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}\n"
-            f"\\caption{{{words}}}\\label{{{name}}}\n{inner}\n\\end{{table}}"
+            f"\\caption{{{caption_}}}\\label{{{name}}}\n{inner}\n\\end{{table}}"
         )
 
 
@@ -130,23 +131,23 @@ def _runs(values: Sequence[T], size: int) -> list[Sequence[T]]:
     return [values[at : at + size] for at in range(0, len(values), size)]
 
 
-def _words(column: NumberColumn, row: Row) -> str:
-    return escaped(column.words(row))
+def _column_text(column: NumberColumn, row: Row) -> str:
+    return escaped(column.text(row))
 
 
-def _tabular(rows: Sequence[Row], parts: Sequence[_Part], table: Table) -> str:
+def _tabular(rows: Sequence[Row], columns: Sequence[_LatexColumn], table: Table) -> str:
     long = any(len(row.label) >= _LABEL for row in table.rows)
     first = "p{4.2cm}" if long else "l"
-    lines = [f"\\begin{{tabular}}{{@{{}}{first}{'r' * len(parts)}@{{}}}}", "\\toprule"]
-    lines.append(_line("method", [part.head for part in parts]))
-    if any(part.under for part in parts):
-        lines.append(_line("", [f"\\scriptsize {part.under}" if part.under else "" for part in parts]))
+    lines = [f"\\begin{{tabular}}{{@{{}}{first}{'r' * len(columns)}@{{}}}}", "\\toprule"]
+    lines.append(_line("method", [column.head for column in columns]))
+    if any(column.under for column in columns):
+        lines.append(_line("", [f"\\scriptsize {column.under}" if column.under else "" for column in columns]))
     lines.append("\\midrule")
     letters = _letters(table)
     for row in rows:
         label = _folding(escaped(row.label)) if long else escaped(row.label)
         letter = f"$^{{\\mathrm{{{letters[row.label]}}}}}$" if row.label in letters else ""
-        lines.append(_line(f"{{}}{label}{letter}", [part.words(row) for part in parts]))
+        lines.append(_line(f"{{}}{label}{letter}", [column.text(row) for column in columns]))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 
@@ -155,29 +156,29 @@ def _folding(label: str) -> str:
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
-    """A line of a table; ``label`` begins with braces so that a bracket in it is no option of the line before."""
+    """A line of a table; ``label`` begins with braces so that a bracket in it is not an option of the previous line."""
     return " & ".join([label, *cells]) + r" \\"
 
 
-def _score(name: str, task: str | None, metrics: str) -> _Part:
-    def words(row: Row) -> str:
+def _score(name: str, task: str | None, metrics: str) -> _LatexColumn:
+    def text(row: Row) -> str:
         entry = row.average if task is None else row.entries.get(task)
         return _entry(entry) if entry else escaped(NONE)
 
-    return _Part(head=escaped(name), under=escaped(metrics), words=words)
+    return _LatexColumn(head=escaped(name), under=escaped(metrics), text=text)
 
 
 def _entry(entry: Entry) -> str:
     mean = escaped(f"{entry.scores.mean:.1f}".replace("-", "−"))
-    told = f"\\textbf{{{mean}}}" if entry.best else f"\\underline{{{mean}}}" if entry.tied else mean
+    marked = f"\\textbf{{{mean}}}" if entry.best else f"\\underline{{{mean}}}" if entry.tied else mean
     sd = "" if entry.scores.sd is None else f"{{\\scriptsize$\\pm${entry.scores.sd:.1f}}}"
-    return told + sd + ("$^\\dagger$" if entry.at_majority else "")
+    return marked + sd + ("$^\\dagger$" if entry.at_majority else "")
 
 
 def _letters(table: Table) -> dict[str, str]:
     """Row label to the letter of its note: rows with failed, skipped, missing or degenerate cells."""
-    told = [row.label for row in table.rows if row.problems or row.flags]
-    return {label: _letter(at) for at, label in enumerate(told)}
+    labels = [row.label for row in table.rows if row.problems or row.flags]
+    return {label: _letter(at) for at, label in enumerate(labels)}
 
 
 def _letter(at: int) -> str:
@@ -185,11 +186,11 @@ def _letter(at: int) -> str:
 
 
 def _notes(table: Table) -> str:
-    """What stands below the floats as plain text: it may be longer than a page."""
+    """The notes below the floats, as plain text because they may be longer than a page."""
     letters = _letters(table)
-    lines = [f"{equal_words(table)}", *table.notes]
-    told = [escaped(line) for line in lines]
+    lines = [f"{equal_for_all_rows(table)}", *table.notes]
+    paragraphs = [escaped(line) for line in lines]
     for row in table.rows:
-        own = [*(f"{line}." for line in flags(row)), *troubles(row)]
-        told += [f"$^{{\\mathrm{{{letters[row.label]}}}}}${escaped(f'{row.label}: {line}')}" for line in own]
-    return "\n".join(["{\\footnotesize", *(f"\\noindent {line}\\par" for line in told), "}"])
+        problems = [*(f"{line}." for line in flags(row)), *troubles(row)]
+        paragraphs += [f"$^{{\\mathrm{{{letters[row.label]}}}}}${escaped(f'{row.label}: {line}')}" for line in problems]
+    return "\n".join(["{\\footnotesize", *(f"\\noindent {line}\\par" for line in paragraphs), "}"])

@@ -1,4 +1,4 @@
-"""Text as LaTeX that sets exactly these characters, with no package but booktabs, by every engine."""
+"""Text as LaTeX that typesets exactly these characters in every engine, with no package except booktabs."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def escaped(text: str) -> str:
 
 
 def _letter(letter: str) -> str:
-    told = _SPECIAL.get(letter) or _LETTERS.get(letter)
-    if told is not None:
-        return told
+    known = _SPECIAL.get(letter) or _LETTERS.get(letter)
+    if known is not None:
+        return known
     if letter.isascii():
         return letter
     base, *marks = list(unicodedata.normalize("NFD", letter))

@@ -1,4 +1,4 @@
-"""``report.md``: GitHub-flavoured tables that also read well as plain text in a terminal."""
+"""``report.md``: GitHub-flavoured tables that are also readable as plain text in a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.circumstances import equal_words
+from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -17,22 +17,22 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.words import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
 
 
 class Markdown(Report):
-    """One document; each table of the study becomes scores, differences, costs and what went wrong."""
+    """One document; each table of the study has scores, differences, costs and problems."""
 
     name = "markdown"
     on_terminal = True
 
     def render(self, study: Study) -> Mapping[str, str]:
-        parts = [f"# {_escape(study.title)}", counts(study.counts), _bullets(study.notes)]
+        sections = [f"# {_escape(study.title)}", counts(study.counts), _bullets(study.notes)]
         alone = len(study.tables) == 1 and study.tables[0].title == study.title
         for table in study.tables:
-            parts.extend([] if alone else [f"## {_escape(table.title)}"])
-            parts.extend(_sections(table))
-        return {"report.md": "\n\n".join(filter(None, parts)) + "\n"}
+            sections.extend([] if alone else [f"## {_escape(table.title)}"])
+            sections.extend(_sections(table))
+        return {"report.md": "\n\n".join(filter(None, sections)) + "\n"}
 
 
 @hookimpl
@@ -49,7 +49,7 @@ def _sections(table: Table) -> Iterator[str]:
         rows = [[_escape(row.label), *_scores(row, table.tasks)] for row in table.rows]
         yield _grid(["method", *map(_escape, names), "average"], rows)
         yield _escape(legend(table))
-        yield from _columns(table, difference_columns(table), _beside(table), _escape(difference_legend(table)))
+        yield from _columns(table, difference_columns(table), _compared(table), _escape(difference_legend(table)))
         over = over_tasks_columns(table)
         yield from _columns(table, over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))
         costs = [row for row in table.rows if row.costs]
@@ -59,17 +59,17 @@ def _sections(table: Table) -> Iterator[str]:
     yield f"Degenerate runs:\n\n{_bullets(flagged)}" if flagged else ""
     troubled = [f"{row.label} {line}" for row in table.rows for line in troubles(row)]
     yield f"Failed, skipped and missing cells:\n\n{_bullets(troubled)}" if troubled else ""
-    yield _escape(equal_words(table))
+    yield _escape(equal_for_all_rows(table))
 
 
-def _beside(table: Table) -> list[Row]:
+def _compared(table: Table) -> list[Row]:
     return [row for row in table.rows if row.comparison]
 
 
-def _columns(table: Table, columns: Sequence[NumberColumn], rows: Sequence[Row], words: str) -> Iterator[str]:
+def _columns(table: Table, columns: Sequence[NumberColumn], rows: Sequence[Row], caption: str) -> Iterator[str]:
     if columns and rows:
-        yield words
-        lines = [[_escape(row.label), *(_escape(column.words(row)) for column in columns)] for row in rows]
+        yield caption
+        lines = [[_escape(row.label), *(_escape(column.text(row)) for column in columns)] for row in rows]
         yield _grid(["method", *(_escape(column.name) for column in columns)], lines)
 
 
@@ -88,7 +88,7 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text from plugins and users as one line of Markdown without markup; ``mtl_lora[rank=8]`` stays as it is."""
+    """Text from plugins and users as one line of Markdown without markup; ``mtl_lora[rank=8]`` is unchanged."""
     line = " ".join(text.split())
     line = re.sub(r"[\\|<*`~$&]", r"\\\g<0>", line).replace("](", r"]\(")
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", line)

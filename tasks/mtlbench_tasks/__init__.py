@@ -1,1 +1,1 @@
-"""First-party tasks of mtlbench, found through the same entry points as anyone's."""
+"""First-party tasks of mtlbench, registered by the same entry points as any plugin."""

@@ -1,8 +1,8 @@
-"""The tasks of ATTEMPT: 21 targets, and its six sources, of which four are targets too.
+"""The tasks of ATTEMPT: 21 targets, and its six sources, of which four are also targets.
 
 Targets: eight of GLUE, five of SuperGLUE, four of MRQA 2019 (Natural Questions, HotpotQA, SearchQA, NewsQA), and
-WinoGrande, Yelp-2, SciTail, PAWS-Wiki. Sources: MNLI, QNLI, QQP, SST-2, SQuAD, ReCoRD. What GLUE, SuperGLUE and the
-commonsense suite have too is the same task here, prompt and metrics included.
+WinoGrande, Yelp-2, SciTail, PAWS-Wiki. Sources: MNLI, QNLI, QQP, SST-2, SQuAD, ReCoRD. Tasks of GLUE, SuperGLUE and
+the commonsense suite are the same here, including prompt and metrics.
 
 Source: Asai et al. 2022, ATTEMPT (arXiv 2205.11961), AkariAsai/ATTEMPT@b5121e5:attempt/data/tasks.py for data sets and
 metrics; its prompts give the label numbers as answers and are not used.

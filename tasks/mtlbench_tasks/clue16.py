@@ -1,10 +1,10 @@
 """The sixteen Chinese tasks of the TA-LoRA paper: eight sources and eight targets.
 
 Sources: AFQMC, Amazon, THUCNews, BQ, CMNLI, CMRC 2018, SanWen, COTE-MFW. Targets, never trained on with the sources:
-ChnSentiCorp, TNEWS, OCNLI, LCQMC, DRCD, C3, COTE-BD, FinRE. The paper names task, metric and number of shots only;
-prompts are ours, all in Chinese, and what else it leaves open is listed in ``docs/suites.md``.
+ChnSentiCorp, TNEWS, OCNLI, LCQMC, DRCD, C3, COTE-BD, FinRE. The paper gives only task, metric and number of shots;
+prompts are ours, all in Chinese, and ``docs/suites.md`` lists our other choices.
 
-Source: TA-LoRA, arXiv 2505.00009, Table I; most rows are those of CLUE (Xu et al. 2020, arXiv 2004.05986).
+Source: TA-LoRA, arXiv 2505.00009, Table I; most data sets are those of CLUE (Xu et al. 2020, arXiv 2004.05986).
 """
 
 from __future__ import annotations

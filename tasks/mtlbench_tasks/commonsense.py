@@ -1,7 +1,7 @@
-"""Commonsense reasoning: the eight tasks that tables of fine-tuned language models share, one prompt definition each.
+"""Commonsense reasoning: the eight tasks common in papers on fine-tuned language models.
 
-Prompts are lm-eval's; every task scores accuracy. All are evaluated on their official validation splits, ARC and
-OpenBookQA too, so that their test splits stay unseen.
+Prompts are lm-eval's; every task is scored with accuracy. All are evaluated on their official validation splits, also
+ARC and OpenBookQA, so that their test splits stay unseen.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The joint commonsense instructions: eight tasks as LLM-Adapters words them, trained together.
+"""The joint commonsense instructions: eight tasks with the prompts of LLM-Adapters, trained together.
 
 The 170,420 rows of ``commonsense_170k.json`` are the training sets of the eight tasks, so training on all eight with
-``proportional`` mixing is training on that file, with the task of every row known. The model writes its answer
-("the correct answer is ending2") and is scored on the answer word, on LLM-Adapters' test files: official validation
-rows of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande, official test rows of ARC and OpenBookQA. Its BoolQ has no passage.
+``proportional`` mixing is training on that file, with a known task for every example. The model generates its answer
+("the correct answer is ending2") and is scored on the answer word, on LLM-Adapters' test files: the official validation
+splits of BoolQ, PIQA, SIQA, HellaSwag and WinoGrande, the official test splits of ARC and OpenBookQA. Its BoolQ has no
+passage.
 
 Source: Hu et al. 2023, LLM-Adapters (arXiv 2304.01933). The files are on GitHub and not on the hub: ``--data DIR`` with
 ``DIR/llm_adapters/commonsense/<set>/<split>.parquet``.

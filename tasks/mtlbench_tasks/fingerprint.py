@@ -1,4 +1,4 @@
-"""What generated rows depend on, as a digest."""
+"""Digest of the source code that generates demo data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _GENERATOR = re.compile(r"^ *from (mtlbench\.demo\.\w+|mtlbench_tasks\.\w+) impo
 
 
 def source_digest(*modules: str) -> str:
-    """Digest of the source of ``modules`` and of all modules of the generator behind them, found by their imports.
+    """Digest of the source of ``modules`` and of all generator modules that they import, directly or indirectly.
 
     None of them is loaded.
     """
     open_, sources = list(modules), dict[str, str]()
     while open_:
-        found = open_.pop()
-        if found not in sources:
-            package, _, name = found.rpartition(".")
-            sources[found] = (_folder(package) / f"{name}.py").read_text()
-            open_ += _GENERATOR.findall(sources[found])
+        module = open_.pop()
+        if module not in sources:
+            package, _, name = module.rpartition(".")
+            sources[module] = (_folder(package) / f"{name}.py").read_text()
+            open_ += _GENERATOR.findall(sources[module])
     return hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:16]
 
 

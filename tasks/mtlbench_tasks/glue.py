@@ -1,7 +1,7 @@
-"""GLUE: nine tasks with lm-eval's stock prompts, and STS-B as T5 casts it.
+"""GLUE: nine tasks with lm-eval's prompts, and STS-B in the format of T5.
 
-Source: Wang et al. 2019, GLUE (arXiv 1804.07461); rows as in ``nyu-mll/glue`` on the hub, scored on its validation
-splits (the test labels are not public). A task with two metrics scores their mean, as the GLUE leaderboard does.
+Source: Wang et al. 2019, GLUE (arXiv 1804.07461); data as in ``nyu-mll/glue`` on the hub, scored on its validation
+splits (the test labels are not public). The score of a task with two metrics is their mean, as on the GLUE leaderboard.
 """
 
 from __future__ import annotations

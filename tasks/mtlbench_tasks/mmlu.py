@@ -1,12 +1,12 @@
-"""MMLU: 57 subjects of four-way questions, with lm-eval's stock prompts, scored on the test split as every table does.
+"""MMLU: 57 subjects of four-way questions, with lm-eval's stock prompts, scored on the test split, as usual.
 
-Source: Hendrycks et al. 2021, arXiv 2009.03300; rows as in ``cais/mmlu`` on the hub. Three suites:
+Source: Hendrycks et al. 2021, arXiv 2009.03300; data as in ``cais/mmlu`` on the hub. Three suites:
 
-- ``mmlu``: each subject zero-shot, trained on its five ``dev`` rows;
-- ``mmlu_5shot``: the same with the ``dev`` rows as worked examples before every prompt, and in training before each of
-  them the four others;
-- ``mmlu_auxiliary``: all subjects as one task, trained on the 99,842 auxiliary rows, for mixes with other suites; its
-  score is lm-eval's ``mmlu``, accuracy over all questions.
+- ``mmlu``: each subject 0-shot, trained on its five ``dev`` examples;
+- ``mmlu_5shot``: the same with the ``dev`` examples before every prompt; in training, the four others before each of
+  them;
+- ``mmlu_auxiliary``: all subjects as one task, trained on the 99,842 auxiliary examples, for mixtures with other
+  suites; its score is lm-eval's ``mmlu``, accuracy over all questions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""MMLU and four SuperGLUE tasks trained together, as MultiLoRA's comparison has them.
+"""MMLU and four SuperGLUE tasks trained together, as in MultiLoRA's comparison.
 
-MMLU is one task: trained on its auxiliary rows without worked examples, asked with the five ``dev`` rows of the subject
-before every question. The SuperGLUE tasks are asked without any. Every task scores accuracy.
+MMLU is one task: trained 0-shot on its auxiliary examples, evaluated 5-shot with the ``dev`` examples of the subject.
+The SuperGLUE tasks are 0-shot. Every task is scored with accuracy.
 
 Source: Wang et al. 2023, MultiLoRA (arXiv 2311.11501); Hendrycks et al. 2021 (arXiv 2009.03300); Wang et al. 2019
 (arXiv 1905.00537).

@@ -1,8 +1,8 @@
 """SuperGLUE: eight tasks, scored on the validation splits (the test labels are not public).
 
-Source: Wang et al. 2019, SuperGLUE (arXiv 1905.00537); rows as in ``aps/super_glue`` on the hub. Prompts are lm-eval's,
-the metrics the leaderboard's: where it has two (CB, MultiRC, ReCoRD), a task scores their mean. MultiRC and ReCoRD have
-YAML files of our own: lm-eval's MultiRC scores accuracy only, and its ReCoRD needs a module that transformers 5 lacks.
+Source: Wang et al. 2019, SuperGLUE (arXiv 1905.00537); data as in ``aps/super_glue`` on the hub. Prompts are lm-eval's,
+metrics the leaderboard's; the score of a task with two metrics (CB, MultiRC, ReCoRD) is their mean. MultiRC and ReCoRD
+use our YAML files: lm-eval's MultiRC has accuracy only, and its ReCoRD needs a module that transformers 5 lacks.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Source: arXiv:2505.00009, Tables I to III. The paper states neither epochs nor batch size; the numbers of epochs are
 those of MPT (Wang et al. 2023, arXiv:2303.02861): 5 on the sources, 20 on the targets. Shots are drawn per task.
-The paper has prompts of 20 tokens in the last 14 layers; its learning rates are not stated. What Table III calls "F&SW"
-(fast and slow weights) is read as: without the two rates, all learn at the slow one; without the mechanism, each task
-has a low-rank matrix of its own.
+The paper has prompts of 20 tokens in the last 14 layers; its learning rates are not stated. We interpret "F&SW"
+(fast and slow weights) of Table III as follows: without the two learning rates, all parameters use the slow; without
+the mechanism, each task has a separate low-rank matrix.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def test_a_broken_method_of_a_stranger_ends_with_1_and_says_what_to_change(insta
     assert done.returncode == 1, done.stderr
     failed = [line for line in done.stdout.splitlines() if line.startswith("  failed")]
     assert [line.split()[1] for line in failed] == ["routing", "routing"]
-    assert all("Make task_routed say what the layers do" in line for line in failed)
+    assert all("Set task_routed to what the layers do" in line for line in failed)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_times_on_a_device_that_a_stranger_uses_are_marked(
     assert bool(stamped) == bool(used)
     study = study_of(records)
     document = "".join(str(text) for text in load_report("markdown").render(study).values())
-    shown = [line for line in document.splitlines() if "Other programs had taken memory" in line]
+    shown = [line for line in document.splitlines() if "Other programs used memory" in line]
     assert len(shown) == bool(used)
     for record in stamped:
         assert record.provenance["foreign_device_bytes"] == used and "30.00 GiB" in shown[0]

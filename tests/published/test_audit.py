@@ -6,7 +6,7 @@ import pytest
 
 from mtlbench.published.audit import audit
 from mtlbench.published.ledger import papers
-from mtlbench.published.paper import Column, Paper, Printed, PublishedTable
+from mtlbench.published.paper import Paper, PublishedColumn, PublishedRow, PublishedTable
 from mtlbench.published.possible import fit
 
 
@@ -40,7 +40,7 @@ def test_one_row_is_the_same_under_two_backbones(findings):
 @pytest.mark.parametrize(("column", "held", "public"), [("COPA", 40, 100), ("WSC", 56, 104), ("RTE", 249, 277)])
 def test_the_t5_superglue_values_fit_a_tenth_of_the_training_rows(findings, table, column, held, public):
     (found,) = [f for f in findings if f.check == "rows" and f.tables == (table,) and f.what.startswith(column)]
-    assert f"are no k/{public} of the validation split" in found.what
+    assert f"are not k/{public} of the validation split" in found.what
     assert f"all fit k/{held}, 10 % of the" in found.what
 
 
@@ -67,15 +67,18 @@ def test_luck_is_the_share_of_values_that_are_possible():
     assert fit([0.123], rows=5000, decimals=3, unit=1).chance == 1
 
 
-def table_of(*rows: Printed, name: str = "t", metric: str = "accuracy") -> PublishedTable:
-    columns = (Column(name="A", metric=metric, task="x/a"), Column(name="B", metric="mcc", task="x/b"))
+def table_of(*rows: PublishedRow, name: str = "t", metric: str = "accuracy") -> PublishedTable:
+    columns = (
+        PublishedColumn(name="A", metric=metric, task="x/a"),
+        PublishedColumn(name="B", metric="mcc", task="x/b"),
+    )
     return PublishedTable(
         paper="p", name=name, caption="", unit="percent", decimals=1, columns=columns, rows=tuple(rows)
     )
 
 
-def row_of(*values: float | None, average: float | None = None, backbone: str = "one") -> Printed:
-    return Printed(name="m", values=values, average=average, method="m", backbone=backbone)
+def row_of(*values: float | None, average: float | None = None, backbone: str = "one") -> PublishedRow:
+    return PublishedRow(name="m", values=values, average=average, method="m", backbone=backbone)
 
 
 def test_a_table_that_adds_up_has_no_findings():

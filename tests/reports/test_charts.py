@@ -46,7 +46,7 @@ def test_every_chart_comes_as_svg_pdf_and_png_with_an_index(documents):
         elif name != "charts.txt":
             assert content.startswith(b"%PDF-" if name.endswith(".pdf") else b"\x89PNG")
     index = documents["charts.txt"].decode()
-    assert all(f"- chart-{name}: " in index for name in ALL) and "left out" not in index
+    assert all(f"- chart-{name}: " in index for name in ALL) and "omitted" not in index
     assert "molora (1 missing)" in index and "mtl_lora (1 failed)" in index and "moelora (1 skipped)" in index
 
 
@@ -68,9 +68,9 @@ def test_several_tables_have_files_of_their_own():
 
 def test_what_cannot_be_drawn_is_left_out_with_a_reason():
     index = rendered(study_of([failed(cell())]))["charts.txt"].decode().splitlines()
-    left = [line for line in index if line.startswith("- left out: ")]
+    left = [line for line in index if line.startswith("- omitted: ")]
     assert len(left) == len(ALL) and not [line for line in index if line.startswith("- chart-")]
-    assert "- left out: Loss over training steps: no row has a step log or an early-stopping loss." in left
+    assert "- omitted: Loss over training steps: no row has a step log or an early-stopping loss." in left
     assert "nothing to draw" in rendered(study_of([]))["charts.txt"].decode()
 
 
@@ -169,4 +169,4 @@ def test_failed_cells_and_odd_notes_break_no_chart():
     documents = rendered(study_of([*records, failed(cell("bad", tasks=TASKS))]))
     index = documents["charts.txt"].decode()
     assert "chart-differences: " in index
-    assert "left out: Architecture search: no record holds the trajectory of a search." in index
+    assert "omitted: Architecture search: no record holds the trajectory of a search." in index

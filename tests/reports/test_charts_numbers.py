@@ -10,7 +10,7 @@ from record_builder import PROTOCOL, cell, done
 
 from mtlbench.results.study import study_of
 from mtlbench_reports.charts import Charts
-from mtlbench_reports.charts.chart import Chart, LeftOut
+from mtlbench_reports.charts.chart import Chart, OmittedChart
 from mtlbench_reports.charts.differences import luminance
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.losses import windows
@@ -23,7 +23,7 @@ from mtlbench_reports.charts.trajectories import left, searches
 from mtlbench_reports.html import Html
 
 
-def charts(records, **words) -> dict[str, Chart | LeftOut]:
+def charts(records, **words) -> dict[str, Chart | OmittedChart]:
     with drawing(), drawings(study_of(records, **words), lambda _, chart: chart, copies=1) as found:
         (drawn,) = found()
         return {chart.name: chart for chart in drawn.charts}
@@ -160,15 +160,15 @@ def test_the_total_rank_counts_every_module():
 def test_losses_come_from_step_logs_and_notes_and_long_logs_are_averaged_in_windows():
     records = row("lora", 70.0, notes={"stop_losses": [[50, 0.9], [100, 0.7]]})
     hover = charts(records, steps=steps)["losses"].hover.values()
-    assert "lora, held-out rows, mean over tasks: 0.7 at step 100" in hover
+    assert "lora, validation split, mean over tasks: 0.7 at step 100" in hover
     assert {told.partition(":")[0] for told in hover} == {
-        "lora, training, all tasks", "lora, held-out rows, mean over tasks", *(f"lora, {task}" for task in TASKS),
+        "lora, training, all tasks", "lora, validation split, mean over tasks", *(f"lora, {task}" for task in TASKS),
     }  # fmt: skip
     curve = [(float(x), float(x % 2)) for x in range(100)]
     assert windows(curve, most=50) == [(x + 0.5, 0.5) for x in range(0, 100, 2)]
     assert windows(curve, most=100) == curve
     noted = charts(records)["losses"].hover
-    assert list(noted.values()) == ["lora, held-out rows, mean over tasks: 0.7 at step 100"]
+    assert list(noted.values()) == ["lora, validation split, mean over tasks: 0.7 at step 100"]
 
 
 def test_a_search_is_read_from_the_notes_and_its_weights_can_be_looked_up():

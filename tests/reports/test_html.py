@@ -141,7 +141,7 @@ def test_names_and_messages_stay_text(hostile_text):
 def test_an_empty_study_and_one_without_scores_are_pages_too():
     assert "0 records." in page(study_of([]))
     words = page(study_of([failed(cell())]))
-    assert "CUDA out of memory" in words and "left out" in words and "<svg" not in words
+    assert "CUDA out of memory" in words and "Omitted charts" in words and "<svg" not in words
 
 
 def test_the_same_study_gives_the_same_page():

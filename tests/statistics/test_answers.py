@@ -121,7 +121,7 @@ def test_predictions_that_are_not_the_recorded_ones_are_put_away_and_named(folde
     (told,) = folder.problems(records)
     assert bad in told and "lora seed 1" in told and "quarantine/" in told and "made with" in told
     study = study_of(records.values(), predictions=read, draws=20, notes=lambda: [told])
-    assert study.counts["ok"] == 2 and "not every cell left its predictions" in "".join(study.tables[0].notes)
+    assert study.counts["ok"] == 2 and "not every cell has stored predictions" in "".join(study.tables[0].notes)
     assert folder.problems() == [told], "the next report says it too"
 
 
@@ -155,4 +155,4 @@ def test_a_record_without_a_checksum_is_held_to_the_one_inside_the_file(folder):
 
 def test_predictions_that_cannot_be_understood_count_as_none(read, caplog):
     mixed = [*rows("a/x", choices=[0]), *rows("a/y", choices=[0]), *rows("a/x", choices=[1])]
-    assert read(mixed) is None and "not together" in caplog.text
+    assert read(mixed) is None and "not contiguous" in caplog.text

@@ -14,8 +14,7 @@ from simulated import error
 from mtlbench.api.record import Record, TaskScore
 from mtlbench.api.study import Table, TaskAnswers
 from mtlbench.results.study import study_of
-from mtlbench.statistics.estimate import Measured
-from mtlbench.statistics.intervals import holm
+from mtlbench.statistics.estimate import Measured, holm
 from mtlbench.statistics.tested import as_good_as
 
 TASKS = ("a/x", "a/y")
@@ -71,13 +70,13 @@ def test_examples_widen_an_interval_that_seeds_alone_make_narrow():
 
 def test_one_seed_is_tested_on_its_examples_and_says_so():
     table = study(world({"good": 1.0, "bad": -0.5}, seeds=1))
-    assert "with one seed they hold for the trained models" in table.tests
+    assert "with one seed they are valid for the trained models" in table.tests
     assert [row.average.tied for row in table.rows] == [None, False]
 
 
 def test_without_seeds_and_examples_there_is_no_test_and_that_is_told():
     table = study(world({"good": 1.0, "bad": -0.5}, seeds=1), draws=0)
-    assert table.tests == "No tests: they take two seeds, or stored predictions."
+    assert table.tests == "No tests: they need two seeds, or stored predictions."
     assert [row.average.tied for row in table.rows] == [None, None]
 
 
@@ -89,7 +88,7 @@ def test_differences_to_the_reference_are_paired_t_tests_after_holm():
         return by_label[name].entries["a/x"].scores.values
 
     expected = [stats.ttest_rel(scores(name), scores("lora")) for name in ("x", "y")]
-    told = [by_label[name].beside.differences["a/x"] for name in ("x", "y")]
+    told = [by_label[name].comparison.differences["a/x"] for name in ("x", "y")]
     assert [one.p for one in told] == pytest.approx(holm([one.pvalue for one in expected]), rel=1e-6)
     assert [one.interval.low for one in told] == pytest.approx([one.confidence_interval().low for one in expected])
 
@@ -109,7 +108,8 @@ def test_other_examples_or_scores_that_do_not_come_back_are_told_and_left_to_the
     (table,) = study_of(records, predictions=stored, draws=50).tables
     assert "No resampling of the examples of a/x: the cells answered different examples." in table.notes
     assert (
-        "No resampling of the examples of a/y: the stored predictions do not give the recorded scores." in table.notes
+        "No resampling of the examples of a/y: the stored predictions do not reproduce the recorded scores."
+        in table.notes
     )
     assert all(row.entries["a/y"].interval.examples is None for row in table.rows)
 

@@ -1,4 +1,4 @@
-"""Charts of a study as SVG, PDF and PNG, with ``charts.txt`` saying what was drawn and what was left out, and why."""
+"""Charts of a study as SVG, PDF and PNG, with a list in ``charts.txt`` of charts drawn and charts omitted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Charts(Report):
-    """Every chart that the study has data for; with several tables, file names carry the number of the table."""
+    """Every chart that the study has data for; with several tables, file names contain the number of the table."""
 
     name = "charts"
 
     def render(self, study: Study) -> Mapping[str, str | bytes]:
-        from mtlbench_reports.charts.documents import documents  # matplotlib: only when charts are asked for
+        from mtlbench_reports.charts.documents import documents  # imports matplotlib
 
         return documents(study)
 

@@ -1,4 +1,4 @@
-"""The values between what is drawn and where it is shown."""
+"""Input and result of drawing a chart."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from mtlbench_reports.charts.swept import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What charts are drawn of: a table, and what must look alike in all charts of a study."""
+class ChartInput:
+    """The data of charts: a table, and the styles that all charts of a study share."""
 
     table: Table
     looks: Mapping[str, Look]
     """Row label to look."""
     settings: Mapping[str, Settings]
-    """Row label to all settings, those at their defaults included where these are known."""
+    """Row label to all settings, including defaults where they are known."""
     steps: Callable[[str], Sequence[tuple[int, Mapping[str, float]]]]
     """Cell key to its step log: step, and full task name to mean loss over that step's rows, all tasks' under ""."""
 
     @property
     def scored(self) -> list[Row]:
-        """Rows with an average that is a number."""
+        """Rows with an average that is finite."""
         return self.table.scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A figure and its words."""
+    """A figure with its texts."""
 
     name: str
     """File name without ending, unique among the charts of a table."""
     title: str
     caption: str
-    """What one must know to read it; may be empty."""
+    """Explanations for the reader; may be empty."""
     figure: Figure
     hover: Mapping[str, str] = field(default_factory=dict)
-    """``gid`` of a drawn part to the words shown when a pointer rests on it."""
+    """``gid`` of an element to its tooltip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A chart that was not drawn, and why."""
+class OmittedChart:
+    """A chart that was not drawn, with the reason."""
 
     name: str
     title: str
@@ -60,5 +60,5 @@ def without_scores(rows: Sequence[Row]) -> str:
 
 
 def _why(row: Row) -> str:
-    told = ", ".join(f"{len(problem.seeds)} {problem.status}" for problem in row.problems)
-    return told or "scores of some tasks only"
+    problems = ", ".join(f"{len(problem.seeds)} {problem.status}" for problem in row.problems)
+    return problems or "scores of some tasks only"

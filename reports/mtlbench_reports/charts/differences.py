@@ -10,45 +10,45 @@ from matplotlib.colors import Colormap, TwoSlopeNorm
 from matplotlib.patches import Rectangle
 
 from mtlbench.api.study import AT_MAJORITY, Row
+from mtlbench.results.formatting import points
 from mtlbench.results.multitask import difference
-from mtlbench.results.words import points
-from mtlbench_reports.charts.chart import Chart, LeftOut, Subject, without_scores
+from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart, without_scores
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK
 
 _NAME = "differences"
 _SIZE = 7.0
 _EVEN = 0.245
-"""Luminance on which white and our ink have the same contrast."""
+"""Luminance at which white and our ink have the same contrast."""
 _LEAST = 2.0
-"""Points that the darkest colour stands for at least, so that small differences look small."""
+"""Minimum difference in points for the darkest colour, so that small differences look small."""
 _FULL = 0.95
-"""Share of the cells whose colour is not yet the darkest, so that one bad row does not pale all others."""
+"""Quantile of the differences that gets the darkest colour, so that one bad row does not make all others pale."""
 
 
-def differences(subject: Subject) -> Iterator[Chart | LeftOut]:
+def differences(data: ChartInput) -> Iterator[Chart | OmittedChart]:
     """A heat map of rows by tasks, in points of the score."""
-    rows = [row for row in subject.table.rows if row.entries]
+    rows = [row for row in data.table.rows if row.entries]
     title = "Differences to a reference, task by task"
     if len(rows) < 2:
-        yield LeftOut(name=_NAME, title=title, reason="fewer than two rows have scores")
+        yield OmittedChart(name=_NAME, title=title, reason="fewer than two rows have scores")
         return
-    against = next((row for row in rows if row.label == subject.table.reference), None)
+    against = next((row for row in rows if row.label == data.table.reference), None)
     if against is None:
-        named = subject.table.reference
+        named = data.table.reference
         reason = f"there is no row {named!r} with an average" if named else "no two rows have an average"
-        yield LeftOut(name=_NAME, title=title, reason=reason)
+        yield OmittedChart(name=_NAME, title=title, reason=reason)
         return
     others = [row for row in rows if row is not against]
-    grid = [[difference(row, against, task) for task in (*subject.table.tasks, None)] for row in others]
+    grid = [[difference(row, against, task) for task in (*data.table.tasks, None)] for row in others]
     if all(value is None for line in grid for value in line):
-        yield LeftOut(name=_NAME, title=title, reason=f"no row has a score of a seed that {against.label} has")
+        yield OmittedChart(name=_NAME, title=title, reason=f"no row has a score of a seed that {against.label} has")
         return
-    yield _chart(subject, others, against, grid)
+    yield _chart(data, others, against, grid)
 
 
-def _chart(subject: Subject, rows: Sequence[Row], against: Row, grid: Sequence[Sequence[float | None]]) -> Chart:
-    table = subject.table
+def _chart(data: ChartInput, rows: Sequence[Row], against: Row, grid: Sequence[Sequence[float | None]]) -> Chart:
+    table = data.table
     suites = {task.partition("/")[0] for task in table.tasks}
     tasks = [task.partition("/")[2] or task if len(suites) == 1 else task for task in table.tasks]
     columns = [*(short(task, width=1.6) for task in tasks), "average"]
@@ -63,21 +63,21 @@ def _chart(subject: Subject, rows: Sequence[Row], against: Row, grid: Sequence[S
     axes.grid(False)
     axes.tick_params(pad=3, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    places = [at + (0.08 / wide if at == len(tasks) else 0) for at in range(len(columns))]
-    axes.set_xticks([place + 0.35 for place in places], columns, rotation=45, ha="left", rotation_mode="anchor")
+    lefts = [at + (0.08 / wide if at == len(tasks) else 0) for at in range(len(columns))]
+    axes.set_xticks([left + 0.35 for left in lefts], columns, rotation=45, ha="left", rotation_mode="anchor")
     axes.set_yticks([at + 0.5 for at in range(len(rows))], labels)
     sizes = sorted(abs(value) for line in grid for value in line if value is not None)
     full = max(sizes[int(_FULL * (len(sizes) - 1))], _LEAST)
     norm, colours = TwoSlopeNorm(0.0, -full, full), colormaps["PuOr"]
     hover = {}
     for y, (row, line) in enumerate(zip(rows, grid, strict=True)):
-        for x, (place, value) in enumerate(zip(places, line, strict=True)):
+        for x, (left, value) in enumerate(zip(lefts, line, strict=True)):
             task = table.tasks[x] if x < len(tasks) else None
             entry = row.entries.get(task) if task else row.average
             mark = "†" if entry and entry.at_majority else ""
             gid = f"difference-{y}-{x}"
-            _cell(axes, place, y, value, mark=mark, norm=norm, colours=colours, gid=gid)
-            hover[gid] = _words(row, against, task, value, at_majority=bool(mark))
+            _cell(axes, left, y, value, mark=mark, norm=norm, colours=colours, gid=gid)
+            hover[gid] = _hover_text(row, against, task, value, at_majority=bool(mark))
     caption = (
         f"Score of the row minus that of {against.label}, mean over the seeds that both have; orange is below it, "
         "purple above, – has no score of a common seed. " + (f"† {AT_MAJORITY}. " if _marked(rows) else "")
@@ -90,9 +90,9 @@ def _marked(rows: Sequence[Row]) -> bool:
     return any(entry.at_majority for row in rows for entry in row.entries.values())
 
 
-def _words(row: Row, against: Row, task: str | None, value: float | None, *, at_majority: bool) -> str:
-    told = "no score of a common seed" if value is None else f"{points(value, 2)} points to {against.label}"
-    return f"{row.label}, {task or 'average'}: {told}{f'; {AT_MAJORITY}' if at_majority else ''}"
+def _hover_text(row: Row, against: Row, task: str | None, value: float | None, *, at_majority: bool) -> str:
+    text = "no score of a common seed" if value is None else f"{points(value, 2)} points to {against.label}"
+    return f"{row.label}, {task or 'average'}: {text}{f'; {AT_MAJORITY}' if at_majority else ''}"
 
 
 def _cell(

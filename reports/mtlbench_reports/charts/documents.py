@@ -10,60 +10,60 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mtlbench.api.study import Study
-from mtlbench_reports.charts.chart import Chart, LeftOut
+from mtlbench_reports.charts.chart import Chart, OmittedChart
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.face import families
 from mtlbench_reports.charts.sheet import lacking
 from mtlbench_reports.charts.style import drawing
 
-_TOLD: dict[str, dict[str, Any]] = {
+_FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
     "png": {"pil_kwargs": {"compress_level": 3}},
 }
-"""Endings, with what keeps the day of the rendering out of the file; the highest compression of a PNG saves a tenth of
-its size and takes a quarter of its time."""
+"""File types with their options, which omit the date of rendering. A PNG at the highest compression would be a tenth
+smaller, and take a quarter of the rendering time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """A chart in all its forms."""
+class _ChartFiles:
+    """A chart in all file types."""
 
     name: str
-    words: str
+    text: str
     images: Mapping[str, bytes]
 
 
 def documents(study: Study) -> dict[str, str | bytes]:
     """``charts.txt``, and each chart as ``chart-<name>.svg``, ``.pdf`` and ``.png``."""
     files: dict[str, str | bytes] = {}
-    told = [study.title, *study.notes]
+    lines = [study.title, *study.notes]
     several = len(study.tables) > 1
-    with drawing(families=families()), drawings(study, _drawn) as found:
-        for drawn in found():
-            told += ["", f"Table {drawn.number}: {drawn.table.title}"]
-            for chart in drawn.charts:
-                if isinstance(chart, LeftOut):
-                    told.append(f"- left out: {chart.title}: {chart.reason}.")
+    with drawing(families=families()), drawings(study, _drawn) as drawn_tables:
+        for table_charts in drawn_tables():
+            lines += ["", f"Table {table_charts.number}: {table_charts.table.title}"]
+            for chart in table_charts.charts:
+                if isinstance(chart, OmittedChart):
+                    lines.append(f"- omitted: {chart.title}: {chart.reason}.")
                     continue
-                stem = f"chart-{drawn.number}-{chart.name}" if several else f"chart-{chart.name}"
+                stem = f"chart-{table_charts.number}-{chart.name}" if several else f"chart-{chart.name}"
                 files |= {f"{stem}.{kind}": data for kind, data in chart.images.items()}
-                told.append(f"- {stem}: {chart.words}")
+                lines.append(f"- {stem}: {chart.text}")
     boxes = lacking("".join([*(row.label + "".join(table.tasks) for table in study.tables for row in table.rows)]))
     if boxes:
-        told += ["", f"The font of the charts lacks these letters and draws boxes for them: {boxes}"]
+        lines += ["", f"The font of the charts lacks these characters and draws boxes for them: {boxes}"]
     if not study.tables:
-        told += ["", "There are no cells, so there is nothing to draw."]
-    return {"charts.txt": "\n".join(told) + "\n", **files}
+        lines += ["", "There are no cells, so there is nothing to draw."]
+    return {"charts.txt": "\n".join(lines) + "\n", **files}
 
 
-def _drawn(_: int, chart: Chart) -> _Drawn:
-    words = f"{chart.title}. {chart.caption}".rstrip()
-    return _Drawn(name=chart.name, words=words, images={kind: image(chart.figure, kind) for kind in _TOLD})
+def _drawn(_: int, chart: Chart) -> _ChartFiles:
+    text = f"{chart.title}. {chart.caption}".rstrip()
+    return _ChartFiles(name=chart.name, text=text, images={kind: image(chart.figure, kind) for kind in _FORMATS})
 
 
 def image(figure: Figure, kind: str) -> bytes:
     """The figure as ``svg``, ``pdf`` or ``png``."""
     out = io.BytesIO()
-    figure.savefig(out, format=kind, **_TOLD[kind])
+    figure.savefig(out, format=kind, **_FORMATS[kind])
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""A small copy of the charts' font: cutting the letters of a PDF out of the whole one takes most of its time."""
+"""A subset of the charts' font, because subsetting the full font for every PDF takes most of the rendering time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fontTools import subset  # type: ignore[import-untyped]
 from matplotlib.font_manager import findfont, fontManager
 
 WHOLE = "DejaVu Sans"
-"""The font that comes with matplotlib; letters that the small copy lacks are taken from it."""
+"""The font that comes with matplotlib; characters that the subset lacks are taken from it."""
 _NAME = "DejaVu Sans of the charts"
 _LETTERS = (range(0x20, 0x250), range(0x370, 0x400), range(0x2010, 0x2040), range(0x2190, 0x22FF))
 _LAYOUT = ("FFTM", "GDEF", "GPOS", "GSUB")
 _FAMILY = (1, 16)
-"""Numbers of the names of a font that hold its family."""
+"""Name ids of a font that hold its family."""
 
 
 @lru_cache(maxsize=1)
 def families() -> list[str]:
-    """Names to draw with, the small copy's first; it is made once and removed with the process."""
+    """Font families for drawing, the subset first; it is made once per process and removed at its end."""
     path = Path(_folder().name) / "face.ttf"
     options = subset.Options(
         drop_tables=[*subset.Options().drop_tables, *_LAYOUT],
@@ -35,9 +35,9 @@ def families() -> list[str]:
     cut = subset.Subsetter(options)
     cut.populate(unicodes=[code for letters in _LETTERS for code in letters])
     cut.subset(font)
-    for told in font["name"].names:
-        if told.nameID in _FAMILY:
-            told.string = _NAME
+    for record in font["name"].names:
+        if record.nameID in _FAMILY:
+            record.string = _NAME
     subset.save_font(font, path, options)
     fontManager.addfont(path)
     return [_NAME, WHOLE]

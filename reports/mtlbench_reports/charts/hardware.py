@@ -1,4 +1,4 @@
-"""Whether times and memory of rows may share a chart."""
+"""Whether times and memory of rows can share a chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mtlbench.text import one_line
 
 
 def differing_hardware(rows: Sequence[Row], *, memory: bool) -> str | None:
-    """Why the rows' measurements cannot be compared, or ``None``."""
+    """The reason why the rows' measurements cannot be compared, or ``None``."""
     devices = sorted(
         {
             one_line(str(record.provenance["device"]))
@@ -27,7 +27,7 @@ def differing_hardware(rows: Sequence[Row], *, memory: bool) -> str | None:
 
 
 def memory_kind(rows: Sequence[Row]) -> str:
-    """``device`` or ``process``; ``cell`` where the records do not say."""
+    """``device`` or ``process``; ``cell`` if the records do not say."""
     return " and ".join(_kinds(rows)) or "cell"
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from matplotlib.artist import Artist
 
 from mtlbench.api.study import Row, RowCosts
-from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
+from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.hardware import differing_hardware, memory_kind
 from mtlbench_reports.charts.scales import plain, value_axis
 from mtlbench_reports.charts.sheet import Sheet, legend_height, legend_width
-from mtlbench_reports.charts.swept import Line, Settings, cell_of, sweeps
+from mtlbench_reports.charts.swept import Settings, SweepLine, cell_of, sweeps
 
 _PER_MODULE = {"molora": "experts", "multilora": "modules"}
 """Methods whose ``rank`` is that of one of several modules, with the setting that counts them."""
@@ -27,23 +27,23 @@ class _Panel:
     value: Callable[[RowCosts], float | None]
 
 
-def ranks(subject: Subject) -> Iterator[Chart | LeftOut]:
+def ranks(data: ChartInput) -> Iterator[Chart | OmittedChart]:
     """One chart with a panel for memory and one for throughput."""
-    swept = [sweep for sweep in sweeps(subject.table.rows, subject.settings) if _is_rank(sweep.setting)]
+    swept = [sweep for sweep in sweeps(data.table.rows, data.settings) if _is_rank(sweep.setting)]
     lines = [line for sweep in swept for line in sweep.lines]
-    curves = [(line, points) for line in lines if len(points := _points(line, subject.settings)) > 1]
+    curves = [(line, points) for line in lines if len(points := _points(line, data.settings)) > 1]
     if not curves:
-        yield LeftOut(name=_NAME, title=_TITLE, reason="no method has measured rows that differ in their rank only")
+        yield OmittedChart(name=_NAME, title=_TITLE, reason="no method has measured rows that differ only in rank")
         return
     rows = [row for _, points in curves for _, row in points]
     reason = differing_hardware(rows, memory=True)
     if reason:
-        yield LeftOut(name=_NAME, title=_TITLE, reason=reason)
+        yield OmittedChart(name=_NAME, title=_TITLE, reason=reason)
         return
-    yield _chart(subject, curves, memory_kind(rows))
+    yield _chart(data, curves, memory_kind(rows))
 
 
-def _chart(subject: Subject, curves: Sequence[tuple[Line, list[tuple[float, Row]]]], kind: str) -> Chart:
+def _chart(data: ChartInput, curves: Sequence[tuple[SweepLine, list[tuple[float, Row]]]], kind: str) -> Chart:
     panels = (
         _Panel(
             label=f"peak memory of the {kind} (MiB)",
@@ -59,7 +59,7 @@ def _chart(subject: Subject, curves: Sequence[tuple[Line, list[tuple[float, Row]
     labels = [line.label for line, _ in curves]
     sheet = Sheet(
         title=_TITLE,
-        subtitle=subject.table.title,
+        subtitle=data.table.title,
         width=_LEGEND + legend_width(labels),
         height=max(3.0, legend_height(labels)),
     )
@@ -71,7 +71,7 @@ def _chart(subject: Subject, curves: Sequence[tuple[Line, list[tuple[float, Row]
         axes.set_ylabel(panel.label)
         for number, (line, points) in enumerate(curves):
             drawn = [(x, y, row) for x, row in points if row.costs and (y := panel.value(row.costs)) is not None]
-            look = subject.looks[line.first]
+            look = data.looks[line.first]
             (handle,) = axes.plot([x for x, _, _ in drawn], [y for _, y, _ in drawn], **look.both)
             for x, y, row in drawn:
                 gid = f"rank-{at}-{number}-{len(hover)}"
@@ -87,7 +87,7 @@ def _chart(subject: Subject, curves: Sequence[tuple[Line, list[tuple[float, Row]
     return Chart(name=_NAME, title=_TITLE, caption=caption, figure=sheet.figure, hover=hover)
 
 
-def _points(line: Line, settings: Mapping[str, Settings]) -> list[tuple[float, Row]]:
+def _points(line: SweepLine, settings: Mapping[str, Settings]) -> list[tuple[float, Row]]:
     measured = [(value, row) for value, row in line.points if row.costs]
     numbers = [(float(v) * _copies(row, settings), row) for v, row in measured if isinstance(v, int | float) and v > 0]
     return numbers if len({x for x, _ in numbers}) > 1 else []

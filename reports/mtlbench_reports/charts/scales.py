@@ -1,4 +1,4 @@
-"""Axes for numbers of any size: linear or logarithmic, with few round ticks in plain words."""
+"""Axes for numbers of any magnitude: linear or logarithmic, with few round ticks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 _ROUND = (1, 2, 2.5, 5, 10)
 _WIDE = 20
-"""Largest over smallest value from which an axis is logarithmic."""
+"""An axis is logarithmic from this ratio of the largest to the smallest value."""
 
 
 def plain(value: float) -> str:
-    """``0.05``, ``12``, ``163,840``; at most four digits behind the point."""
+    """``0.05``, ``12``, ``163,840``; at most four decimals."""
     if value == 0 or abs(value) >= 1e12 or abs(value) < 1e-4:
         return f"{value:g}"
     return f"{value:,.4f}".rstrip("0").rstrip(".") if abs(value) < 1e4 else f"{value:,.0f}"
@@ -37,9 +37,9 @@ def differ_much(values: Iterable[float]) -> bool:
 
 
 def spread_axis(axes: Axes, values: Iterable[float], *, along: str = "x", log: bool | None = None) -> None:
-    """Make the axis fit ``values``: logarithmic where they differ much, with 0 at its end where it is among them.
+    """Scale the axis for ``values``: logarithmic if they span orders of magnitude, with 0 at its end if it occurs.
 
-    ``log`` decides instead, where there is a value to show on such an axis.
+    ``log`` decides instead, if there is a positive value.
     """
     numbers = [value for value in values if math.isfinite(value)]
     positive = [value for value in numbers if value > 0]
@@ -63,26 +63,26 @@ def spread_axis(axes: Axes, values: Iterable[float], *, along: str = "x", log: b
 
 
 def step_axis(axes: Axes) -> None:
-    """An x axis of training steps, which are whole."""
+    """An x axis of training steps, with integer ticks."""
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=_ROUND))
 
 
 def value_axis(axes: Axes, values: Sequence[float]) -> None:
-    """An x axis with a tick at each of these values, base 2 where they span four times or more."""
+    """An x axis with a tick at each of these values, logarithmic with base 2 if they span a factor of four or more."""
     ordered = sorted(set(values))
     if ordered[0] > 0 and ordered[-1] >= 4 * ordered[0]:
         axes.set_xscale("log", base=2)
         axes.set_xlim(ordered[0] / 1.25, ordered[-1] * 1.25)
     while len(ordered) > 8:
         ordered = ordered[::2]
-    _fix(axes.xaxis, ordered, words=plain)
+    _fix(axes.xaxis, ordered, format_=plain)
 
 
-def _fix(axis: Axis, ticks: Sequence[float], words: Callable[[float], str] = brief) -> None:
+def _fix(axis: Axis, ticks: Sequence[float], format_: Callable[[float], str] = brief) -> None:
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_(value)))
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""The architecture search of a variant: entropy and operations left over steps, mixtures at every cut, the result."""
+"""The architecture search of a variant: entropy and remaining operations over steps, mixtures at every cut, result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from mtlbench.api.study import Row
-from mtlbench_reports.charts.chart import Chart, LeftOut, Subject
+from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.scales import step_axis
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import COLOURS, DASHES, INK, MARKERS, SMALL
@@ -32,31 +32,31 @@ class _Seed:
     searches: Sequence[Search]
 
 
-def search(subject: Subject) -> Iterator[Chart | LeftOut]:
+def search(data: ChartInput) -> Iterator[Chart | OmittedChart]:
     """A chart for each variant that searched."""
-    found = [(row, seeds) for row in subject.table.rows if (seeds := _seeds(row))]
-    if not found:
-        yield LeftOut(name="search", title=_TITLE, reason="no record holds the trajectory of a search")
-    for at, (row, seeds) in enumerate(found, start=1):
-        name = "search" if len(found) == 1 else f"search-{at}"
+    searched = [(row, seeds) for row in data.table.rows if (seeds := _seeds(row))]
+    if not searched:
+        yield OmittedChart(name="search", title=_TITLE, reason="no record holds the trajectory of a search")
+    for at, (row, seeds) in enumerate(searched, start=1):
+        name = "search" if len(searched) == 1 else f"search-{at}"
         if at > _MOST:
             reason = f"only the {_MOST} variants with the best averages are drawn"
-            yield LeftOut(name=name, title=f"{_TITLE} of {row.label}", reason=reason)
+            yield OmittedChart(name=name, title=f"{_TITLE} of {row.label}", reason=reason)
             continue
-        yield _chart(subject, row, seeds, name=name)
+        yield _chart(data, row, seeds, name=name)
 
 
 def _seeds(row: Row) -> list[_Seed]:
     """Seeds with a trajectory, best average first."""
-    found = [
-        _Seed(seed=record.cell.seed, average=record.average or 0.0, searches=told)
+    seeds = [
+        _Seed(seed=record.cell.seed, average=record.average or 0.0, searches=run_searches)
         for record in row.records
-        if record.status == "ok" and (told := searches(record))
+        if record.status == "ok" and (run_searches := searches(record))
     ]
-    return sorted(found, key=lambda seed: (-seed.average, seed.seed))
+    return sorted(seeds, key=lambda seed: (-seed.average, seed.seed))
 
 
-def _chart(subject: Subject, row: Row, seeds: Sequence[_Seed], *, name: str) -> Chart:
+def _chart(data: ChartInput, row: Row, seeds: Sequence[_Seed], *, name: str) -> Chart:
     best = seeds[0]
     operations = list(dict.fromkeys(op for one in best.searches for op in one.operations))
     layers = [(one, at) for one in best.searches for at in range(len(one.cuts[0].mixtures))]
@@ -68,7 +68,7 @@ def _chart(subject: Subject, row: Row, seeds: Sequence[_Seed], *, name: str) -> 
     columns = cuts + 1
     width = max(side + columns * (wide + _GAP) + 0.35, 8.6)
     title = f"Architecture search of {row.label}"
-    sheet = Sheet(title=title, subtitle=subject.table.title, width=width, height=2.3 + head + high + 0.5)
+    sheet = Sheet(title=title, subtitle=data.table.title, width=width, height=2.3 + head + high + 0.5)
     hover = _curves(sheet, seeds)
     for at in range(columns):
         axes = sheet.axes(side + at * (wide + _GAP) + 0.05, 2.3 + head, wide, high)
@@ -99,8 +99,8 @@ def _curves(sheet: Sheet, seeds: Sequence[_Seed]) -> dict[str, str]:
             whose = f"seed {seed.seed}{f', {one.task}' if one.task else ''}"
             look = {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4}
             entropy.plot([cut.step for cut in one.cuts], [cut.entropy for cut in one.cuts], gid=gid, **look)
-            told = ", ".join(f"{cut.entropy:.3f} before step {cut.step}" for cut in one.cuts)
-            hover[gid] = f"{whose}: entropy {told}"
+            entropies = ", ".join(f"{cut.entropy:.3f} before step {cut.step}" for cut in one.cuts)
+            hover[gid] = f"{whose}: entropy {entropies}"
             xs, ys = zip(*left(one.cuts), strict=True)
             count.step(xs, ys, where="post", color=colour, linestyle=dash)
         handles.append((Line2D([], [], color=colour, marker=marker, linestyle=dash, markersize=4), f"seed {seed.seed}"))
@@ -116,9 +116,9 @@ def _frame(axes: Axes, operations: Sequence[str], names: Sequence[str] | None, *
     axes.grid(False)
     axes.spines[:].set_visible(True)
     axes.tick_params(pad=2, labeltop=True, labelbottom=False)
-    places = [at + 0.5 for at in range(len(operations))]
+    xs = [at + 0.5 for at in range(len(operations))]
     labels = [short(name, width=1.2) for name in operations]
-    axes.set_xticks(places, labels, rotation=65, ha="left", va="bottom", rotation_mode="anchor", size=6)
+    axes.set_xticks(xs, labels, rotation=65, ha="left", va="bottom", rotation_mode="anchor", size=6)
     axes.set_yticks([at + 0.5 for at in range(layers)], names if names else [""] * layers)
     axes.xaxis.set_label_position("bottom")
     axes.xaxis.set_label_coords(0.5, -0.06 / (_CELL * 1.2 * layers))
@@ -143,13 +143,13 @@ def _mixtures(
             hover[gid] = f"{names[y]}, {operation}: " + (f"weight {weight:.4f}" if cut < len(one.cuts) else "found")
             if operation in stays:
                 dots["white" if shade > 0.55 else INK].append((x + 0.5, y + 0.5))
-    for colour, places in dots.items():
-        axes.plot([x for x, _ in places], [y for _, y in places], "o", markersize=2.6, color=colour)
+    for colour, centres in dots.items():
+        axes.plot([x for x, _ in centres], [y for _, y in centres], "o", markersize=2.6, color=colour)
     return hover
 
 
 def _mixture(one: Search, layer: int, cut: int) -> dict[str, float]:
-    """Weights before a cut; after the last one, the operations that are left."""
+    """Weights before a cut; after the last one, the remaining operations."""
     if cut < len(one.cuts):
         mixtures = one.cuts[cut].mixtures
         return dict(mixtures[layer]) if layer < len(mixtures) else {}

@@ -1,4 +1,4 @@
-"""A figure laid out in inches from its upper left corner, so that no label is ever cut or overlapped."""
+"""A figure laid out in inches from its upper left corner, so that no label is clipped or overlapped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LINE = 0.165
 """Height of a line of text in a legend or a title, in inches."""
 EDGE = 0.12
 _X_LABEL, _Y_LABEL = 0.25, 0.45
-"""Inches from a frame to its axes' labels; looking for the room that ticks leave takes a tenth of the drawing."""
+"""Inches from a frame to its axes' labels; fixed, because measuring tick labels takes a tenth of the time."""
 _TITLE = 10.5
-"""Size of a title; one face for all words, because every face in a PDF costs a twentieth of a second."""
+"""Size of a title; one font face for all texts, because every face in a PDF costs a twentieth of a second."""
 
 
 class Sheet:
@@ -40,15 +40,15 @@ class Sheet:
         self.figure.text(left, below, "\n".join(under), size=SMALL, va="top", color=FAINT)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes whose frame has this place and size in the content area."""
-        place = (left / self.width, self._up(top + height), width / self.width, height / self.height)
-        axes = self.figure.add_axes(place)
+        """Axes whose frame has this position and size in the content area."""
+        position = (left / self.width, self._up(top + height), width / self.width, height / self.height)
+        axes = self.figure.add_axes(position)
         axes.xaxis.set_label_coords(0.5, -_X_LABEL / height)
         axes.yaxis.set_label_coords(-_Y_LABEL / width, 0.5)
         return axes
 
     def legend(self, handles: Sequence[Artist], labels: Iterable[str], *, left: float, top: float = 0.0) -> None:
-        """A legend of one column with its upper left corner there; long labels are folded."""
+        """A legend of one column with its upper left corner at this position; long labels are wrapped."""
         self.figure.legend(
             list(handles),
             ["\n".join(folded(label)) for label in labels],
@@ -63,28 +63,28 @@ class Sheet:
 
 
 def legend_width(labels: Iterable[str]) -> float:
-    """Inches that a legend with these labels takes."""
+    """Width in inches of a legend with these labels."""
     return max((text_width(line) for label in labels for line in folded(label)), default=0.0) + 0.5
 
 
 def legend_height(labels: Sequence[str]) -> float:
-    """Likewise, downwards."""
+    """Height in inches of a legend with these labels."""
     return sum(0.05 + 0.123 * len(folded(label)) for label in labels) + 0.1
 
 
 def text_width(text: str, size: float = SMALL) -> float:
-    """Inches of one line of text."""
-    return 1.03 * _units(text) * size / 72  # drawn words are hinted and a little wider
+    """Width in inches of one line of text."""
+    return 1.03 * _units(text) * size / 72  # drawn text is hinted and slightly wider
 
 
 @lru_cache(maxsize=4096)
 def _units(text: str) -> float:
-    """Width in units of the font size; letters that the font lacks count as wide ones."""
+    """Width in units of the font size; characters that the font lacks count as wide ones."""
     return sum(_advances().get(ord(c), 1.0) for c in text)
 
 
 def lacking(text: str) -> str:
-    """The letters that the font of the charts lacks, each once; they are drawn as boxes."""
+    """The characters that the font of the charts lacks, each once; they are drawn as boxes."""
     known = get_font(findfont("DejaVu Sans")).get_charmap()
     return "".join(sorted({letter for letter in text if ord(letter) not in known}))
 
@@ -98,43 +98,46 @@ def _advances() -> dict[int, float]:
 
 
 def short(text: str, *, width: float = 2.3, size: float = SMALL) -> str:
-    """Text with its middle cut out where it is wider than ``width`` inches."""
+    """Text with an ellipsis in the middle if it is wider than ``width`` inches."""
     text = one_line(text)
     if text_width(text, size) <= width:
         return text
-    keep = len(text)
-    while keep > 4:
-        keep -= 1
-        head = ceil(keep * 0.6)
-        told = f"{text[:head]}…{text[len(text) - (keep - head) :]}"
-        if text_width(told, size) <= width:
-            return told
+    length = len(text)
+    while length > 4:
+        length -= 1
+        head = ceil(length * 0.6)
+        shortened = f"{text[:head]}…{text[len(text) - (length - head) :]}"
+        if text_width(shortened, size) <= width:
+            return shortened
     return "…"
 
 
 def folded(text: str, *, width: float = 2.1, lines: int = 3) -> list[str]:
-    """A variant in lines of at most ``width`` inches, broken between its settings; cut when it needs more lines."""
-    parts = re.findall(r"[^,+]+[,+]*", one_line(text)) or [text]
-    found = [""]
-    for part in parts:
-        if found[-1] and text_width(found[-1] + part) > width:
-            found.append("  ")
-        found[-1] += part
-    if len(found) > lines:
-        found = [*found[: lines - 1], "".join([found[lines - 1], *(line.strip() for line in found[lines:])])]
-    return [short(line, width=width) for line in found]
+    """A variant in lines of at most ``width`` inches, broken between its settings; truncated to ``lines`` lines."""
+    pieces = re.findall(r"[^,+]+[,+]*", one_line(text)) or [text]
+    folded_lines = [""]
+    for piece in pieces:
+        if folded_lines[-1] and text_width(folded_lines[-1] + piece) > width:
+            folded_lines.append("  ")
+        folded_lines[-1] += piece
+    if len(folded_lines) > lines:
+        folded_lines = [
+            *folded_lines[: lines - 1],
+            "".join([folded_lines[lines - 1], *(line.strip() for line in folded_lines[lines:])]),
+        ]
+    return [short(line, width=width) for line in folded_lines]
 
 
 def wrapped(text: str, *, width: float, size: float, lines: int = 3) -> list[str]:
-    """Text in lines of at most ``width`` inches; what does not fit into ``lines`` is cut with an ellipsis."""
-    found, line = [], ""
+    """Text in lines of at most ``width`` inches, truncated with an ellipsis to ``lines`` lines."""
+    wrapped_lines, line = [], ""
     for word in one_line(text).split():
         longer = f"{line} {word}" if line else word
         if line and text_width(longer, size) > width:
-            found.append(line)
+            wrapped_lines.append(line)
             longer = word
         line = longer
-    found = [short(part, width=width, size=size) for part in (*found, line) if part]
-    if len(found) <= lines:
-        return found
-    return [*found[: lines - 1], short(f"{found[lines - 1]} …", width=width, size=size)]
+    wrapped_lines = [short(piece, width=width, size=size) for piece in (*wrapped_lines, line) if piece]
+    if len(wrapped_lines) <= lines:
+        return wrapped_lines
+    return [*wrapped_lines[: lines - 1], short(f"{wrapped_lines[lines - 1]} …", width=width, size=size)]

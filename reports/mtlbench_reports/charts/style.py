@@ -1,4 +1,4 @@
-"""One look for each variant, the same in every chart; and the settings under which everything is drawn."""
+"""One look for each variant, the same in every chart, and matplotlib's settings for all charts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import matplotlib
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-"""Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without its yellow, which is lost on white."""
+"""Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without its yellow, which is hard to see on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2, 1, 1.2, 1, 1.2)))
 INK, FAINT, GRID = "#333333", "#767676", "#E3E3E3"
@@ -57,7 +57,7 @@ _RC: dict[Any, Any] = {  # matplotlib types each name
 
 @dataclass(frozen=True)
 class Look:
-    """How a variant is drawn. Colour, marker and dash differ, so that it can be told apart in grey too."""
+    """The style of a variant. Colour, marker and dash differ, so that variants can be distinguished in greyscale."""
 
     colour: str
     marker: str
@@ -83,7 +83,7 @@ _EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, by alphabet: no two of the first 77 share both colour and marker."""
+    """A look for each name, in alphabetical order: no two of the first 77 share both colour and marker."""
     return {
         name: Look(COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], DASHES[at % len(DASHES)])
         for at, name in enumerate(sorted(set(names)))
@@ -92,10 +92,10 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 @contextmanager
 def drawing(*, text: Literal["text", "outlines"] = "outlines", families: Sequence[str] = ()) -> Iterator[None]:
-    """Draw inside: matplotlib's defaults and ours, whatever the user's own settings; they come back afterwards.
+    """Context with matplotlib's defaults and our settings, independent of the user's, which are restored afterwards.
 
-    Names are never read as formulas. In an SVG, ``text`` keeps words as words and ``outlines`` their exact shapes.
-    ``families`` replace the font, the first one first.
+    Names are never parsed as formulas. In an SVG, ``text`` writes text elements and ``outlines`` the shapes of letters.
+    ``families`` replace the font, in order of preference.
     """
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

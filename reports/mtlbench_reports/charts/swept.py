@@ -20,17 +20,17 @@ Settings = Mapping[str, Value]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class SweepLine:
     """Rows of one method that differ in one setting only."""
 
     label: str
-    """The method with the settings, as given, that all of them share."""
+    """The method with the settings, as given, that all rows share."""
     points: tuple[tuple[Value, Row], ...]
     """At least two different values, in order."""
 
     @property
     def first(self) -> str:
-        """The first row's label by alphabet: its look is the line's."""
+        """The alphabetically first row label: its look is the line's."""
         return min(row.label for _, row in self.points)
 
 
@@ -40,9 +40,9 @@ class Sweep:
 
     method: str
     setting: str
-    lines: tuple[Line, ...]
+    lines: tuple[SweepLine, ...]
     unknown: tuple[str, ...]
-    """Rows of the method that leave the setting at a default which is not known here."""
+    """Rows of the method with a default value of the setting that is not known here."""
 
     @property
     def values(self) -> list[Value]:
@@ -64,12 +64,12 @@ def sweeps(rows: Iterable[Row], settings: Mapping[str, Settings]) -> list[Sweep]
     methods: dict[str, list[tuple[Row, Settings]]] = {}
     for row in rows:
         methods.setdefault(cell_of(row).method, []).append((row, settings[row.label]))
-    found = [
-        _sweep(method, name, own)
-        for method, own in sorted(methods.items())
-        for name in sorted({name for row, _ in own for name in cell_of(row).settings})
+    candidates = [
+        _sweep(method, name, members)
+        for method, members in sorted(methods.items())
+        for name in sorted({name for row, _ in members for name in cell_of(row).settings})
     ]
-    return [sweep for sweep in found if sweep.lines]
+    return [sweep for sweep in candidates if sweep.lines]
 
 
 def defaults_of(member: str) -> tuple[str, str, Settings]:
@@ -91,7 +91,7 @@ def all_settings(cell: Cell, *, defaults: Callable[[str], tuple[str, str, Settin
     """
     try:
         settings = {**_defaults(cell, defaults), **cell.settings}
-    except MtlbenchError as error:  # a plugin that does not load must not take the other charts with it
+    except MtlbenchError as error:  # a plugin that does not load must not break the other charts
         _log.debug("the defaults of %s are not known: %s", cell.method, error)
         return cell.settings
     if settings.get("learning_rate", 0) is None:
@@ -101,14 +101,14 @@ def all_settings(cell: Cell, *, defaults: Callable[[str], tuple[str, str, Settin
 
 def _defaults(cell: Cell, defaults: Callable[[str], tuple[str, str, Settings]]) -> Settings:
     members = cell.method.split("+")
-    found: dict[str, Value] = {}
+    of_members: dict[str, Value] = {}
     for member in members:
         distribution, version, fields = defaults(member)
         if cell.plugins.get(distribution) != version:
             return {}
         prefix = f"{member}." if len(members) > 1 else ""
-        found |= {f"{prefix}{name}": value for name, value in fields.items()}
-    return {**_fields(Sum), **found} if len(members) > 1 else found
+        of_members |= {f"{prefix}{name}": value for name, value in fields.items()}
+    return {**_fields(Sum), **of_members} if len(members) > 1 else of_members
 
 
 def _fields(method: type[Method]) -> Settings:
@@ -131,7 +131,7 @@ def _sweep(method: str, setting: str, rows: Sequence[tuple[Row, Settings]]) -> S
             rest = {key: value for key, value in settings.items() if key != setting}
             groups.setdefault(canonical([rest, dict(row.plugins)]), []).append((settings[setting], row))
     lines = [
-        Line(label=_shared(setting, points), points=tuple(sorted(points, key=lambda point: _order(point[0]))))
+        SweepLine(label=_shared(setting, points), points=tuple(sorted(points, key=lambda point: _order(point[0]))))
         for points in groups.values()
         if len({canonical(value) for value, _ in points}) > 1
     ]
@@ -144,7 +144,7 @@ def _sweep(method: str, setting: str, rows: Sequence[tuple[Row, Settings]]) -> S
 
 
 def _shared(setting: str, points: Sequence[tuple[Value, Row]]) -> str:
-    """The variant without the setting, told with the fewest words that any of the rows needs."""
+    """The variant without the setting, in its shortest form among the rows."""
     cells = [cell_of(row) for _, row in points]
     bare = [dataclasses.replace(c, settings={k: v for k, v in c.settings.items() if k != setting}) for c in cells]
     return one_line(min((cell.variant for cell in bare), key=lambda variant: (len(variant), variant)))

@@ -1,4 +1,4 @@
-"""What the notes of a record say about an architecture search, checked: notes come from plugins and old versions."""
+"""Architecture searches in a record's notes, validated, because notes come from plugins and old versions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mtlbench.api.record import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A moment at which operations were dropped, and the mixtures just before it."""
+    """A step at which operations were dropped, and the mixtures just before it."""
 
     step: int
     keep: int
-    """Operations left per layer after it."""
+    """Remaining operations per layer after it."""
     entropy: float
-    """Of the mixtures, by that of uniform ones: in [0, 1]."""
+    """Entropy of the mixtures divided by that of uniform ones: in [0, 1]."""
     mixtures: tuple[Mapping[str, float], ...]
     """Operation to weight, for each layer."""
 
@@ -31,7 +31,7 @@ class Search:
     """Empty for an encoder that all tasks share."""
     cuts: tuple[Cut, ...]
     architecture: tuple[tuple[str, ...], ...]
-    """Operations left in each layer."""
+    """Remaining operations of each layer."""
 
     @property
     def operations(self) -> list[str]:
@@ -41,19 +41,19 @@ class Search:
 
 
 def searches(record: Record) -> list[Search]:
-    """The searches that the record's notes hold in a readable form, one for each encoder."""
+    """The searches in the record's notes that can be parsed, one for each encoder."""
     return [search for value in record.notes.values() if isinstance(value, Mapping) for search in _read(value)]
 
 
 def _read(note: Mapping[str, Any]) -> Iterator[Search]:
     by_task = note.get("by_task")
-    for task, own in by_task.items() if isinstance(by_task, Mapping) else [("", note)]:
+    for task, searched in by_task.items() if isinstance(by_task, Mapping) else [("", note)]:
         try:
-            found = _search(str(task), own)
+            search = _search(str(task), searched)
         except (KeyError, TypeError, ValueError, AttributeError):
             continue
-        if found.cuts:
-            yield found
+        if search.cuts:
+            yield search
 
 
 def _search(task: str, note: Mapping[str, Any]) -> Search:
@@ -79,6 +79,6 @@ def _finite(value: Any) -> float:
 
 
 def left(cuts: Sequence[Cut]) -> list[tuple[int, int]]:
-    """Step and operations left per layer from then on, from step 0."""
+    """Step and remaining operations per layer from then on, from step 0."""
     start = max(len(mixture) for mixture in cuts[0].mixtures)
     return [(0, start), *((cut.step, cut.keep) for cut in cuts)]

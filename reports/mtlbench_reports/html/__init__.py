@@ -17,7 +17,7 @@ class Html(Report):
     name = "html"
 
     def render(self, study: Study) -> Mapping[str, str]:
-        from mtlbench_reports.html.page import page  # matplotlib: only when a page is asked for
+        from mtlbench_reports.html.page import page  # imports matplotlib
 
         return {"report.html": page(study)}
 

@@ -1,20 +1,20 @@
-"""Every cell in a line of one table."""
+"""The table of all cells, one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from mtlbench.api.study import Table
-from mtlbench.results.words import NONE
+from mtlbench.results.formatting import NONE
 from mtlbench.text import duration, memory
-from mtlbench_reports.html.lines import Line
+from mtlbench_reports.html.cell_lines import CellLine
 from mtlbench_reports.html.markup import Markup, el
 from mtlbench_reports.html.tables import grid, head, number, task_heads
 
 
-def cells(table: Table, told: Sequence[Line]) -> Markup:
+def cells(table: Table, lines: Sequence[CellLine]) -> Markup:
     """The cells of a table, with the reasons of those without scores."""
-    troubled = any(line.reason for line in told)
+    troubled = any(line.reason for line in lines)
     header = [
         head("method", number=False),
         head("seed"),
@@ -25,11 +25,11 @@ def cells(table: Table, told: Sequence[Line]) -> Markup:
         head("training"),
         head("peak memory"),
     ]
-    rows = [el("tr", _cells(line, table.tasks, troubled), id=line.place, class_=line.status) for line in told]
+    rows = [el("tr", _cells(line, table.tasks, troubled), id=line.anchor, class_=line.status) for line in lines]
     return grid(header, rows, name="Cells")
 
 
-def _cells(line: Line, tasks: Sequence[str], troubled: bool) -> Iterator[Markup]:
+def _cells(line: CellLine, tasks: Sequence[str], troubled: bool) -> Iterator[Markup]:
     record = line.record
 
     def linked(text: str) -> Markup:

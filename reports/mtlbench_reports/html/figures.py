@@ -1,4 +1,4 @@
-"""Charts as inline SVG: words stay words, names of parts are unique on the page, values show under the pointer."""
+"""Charts as inline SVG with text elements, ids that are unique on the page, and tooltips with values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 from mtlbench.text import one_line
-from mtlbench_reports.charts.chart import Chart, LeftOut
+from mtlbench_reports.charts.chart import Chart, OmittedChart
 from mtlbench_reports.charts.documents import image
-from mtlbench_reports.charts.drawings import Drawings
+from mtlbench_reports.charts.drawings import TableCharts
 from mtlbench_reports.html.markup import Markup, el, join
 
 _LINK = re.compile(r"url\(#([^)]*)\)")
 _DROPPED = ("metadata", "style")
 _ENLARGED = 1.2
-"""Figures are made for paper; on a screen their words are read from farther away."""
+"""Figures are sized for paper; on a screen they are shown larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class PageFigure:
     """A chart on the page."""
 
     svg: Markup
@@ -28,21 +28,21 @@ class Figure:
     """In inches."""
 
 
-def figure(number: int, chart: Chart) -> Figure:
+def figure(number: int, chart: Chart) -> PageFigure:
     """The chart of the table with this number."""
     svg = inline(chart, prefix=f"chart-{number}-{chart.name}")
-    return Figure(svg=svg, caption=chart.caption, width=_ENLARGED * chart.figure.get_size_inches()[0])
+    return PageFigure(svg=svg, caption=chart.caption, width=_ENLARGED * chart.figure.get_size_inches()[0])
 
 
-def figures(drawn: Drawings[Figure]) -> Markup:
-    """The charts of a table, then what was left out and why."""
-    shown, left = [], []
+def figures(drawn: TableCharts[PageFigure]) -> Markup:
+    """The charts of a table, followed by the omitted ones with the reasons."""
+    shown, omitted = [], []
     for chart in drawn.charts:
-        if isinstance(chart, LeftOut):
-            left.append(el("li", f"{chart.title}: {chart.reason}."))
+        if isinstance(chart, OmittedChart):
+            omitted.append(el("li", f"{chart.title}: {chart.reason}."))
             continue
         shown.append(el("figure", chart.svg, el("figcaption", chart.caption), style=f"width:{chart.width:.2f}in"))
-    reasons = el("details", el("summary", "Charts that were left out"), el("ul", left)) if left else None
+    reasons = el("details", el("summary", "Omitted charts"), el("ul", omitted)) if omitted else None
     return join(el("div", shown, class_="figures"), reasons)
 
 
@@ -52,15 +52,15 @@ def inline(chart: Chart, *, prefix: str) -> Markup:
     for parent in list(root.iter()):
         for child in [child for child in parent if _local(child.tag) in _DROPPED]:
             parent.remove(child)
-    for part in root.iter():
-        part.tag = _local(part.tag)
-        gid = part.get("id", "")
-        part.attrib = {_local(name): _renamed(_local(name), value, prefix) for name, value in part.attrib.items()}
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        gid = element.get("id", "")
+        element.attrib = {_local(name): _renamed(_local(name), value, prefix) for name, value in element.attrib.items()}
         if gid in chart.hover:
-            part.set("class", "value")
+            element.set("class", "value")
             title = ET.Element("title")
             title.text = one_line(chart.hover[gid])
-            part.insert(0, title)
+            element.insert(0, title)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib.update({"id": prefix, "role": "img", "aria-label": chart.title})

@@ -1,4 +1,4 @@
-"""HTML from values: everything that is not markup already is escaped, so no name or message can become markup."""
+"""HTML from values: everything that is not :class:`Markup` is escaped, so no name or message can become markup."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Markup(str):
 
 
 def el(tag: str, *children: Child, **attributes: Attribute) -> Markup:
-    """An element. Strings are escaped unless they are :class:`Markup`; iterables are flattened, ``None`` is left out.
+    """An element. Strings are escaped unless they are :class:`Markup`; iterables are flattened, ``None`` is omitted.
 
     ``data_value=1`` becomes ``data-value="1"``, a trailing ``_`` is dropped, ``True`` is a bare attribute, and ``None``
-    or ``False`` is none.
+    or ``False`` gives no attribute.
     """
-    told = "".join([_attribute(name, value) for name, value in attributes.items()]) if attributes else ""
-    return Markup(f"<{tag}{told}>{''.join([_inner(child) for child in children])}</{tag}>")
+    attributes_ = "".join([_attribute(name, value) for name, value in attributes.items()]) if attributes else ""
+    return Markup(f"<{tag}{attributes_}>{''.join([_inner(child) for child in children])}</{tag}>")
 
 
 def join(*children: Child) -> Markup:
-    """The children one after another, escaped as in :func:`el`."""
+    """The concatenated children, escaped as in :func:`el`."""
     return Markup("".join([_inner(child) for child in children]))
 
 
 def escaped(text: str) -> Markup:
-    """The text as HTML; most of a page's texts need no change, and looking for that is all they cost."""
+    """The text as HTML; checked first, because most texts of a page need no escaping."""
     return Markup(html.escape(text, quote=True) if _UNSAFE.search(text) else text)
 
 
@@ -45,16 +45,16 @@ def _inner(child: Child) -> str:
         return child
     if child is None:
         return ""
-    return escaped(child) if isinstance(child, str) else "".join([_inner(part) for part in child])
+    return escaped(child) if isinstance(child, str) else "".join([_inner(item) for item in child])
 
 
 def _attribute(name: str, value: Attribute) -> str:
     if value is None or value is False:
         return ""
-    word = _word(name)
-    return f" {word}" if value is True else f' {word}="{escaped(str(value))}"'
+    attribute_name = _attribute_name(name)
+    return f" {attribute_name}" if value is True else f' {attribute_name}="{escaped(str(value))}"'
 
 
 @cache
-def _word(name: str) -> str:
+def _attribute_name(name: str) -> str:
     return name.rstrip("_").replace("_", "-")

@@ -1,4 +1,4 @@
-"""The whole page: one document with its style and script inside."""
+"""The HTML page: one document with embedded style and script."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import asdict
 from importlib import resources
 
 from mtlbench.api.study import Study, Table
-from mtlbench.results.words import counts
+from mtlbench.results.formatting import counts
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import drawing
+from mtlbench_reports.html.cell_lines import lines, links
 from mtlbench_reports.html.cells import cells
 from mtlbench_reports.html.figures import figure, figures
-from mtlbench_reports.html.lines import lines, links
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
-from mtlbench_reports.html.tables import beside, costs, degenerate, failures, scores
+from mtlbench_reports.html.tables import comparisons, costs, degenerate, failures, scores
 
 
 def page(study: Study) -> str:
-    """The study as a document that fetches nothing: its policy allows its own script and no other."""
+    """The study as a self-contained document; its content security policy allows only its own script."""
     style, script = _asset("page.css"), _asset("page.js")
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{known}'; base-uri 'none'"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     with drawing(text="text"), drawings(study, figure) as drawn:
-        parts = [_parts(study, table, number) for number, table in enumerate(study.tables, start=1)]
+        texts = [_around_charts(study, table, number) for number, table in enumerate(study.tables, start=1)]
         sections = [
             el("section", before, figures(charts), after, id=f"table-{charts.number}")
-            for (before, after), charts in zip(parts, drawn(), strict=True)
+            for (before, after), charts in zip(texts, drawn(), strict=True)
         ]
     head = join(
         Markup('<meta charset="utf-8">'),
@@ -41,30 +41,30 @@ def page(study: Study) -> str:
     top = el("header", el("h1", study.title), el("p", counts(study.counts)), _bullets(study.notes), _contents(study))
     body = el("body", top, el("main", sections), el("script", Markup(script)))
     whole = f"<!doctype html>\n{el('html', el('head', head), body, lang='en')}\n"
-    return whole.encode(errors="replace").decode()  # half a surrogate pair in a message must not spoil the file
+    return whole.encode(errors="replace").decode()  # lone surrogates in messages cannot be encoded
 
 
-def _parts(study: Study, table: Table, number: int) -> tuple[Markup, Markup]:
-    """What stands before the charts of a table, and after them."""
-    told = lines(table, anchor=f"row-{number}")
-    where = links(told)
+def _around_charts(study: Study, table: Table, number: int) -> tuple[Markup, Markup]:
+    """The content before the charts of a table, and after them."""
+    cell_lines = lines(table, anchor=f"row-{number}")
+    row_links = links(cell_lines)
     alone = len(study.tables) == 1 and study.tables[0].title == study.title
     before = join(
         None if alone else el("h2", table.title),
-        scores(table, links=where),
-        beside(table, links=where),
-        costs(table, links=where),
+        scores(table, links=row_links),
+        comparisons(table, links=row_links),
+        costs(table, links=row_links),
         _bullets(table.notes),
-        degenerate(table, links=where),
-        failures(table, links=where),
+        degenerate(table, links=row_links),
+        failures(table, links=row_links),
         _protocol(table),
         el("h3", "Charts", id=f"charts-{number}"),
     )
     after = join(
         el("h3", "Cells", id=f"cells-{number}"),
-        cells(table, told),
+        cells(table, cell_lines),
         el("h3", "Records", id=f"records-{number}"),
-        map(details, told),
+        map(details, cell_lines),
     )
     return before, after
 
@@ -75,8 +75,8 @@ def _contents(study: Study) -> Markup:
 
 def _links(number: int, table: Table) -> Iterator[Markup]:
     yield el("a", table.title, href=f"#table-{number}")
-    for part in ("charts", "cells", "records"):
-        yield join(" · ", el("a", part, href=f"#{part}-{number}"))
+    for section in ("charts", "cells", "records"):
+        yield join(" · ", el("a", section, href=f"#{section}-{number}"))
 
 
 def _protocol(table: Table) -> Markup:
@@ -86,8 +86,8 @@ def _protocol(table: Table) -> Markup:
         for name, value in asdict(protocol).items()
         if name != "name"
     ]
-    words = el("summary", f"Equal for all rows: protocol {protocol.label}")
-    return el("details", words, el("table", el("tbody", lines), class_="pairs"))
+    summary = el("summary", f"Equal for all rows: protocol {protocol.label}")
+    return el("details", summary, el("table", el("tbody", lines), class_="pairs"))
 
 
 def _bullets(lines: tuple[str, ...]) -> Markup | None:

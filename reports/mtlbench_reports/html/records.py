@@ -1,4 +1,4 @@
-"""What a record holds, closed until it is asked for."""
+"""The content of each record, collapsed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import fields
 from typing import Any
 
 from mtlbench.api.record import Failure, Record
-from mtlbench.results.words import NONE
+from mtlbench.results.formatting import NONE
 from mtlbench.text import sentences
-from mtlbench_reports.html.lines import Line
+from mtlbench_reports.html.cell_lines import CellLine
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.tables import grid, head, number
 
 
-def details(line: Line) -> Markup:
-    """All that is known of a cell."""
+def details(line: CellLine) -> Markup:
+    """All information about a cell."""
     record = line.record
     average = "" if record is None or record.average is None else f", average {record.average:.1f}"
-    words = f"{line.row.label}, seed {line.cell.seed}: {line.status}{average}"
-    inner = el("div", _held(line), class_="held")
-    return el("details", el("summary", words), inner, id=line.details, class_=f"record {line.status}")
+    summary = f"{line.row.label}, seed {line.cell.seed}: {line.status}{average}"
+    inner = el("div", _content(line), class_="held")
+    return el("details", el("summary", summary), inner, id=line.details, class_=f"record {line.status}")
 
 
-def _held(line: Line) -> Iterator[Markup | None]:
+def _content(line: CellLine) -> Iterator[Markup | None]:
     record = line.record
     if record is None:
-        yield el("p", "No record yet. Run the same command again: it does only what is missing.", class_="bad")
+        yield el("p", "No record yet. Run the same command again: it runs only what is missing.", class_="bad")
         yield from _cell(line)
         return
     yield _failure(record.failure) if record.failure else None
     yield _scores(record)
     yield _pairs("Costs", vars(record.costs)) if record.costs else None
-    yield _pairs("Checks", {name: "held" if held else "did not hold" for name, held in record.guards.items()})
+    yield _pairs("Checks", {name: "passed" if passed else "failed" for name, passed in record.guards.items()})
     yield from _cell(line)
     yield _pairs("Provenance", record.provenance)
     yield _notes(record.notes)
@@ -53,20 +53,20 @@ def _scores(record: Record) -> Markup | None:
             number(f"{score.rows:,}", score.rows),
             number(NONE if score.majority is None else f"{score.majority:.1f}", score.majority),
         )
-        for task, score in sorted(record.scores.items(), key=lambda held: order.get(held[0], len(order)))
+        for task, score in sorted(record.scores.items(), key=lambda item: order.get(item[0], len(order)))
     ]
     return grid([*header, head("majority")], lines, name="Scores of the cell", sortable=False)
 
 
 def _failure(failure: Failure) -> Markup:
-    words = el("p", sentences(f"{failure.kind}: {failure.message}", failure.next_step), class_="bad")
-    return join(words, el("pre", "\n".join(failure.frames)) if failure.frames else None)
+    message = el("p", sentences(f"{failure.kind}: {failure.message}", failure.next_step), class_="bad")
+    return join(message, el("pre", "\n".join(failure.frames)) if failure.frames else None)
 
 
-def _cell(line: Line) -> Iterator[Markup | None]:
+def _cell(line: CellLine) -> Iterator[Markup | None]:
     cell = line.cell
-    held = {field.name: getattr(cell, field.name) for field in fields(cell)}
-    plain = {name: value for name, value in held.items() if isinstance(value, str | int)}
+    values = {field.name: getattr(cell, field.name) for field in fields(cell)}
+    plain = {name: value for name, value in values.items() if isinstance(value, str | int)}
     yield _pairs("Cell", {"key": line.key, **plain, **cell.plugins})
     yield _pairs("Settings given", cell.settings)
 

@@ -1,4 +1,4 @@
-"""The tables of rows: scores, differences to the reference, costs. Every score links to the cells behind it."""
+"""The tables of rows: scores, differences to the reference, costs. Every score links to its cells."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from mtlbench.results.columns import (
     difference_legend,
     over_tasks_columns,
 )
-from mtlbench.results.words import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.formatting import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 
 Links = Mapping[str, str]
-"""Row label to the address of its cells on the page."""
+"""Row label to the link to its cells on the page."""
 
 
 def grid(header: Iterable[Markup | None], rows: Iterable[Markup], *, name: str, sortable: bool = True) -> Markup:
-    """A table that can be scrolled sideways; ``sortable`` ones get buttons and a filter from the page's script."""
+    """A table that scrolls horizontally; ``sortable`` ones get buttons and a filter from the page's script."""
     table = el("table", el("thead", el("tr", header)), el("tbody", rows), class_="data" if sortable else "plain")
     return el("div", table, class_="wide", role="region", aria_label=name, tabindex="0")
 
 
 def head(text: str, *, title: str | None = None, number: bool = True) -> Markup:
-    """The head of a column."""
+    """The header of a column."""
     return el("th", text, scope="col", title=title, class_="number" if number else None)
 
 
 def task_heads(table: Table) -> list[Markup]:
-    """Heads of the columns of tasks, with their metrics."""
+    """Headers of the columns of tasks, with their metrics."""
     names = zip(short_names(table.tasks), table.tasks, map(partial(metrics_of, table), table.tasks), strict=True)
     return [head(name, title=f"{task}: {metrics}" if metrics else task) for name, task, metrics in names]
 
 
 def number(text: str | Markup, value: float | None, *, title: str | None = None, class_: str = "") -> Markup:
     """A cell that sorts by ``value``; a missing or undefined one sorts last."""
-    known = f' data-value="{value}"' if value is not None and math.isfinite(value) else ""
-    told = f' title="{escaped(title)}"' if title is not None else ""
+    sort_key = f' data-value="{value}"' if value is not None and math.isfinite(value) else ""
+    tooltip = f' title="{escaped(title)}"' if title is not None else ""
     inner = text if isinstance(text, Markup) else escaped(text)
-    return Markup(f'<td class="{f"number {class_}".strip()}"{known}{told}>{inner}</td>')
+    return Markup(f'<td class="{f"number {class_}".strip()}"{sort_key}{tooltip}>{inner}</td>')
 
 
 def scores(table: Table, *, links: Links) -> Markup | None:
-    """Rows by tasks, or nothing where no row has scores; ``links`` says where the cells of a row are."""
+    """Rows by tasks, or nothing if no row has scores."""
     if not any(row.seeds for row in table.rows):
         return None
     header = [head("method", number=False), *task_heads(table), head("average"), head("seeds")]
     rows = [el("tr", _scores(row, table.tasks, link=links[row.label])) for row in table.rows]
-    words = f"{legend(table)} A number leads to the cells behind it."
-    return join(grid(header, rows, name="Scores"), el("p", words, class_="note"))
+    note = f"{legend(table)} A number links to its cells."
+    return join(grid(header, rows, name="Scores"), el("p", note, class_="note"))
 
 
 def _scores(row: Row, tasks: Sequence[str], *, link: str) -> Iterator[Markup]:
@@ -74,20 +74,20 @@ def _entry(entry: Entry, link: str) -> Markup:
     return number(linked, entry.scores.mean, title=title, class_=kind)
 
 
-def beside(table: Table, *, links: Links) -> Markup | None:
-    """Differences to the reference and what rows do over all tasks, or nothing where there is nothing to compare."""
-    told = [row for row in table.rows if row.comparison]
+def comparisons(table: Table, *, links: Links) -> Markup | None:
+    """Differences to the reference and aggregates over tasks, or nothing if there is nothing to compare."""
+    compared = [row for row in table.rows if row.comparison]
     ranked = [row for row in table.rows if row.rank is not None]
-    title = f"Beside {table.reference}" if table.reference else "Over all tasks"
-    parts = [
-        _columns("Differences", difference_columns(table), told, links, note=difference_legend(table)),
+    title = f"Compared with {table.reference}" if table.reference else "Over all tasks"
+    sections = [
+        _columns("Differences", difference_columns(table), compared, links, note=difference_legend(table)),
         _columns("Over all tasks", over_tasks_columns(table), ranked, links, note=""),
     ]
-    return join(el("h3", title), parts) if any(parts) else None
+    return join(el("h3", title), sections) if any(sections) else None
 
 
 def costs(table: Table, *, links: Links) -> Markup | None:
-    """What rows cost, or nothing where no row has costs."""
+    """Costs of rows, or nothing if no row has costs."""
     note = "Means over seeds; peak memory: the highest."
     return _columns("Costs", cost_columns(table), [row for row in table.rows if row.costs], links, note=note)
 
@@ -102,7 +102,7 @@ def _columns(
         el(
             "tr",
             el("th", el("a", row.label, href=links[row.label]), scope="row"),
-            [number(column.words(row), column.value(row)) for column in columns],
+            [number(column.text(row), column.value(row)) for column in columns],
         )
         for row in rows
     ]

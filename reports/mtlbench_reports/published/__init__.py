@@ -1,4 +1,4 @@
-"""The ledger of published tables: each JSON file beside this one is a paper."""
+"""The ledger of published tables: each JSON file in this folder is a paper."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Numbers and sentences of a table as every report tells them."""
+"""Numbers and sentences of a table, formatted the same way in every report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from mtlbench.api.study import AT_MAJORITY, Entry, Flag, Interval, Row, Spread, Table
-from mtlbench.text import seed_words, sentences
+from mtlbench.text import seeds_label, sentences
 
 NONE = "–"
 MAJORITY = "†"
@@ -18,9 +18,9 @@ def mean(scores: Spread) -> str:
     return f"{scores.mean:.1f}" if scores.sd is None else f"{scores.mean:.1f} ± {scores.sd:.1f}"
 
 
-def interval(told: Interval) -> str:
+def interval(value: Interval) -> str:
     """``66.8 [63.1, 70.5]``."""
-    return f"{told.mean:.1f} [{told.low:.1f}, {told.high:.1f}]"
+    return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -39,16 +39,16 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def counts(told: Mapping[str, int]) -> str:
+def counts(by_status: Mapping[str, int]) -> str:
     """``5 records: 3 ok, 2 failed. 1 cell without a record.``"""
-    records = sum(n for status, n in told.items() if status != "missing")
-    parts = ", ".join(f"{told[status]} {status}" for status in ("ok", "failed", "skipped") if told[status])
-    missing = f" {count(told['missing'], 'cell')} without a record." if told["missing"] else ""
-    return f"{count(records, 'record')}{f': {parts}' if parts else ''}.{missing}"
+    records = sum(n for status, n in by_status.items() if status != "missing")
+    statuses = ", ".join(f"{by_status[status]} {status}" for status in ("ok", "failed", "skipped") if by_status[status])
+    missing = f" {count(by_status['missing'], 'cell')} without a record." if by_status["missing"] else ""
+    return f"{count(records, 'record')}{f': {statuses}' if statuses else ''}.{missing}"
 
 
 def short_names(tasks: Sequence[str]) -> list[str]:
-    """Names of tasks, without the suite where several are all of one."""
+    """Names of tasks, without the suite where several tasks are all of one suite."""
     short = len(tasks) > 1 and len({task.partition("/")[0] for task in tasks}) == 1
     return [task.partition("/")[2] or task if short else task for task in tasks]
 
@@ -59,29 +59,29 @@ def metrics_of(table: Table, task: str) -> str:
 
 
 def marks(entry: Entry, *, tied: str = TIED, majority: str = MAJORITY) -> str:
-    """The marks behind a score."""
+    """The marks after a score."""
     return (tied if entry.tied else "") + (majority if entry.at_majority else "")
 
 
 def legend(table: Table, *, best: str = "in bold", tied: str = TIED, majority: str = MAJORITY) -> str:
-    """What numbers and marks of the scores mean, and what was tested."""
+    """Explanation of the numbers and marks of the scores, and of the tests."""
     entries = [entry for row in table.rows for entry in (*row.entries.values(), row.average) if entry]
-    words = ["Scores in percent"]
+    items = ["Scores in percent"]
     if any(entry.scores.sd is not None for entry in entries):
-        words.append("mean ± standard deviation over seeds")
+        items.append("mean ± standard deviation over seeds")
     if any(entry.best for entry in entries):
-        words.append(f"best mean {best}")
+        items.append(f"best mean {best}")
     if any(entry.tied for entry in entries):
-        words.append(f"{tied} not significantly worse than the best")
+        items.append(f"{tied} not significantly worse than the best")
     if any(entry.at_majority for entry in entries):
-        words.append(f"{majority} {AT_MAJORITY}")
-    return sentences("; ".join(words), table.tests)
+        items.append(f"{majority} {AT_MAJORITY}")
+    return sentences("; ".join(items), table.tests)
 
 
 def troubles(row: Row) -> list[str]:
-    """Failed, skipped and missing cells, with what to do."""
-    told = f"{len(row.seeds)} of {row.planned} seeds"
-    return [f"({told}): {sentences(str(problem), problem.next_step)}" for problem in row.problems]
+    """Failed, skipped and missing cells, each with the next step."""
+    seeds = f"{len(row.seeds)} of {row.planned} seeds"
+    return [f"({seeds}): {sentences(str(problem), problem.next_step)}" for problem in row.problems]
 
 
 def flags(row: Row) -> list[str]:
@@ -90,12 +90,15 @@ def flags(row: Row) -> list[str]:
     order = {task: at for at, task in enumerate(row.entries)}
     for flag in sorted(row.flags, key=lambda flag: order.get(flag.task or "", -1)):
         kinds.setdefault(flag.kind, {}).setdefault(flag.task, []).append(flag)
-    return [f"{kind}: {', '.join(_flagged(task, own) for task, own in tasks.items())}" for kind, tasks in kinds.items()]
+    return [
+        f"{kind}: {', '.join(_flags_of_task(task, flagged) for task, flagged in tasks.items())}"
+        for kind, tasks in kinds.items()
+    ]
 
 
-def _flagged(task: str | None, own: Iterable[Flag]) -> str:
+def _flags_of_task(task: str | None, flags: Iterable[Flag]) -> str:
     details: dict[str, list[int]] = {}
-    for flag in own:
+    for flag in flags:
         details.setdefault(flag.detail, []).append(flag.seed)
-    told = ", ".join(f"{seed_words(seeds)}{f' {detail}' if detail else ''}" for detail, seeds in details.items())
-    return f"{task} ({told})" if task else told
+    text = ", ".join(f"{seeds_label(seeds)}{f' {detail}' if detail else ''}" for detail, seeds in details.items())
+    return f"{task} ({text})" if task else text
