@@ -14,7 +14,7 @@ from backbones import fresh
 from sides import Attached, Precision, Side
 from torch import Tensor, nn
 
-from mtlbench.nn.linears import replace
+from mtlbench.nn.linears import replace_module
 from mtlbench.training.batches import Batch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -118,7 +118,7 @@ def reference_side(ours: Attached, base: nn.Module, batch: Batch, precision: Pre
         rate = getattr(ours.method, "dropout", 0.0)
         linear = model.get_submodule(name)
         layer = form.layer(linear, moved, scale=_scale(ours.method), routing=ours.setup.routing, dropout=rate, **more)
-        replace(model, name, layer)
+        replace_module(model, name, layer)
         layers.append(layer)
     trained = [p for p in model.parameters() if p.requires_grad]
     extra: dict[str, Any] = {}

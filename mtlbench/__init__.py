@@ -9,32 +9,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtlbench import nn
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
-    from mtlbench.api.method import Method, Setup, SetupTask, Trainer
+    from mtlbench.api.method import Answers, Method, ReadOut, Setup, SetupTask, Stateful, Trainer, Value
     from mtlbench.api.published import Ledger
     from mtlbench.api.report import Report
+    from mtlbench.api.routing import Routing
     from mtlbench.api.task import Task, TaskSuite
     from mtlbench.composition import Composite
 
 __version__ = "0.1.0"
 __all__ = [
+    "Answers",
     "Composite",
     "Executor",
     "Launch",
     "Ledger",
     "Method",
+    "ReadOut",
     "Report",
+    "Routing",
     "Setup",
     "SetupTask",
+    "Stateful",
     "Task",
     "TaskSuite",
     "Trainer",
+    "Value",
     "Workers",
     "hookimpl",
+    "nn",
 ]
 
 _HOMES = {
+    "Answers": "api.method",
     "Composite": "composition",
     "Executor": "api.executor",
     "Launch": "api.executor",
@@ -42,16 +51,26 @@ _HOMES = {
     "Workers": "api.executor",
     "hookimpl": "api.hooks",
     "Method": "api.method",
+    "ReadOut": "api.method",
     "Setup": "api.method",
     "SetupTask": "api.method",
+    "Stateful": "api.method",
     "Trainer": "api.method",
+    "Value": "api.method",
     "Report": "api.report",
+    "Routing": "api.routing",
     "Task": "api.task",
     "TaskSuite": "api.task",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("mtlbench.nn")
     if name not in _HOMES:
         raise AttributeError(f"module 'mtlbench' has no attribute {name!r}")
     return getattr(importlib.import_module(f"mtlbench.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mtlbench.api.method import Method, Setup, Stateful, Trainer, Value
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.nn.attachments import attach_state, get_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtlbench.api.method import Answers
+
+
+@dataclass(frozen=True)
+class PartParameters:
+    """The parameters that each part of a composition attached to a model."""
+
+    by_part: Sequence[Sequence[nn.Parameter]]
+
 
 Verb = Literal["fit", "adapt"]
 
@@ -49,13 +58,12 @@ class Composite(Method):
         return next((reason for reason in reasons if reason), None)
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
-        host: Any = model
-        owned: list[list[Any]] = []
+        owned: list[list[nn.Parameter]] = []
         for part in self.parts():
             before = {id(p) for p in model.parameters() if p.requires_grad}
             part.attach(model, self._share(setup))
             owned.append([p for p in model.parameters() if p.requires_grad and id(p) not in before])
-        host.mtlbench_parts = owned
+        attach_state(model, PartParameters(owned))
 
     def _share(self, setup: Setup) -> Setup:
         if self.turns() is None:
@@ -128,20 +136,30 @@ class Composite(Method):
         With weights and a prefix there is also ``folder/merged``, the backbone with the weights merged, on which plain
         peft loads the prefix. ``model`` is merged afterwards.
         """
-        from mtlbench.nn.low_rank.layer import merge
-        from mtlbench.nn.prefixes.merged import save_merged
+        from mtlbench.nn.low_rank.layer import merge_low_rank
+        from mtlbench.nn.prefixes.export import save_merged
 
         weights = [part for part in self.parts() if part.adapts == "weights"]
         for part in weights:
             part.export(model, folder / part.name, task=task if part.task_routed else None)
-        host: Any = model
+        config: Any = model.config
         if weights and len(weights) < len(self.parts()):
-            merge(model, task)
+            merge_low_rank(model, task)
             save_merged(model, folder / "merged")
-            host.config.name_or_path = str(folder / "merged")
+            config.name_or_path = str(folder / "merged")
         for part in self.parts():
             if part.adapts != "weights":
                 part.export(model, folder / part.name, task=task if part.task_routed else None)
+
+
+class _OfMembers:
+    """Text of a composition: of the class as it is, of an object as its members make it."""
+
+    def __init__(self, of_class: str, join: Callable[[Sequence[Method]], str]) -> None:
+        self._of_class, self._join = of_class, join
+
+    def __get__(self, composed: Sum | None, cls: type[Sum]) -> str:
+        return self._of_class if composed is None else self._join(composed.members)
 
 
 _ORDERS = ("parallel", "in_turn", "in_reverse")
@@ -151,8 +169,8 @@ _ORDERS = ("parallel", "in_turn", "in_reverse")
 class Sum(Composite):
     """``prefixnas+lora``: methods composed by name; their settings are named ``prefixnas.layers``."""
 
-    name: ClassVar[str] = "+"
-    source: ClassVar[str] = "composition"
+    name = _OfMembers("+", lambda members: "+".join(part.name for part in members))
+    source = _OfMembers("composition", lambda members: "; ".join(part.source for part in members))
     members: tuple[Method, ...] = ()
     order: str = "parallel"
     """``parallel`` trains all members in every step, ``in_turn`` one after another, ``in_reverse`` from the last to the
@@ -161,14 +179,6 @@ class Sum(Composite):
     def __post_init__(self) -> None:
         if self.order not in _ORDERS:
             raise RequestError(f"+[order={self.order}]: order must be {' or '.join(_ORDERS)}.")
-        promises: Mapping[str, Any] = {
-            "name": "+".join(part.name for part in self.members),
-            "source": "; ".join(part.source for part in self.members),
-            "task_routed": any(part.task_routed for part in self.members),
-            "identity_at_start": all(part.identity_at_start for part in self.members),
-        }
-        for name, value in promises.items():
-            object.__setattr__(self, name, value)  # they depend on the members, so each object says them for itself
         for part in self.members:
             if not part.composable:
                 raise RequestError(f"{self.name}: {part.name} cannot be composed with other methods.")
@@ -178,6 +188,14 @@ class Sum(Composite):
                     f"{self.name}: {' and '.join(same)} both change the {part.adapts} of the backbone. Compose a "
                     "method that adapts weights with one that trains a prefix, such as prefixnas+mtl_lora."
                 )
+
+    @property
+    def task_routed(self) -> bool:
+        return any(part.task_routed for part in self.members)
+
+    @property
+    def identity_at_start(self) -> bool:
+        return all(part.identity_at_start for part in self.members)
 
     def parts(self) -> tuple[Method, ...]:
         return self.members
@@ -282,11 +300,10 @@ def _all_of(hooks: Sequence[Callable[[int], None]]) -> Callable[[int], None]:
     return run
 
 
-def _owned(model: nn.Module) -> list[list[Any]]:
+def _owned(model: nn.Module) -> list[list[nn.Parameter]]:
     """For each part the parameters it attached and still has."""
-    host: Any = model
     alive = {id(p) for p in model.parameters()}
-    return [[p for p in own if id(p) in alive] for own in host.mtlbench_parts]
+    return [[p for p in own if id(p) in alive] for own in get_state(model, PartParameters).by_part]
 
 
 def _train(parameters: Sequence[Any], on: bool) -> None:

@@ -99,8 +99,9 @@ def upward(graph: Graph, order: list[list[str]]) -> list[tuple[str, str]]:
 
 
 def mutual(graph: Graph) -> list[tuple[str, str]]:
-    """Pairs of folders whose files import each other; the root folder is left out."""
-    arrows = graph.between({m: f for m, path in graph.files.items() if (f := _folder(m, path)) != PACKAGE})
+    """Pairs of folders whose files import each other; the root folder and the faces of packages are left out."""
+    files = {m: path for m, path in graph.files.items() if path.name != "__init__.py"}
+    arrows = graph.between({m: f for m, path in files.items() if (f := _folder(m, path)) != PACKAGE})
     return [(a, b) for a in sorted(arrows) for b in sorted(arrows[a]) if a < b and a in arrows.get(b, ())]
 
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mtlbench.nn.low_rank.layer import Factors, Rows
-    from mtlbench.nn.low_rank.rank_budget import RankBudget, TripletLinear
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +80,24 @@ class AdaLora(Method):
             )
         return None
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import adapt, generator
-        from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
-
-        layers: dict[str, TripletLinear] = {}
+        layers: dict[str, nn.TripletLinear] = {}
         of = partial(factors, scale=self.alpha / (self.init_rank + 1e-5))
 
-        def make(name: str, base: nn.Linear) -> TripletLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.TripletLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
                 "down": 0.02 * torch.randn(self.init_rank, base.in_features, generator=draw),
                 "values": torch.zeros(self.init_rank, 1),
                 "up": 0.02 * torch.randn(base.out_features, self.init_rank, generator=draw),
             }
-            layers[name] = TripletLinear(base, parameters, of, dropout=self.dropout)
+            layers[name] = nn.TripletLinear(base, parameters, of, dropout=self.dropout)
             return layers[name]
 
-        adapt(model, select(setup.target_modules, self.target), make)
-        schedule = RankSchedule.of(
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
+        schedule = nn.RankSchedule.of(
             setup.total_steps,
             prune_from=self.prune_from,
             prune_until=self.prune_until,
@@ -111,46 +105,34 @@ class AdaLora(Method):
             start=self.init_rank * len(layers),
             end=self.target_rank * len(layers),
         )
-        host: Any = model
-        host.mtlbench_ranks = RankBudget(layers, schedule, beta1=self.beta1, beta2=self.beta2)
+        budget = nn.RankBudget(layers, schedule, beta1=self.beta1, beta2=self.beta2)
+        nn.attach_module(model, "mtlbench_ranks", budget)
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: torch.nn.Module) -> Tensor | None:
         """The weighted departure of ``A`` and ``B`` from orthogonality."""
-        return self.orthogonal * _budget(model).orthogonality()
+        return self.orthogonal * nn.get_module(model, nn.RankBudget).orthogonality()
 
-    def after_step(self, model: nn.Module, step: int) -> None:
-        _budget(model).allocate(step + 1)
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        nn.get_module(model, nn.RankBudget).allocate(step + 1)
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        budget = _budget(model)
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
+        budget = nn.get_module(model, nn.RankBudget)
         trainer.keep(budget.memory(), modules=[budget])
         trainer.run(patience_from=budget.schedule.last)
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.nn.low_rank.layer import merge
+        nn.get_module(model, nn.RankBudget).close()
+        nn.merge_low_rank(model)
 
-        _budget(model).close()
-        merge(model)
-
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """Write an ordinary LoRA checkpoint whose layers have the ranks they were left with."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, dropout=self.dropout)
+        nn.export_lora(model, folder, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, scale: float) -> nn.Factors:
     """``down [rank, in]`` scaled by ``values [rank, 1]``, and ``up [out, rank]``."""
-    from mtlbench.nn.low_rank.layer import Factors
-
-    return Factors(down=parameters["values"] * parameters["down"], up=parameters["up"], scale=scale)
-
-
-def _budget(model: nn.Module) -> RankBudget:
-    host: Any = model
-    budget: RankBudget = host.mtlbench_ranks
-    return budget
+    return nn.Factors(down=parameters["values"] * parameters["down"], up=parameters["up"], scale=scale)
 
 
 @hookimpl

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench.errors import RequestError
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
-    from mtlbench.nn.blocks.adapters import Adapter
-    from mtlbench.nn.blocks.sublayers import Sublayer
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "swish")
 STD = 0.02
@@ -33,7 +31,6 @@ class Houlsby(Method):
         "Houlsby et al. 2019, arXiv:1902.00751; adapter-hub/adapters:src/adapters/configuration/adapter_config.py "
         "(DoubleSeqBnConfig)"
     )
-    task_routed: ClassVar[bool] = True
     blocks: ClassVar[tuple[int, ...]] = (0, 1)
     """Places that have one: attention, feed-forward block."""
 
@@ -54,48 +51,46 @@ class Houlsby(Method):
         check(
             self, "activation", holds=self.activation in ACTIVATIONS, allowed=f"{', '.join(ACTIVATIONS[:-1])} or swish"
         )
-        # promises of these settings, not of the class
-        object.__setattr__(self, "task_routed", self.per_task)
-        object.__setattr__(self, "identity_at_start", self.zero_start)
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.nn.blocks.shifts import train_norms
-        from mtlbench.nn.blocks.sublayers import put_after, sublayers
+    @property
+    def task_routed(self) -> bool:
+        return self.per_task
 
-        places = [place for place in sublayers(setup.target_modules) if place.block in self.blocks]
+    @property
+    def identity_at_start(self) -> bool:
+        return self.zero_start
+
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
+
+        places = [place for place in nn.find_sublayers(setup.target_modules) if place.block in self.blocks]
         width = setup.shapes[places[0].name][0]
         if self.reduction > width:
             raise RequestError(
                 f"{self.name}[reduction={self.reduction}]: the backbone is {width} wide, which leaves no bottleneck. "
                 f"Take at most {width}."
             )
-        put_after(model, places, lambda place, width: self._adapter(place, width, setup), setup.routing)
+        nn.insert_after(model, places, lambda place, width: self._adapter(place, width, setup), setup.routing)
         if self.norms:
-            train_norms(model)
+            nn.unfreeze_norms(model)
 
-    def _adapter(self, place: Sublayer, width: int, setup: Setup) -> Adapter:
+    def _adapter(self, place: nn.Sublayer, width: int, setup: Setup) -> nn.Adapter:
         import torch
 
-        from mtlbench.nn.blocks.adapters import Adapter, AdapterBank
-        from mtlbench.nn.low_rank.layer import generator
-
         tasks, bottleneck = len(setup.tasks) if self.per_task else 1, width // self.reduction
-        draw = generator(setup.seed, place.name)
+        draw = nn.seeded_generator(setup.seed, place.name)
         # every task starts from the same one
         down, up = (STD * torch.randn(shape, generator=draw) for shape in ((bottleneck, width), (width, bottleneck)))
-        bank = AdapterBank(
+        bank = nn.AdapterBank(
             down=down.expand(tasks, -1, -1).clone(),
             down_bias=torch.zeros(tasks, bottleneck),
             up=(up * (not self.zero_start)).expand(tasks, -1, -1).clone(),
             up_bias=torch.zeros(tasks, width),
         )
-        return Adapter(bank, self.activation)
+        return nn.Adapter(bank, self.activation)
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Round layer norms that trained as the backbone's are."""
-        from mtlbench.nn.blocks.shifts import round_norms
-
-        round_norms(model)
+        nn.restore_norm_dtypes(model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check
-from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_of
+from mtlbench_methods.soft_prompt_method import SoftPromptMethod, prompt_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from mtlbench.nn.soft_prompts.prompt import PromptSource
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +61,11 @@ class Attempt(SoftPromptMethod):
             return "source prompts and targets need a step each: raise steps or epochs, or name --sources."
         return None
 
-    def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.nn.soft_prompts.sources import MixedPrompts
+    def prompts(self, model: torch.nn.Module, setup: Setup) -> nn.PromptSource:
 
         sources = self.start(model, setup, count=setup.sources or len(setup.tasks))
         targets = len(setup.tasks) - setup.sources
-        return MixedPrompts(
+        return nn.MixedPrompts(
             sources,
             sources[:1].expand(targets, -1, -1).clone() if setup.sources else sources.clone(),
             setup.routing,
@@ -76,10 +73,10 @@ class Attempt(SoftPromptMethod):
             hidden=self.hidden,
             temperature=self.temperature or math.e * sources.shape[2],
             mix_target=self.mix_target,
-            draw=draws(setup, "attempt"),
+            draw=nn.seeded_generator(setup.seed, "attempt"),
         )
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         source: Any = prompt_of(model).source
         rate = self.rate(model, learning_rate)
         attention = [source.down, source.up, source.norm_weight, source.norm_bias]
@@ -88,7 +85,7 @@ class Attempt(SoftPromptMethod):
             {"params": attention, "lr": rate * self.attention_rate, "weight_decay": 0.0},
         ]
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
         source: Any = prompt_of(model).source
         both = not source.first_target
         self._train_sources(source, trainer, share=self.source_share if both else 1.0)
@@ -96,7 +93,7 @@ class Attempt(SoftPromptMethod):
             source.start_targets()
             trainer.run(share=1 - self.source_share)
 
-    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+    def adapt(self, model: torch.nn.Module, trainer: Trainer) -> None:
         source: Any = prompt_of(model).source
         source.start_targets()
         trainer.run()

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
-from mtlbench.api.method import Value
+from mtlbench import Method, Setup, Trainer, Value, hookimpl
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +20,10 @@ class Base(Method):
     source: ClassVar[str] = "the frozen backbone"
     composable: ClassVar[bool] = False
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         """Add nothing."""
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
         """Train nothing."""
 
     def search_space(self, trial: Any) -> Mapping[str, Value]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench.errors import RequestError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,6 @@ class BitFit(Method):
     source: ClassVar[str] = (
         "Ben Zaken et al. 2022, arXiv:2106.10199; biases that T5 does not have: AkariAsai/ATTEMPT@b5121e5"
     )
-    task_routed: ClassVar[bool] = True
 
     learning_rate: float | None = 3e-4
     add_missing: bool = True
@@ -32,14 +31,13 @@ class BitFit(Method):
     per_task: bool = True
     """A set for each task, taken by each row of a batch, or one for all."""
 
-    def __post_init__(self) -> None:
-        # a promise of this setting, not of the class
-        object.__setattr__(self, "task_routed", self.per_task)
+    @property
+    def task_routed(self) -> bool:
+        return self.per_task
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.nn.blocks.shifts import norm_names, shift
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 
-        names = [*setup.target_modules, *norm_names(model)]
+        names = [*setup.target_modules, *nn.norm_names(model)]
         if not self.add_missing:
             names = [name for name in names if getattr(model.get_submodule(name), "bias", None) is not None]
         if not names:
@@ -48,9 +46,9 @@ class BitFit(Method):
                 "which adds them."
             )
         for name in names:
-            shift(model, name, tasks=len(setup.tasks) if self.per_task else 1, routing=setup.routing)
+            nn.add_task_shift(model, name, tasks=len(setup.tasks) if self.per_task else 1, routing=setup.routing)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Biases have no weight decay."""
         trainable = [p for p in model.parameters() if p.requires_grad]
         return [{"params": trainable, "lr": learning_rate, "weight_decay": 0.0}]

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench_methods.poly import check_skills, require_splits, skill_groups
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
-    from mtlbench.nn.low_rank.skills import Router
 
 MIXES = ("params", "outputs")
 SPECIFIC = ("eye_trainable", "onehot")
@@ -70,60 +69,54 @@ class CPoly(Method):
         whole = self.splits == 1 or self.mix == "params"
         check(self, "splits", holds=whole, allowed="1 with mix=outputs: an output has one weight per skill")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
-        from mtlbench.nn.low_rank.skills import Router, SkillNotes, new_logits, new_skills
-
-        tasks, splits, names = len(setup.tasks), self.splits, select(setup.target_modules, self.target)
+        tasks, splits, names = len(setup.tasks), self.splits, nn.select_linears(setup.target_modules, self.target)
         require_splits(setup.shapes, names, splits)
         skills = self.common + tasks * self.specific_skills
-        router = Router(gumbel=self.gumbel)
+        router = nn.SkillRouter(gumbel=self.gumbel)
         of = partial(factors, scale=self.alpha / self.rank, router=router, mix=self.mix, own=self.specific_skills)
-        layers: list[LowRankLinear] = []
+        layers: list[nn.LowRankLinear] = []
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
-                "down": new_skills(splits, skills, self.rank, base.in_features, bound=self.init_bound, draw=draw),
+                "down": nn.init_skills(splits, skills, self.rank, base.in_features, bound=self.init_bound, draw=draw),
                 "up": torch.zeros(splits, skills, self.rank, base.out_features // splits),
-                "logits": new_logits(tasks, splits, self.common, draw=draw),
+                "logits": nn.init_router_logits(tasks, splits, self.common, draw=draw),
             }
             if self.specific == "eye_trainable":
                 parameters["specific"] = torch.eye(tasks).repeat_interleave(self.specific_skills, dim=1)
-            layers.append(LowRankLinear(base, parameters, of, routing=setup.routing))
+            layers.append(nn.LowRankLinear(base, parameters, of, routing=setup.routing))
             return layers[-1]
 
-        adapt(model, names, make)
+        nn.adapt(model, names, make)
         used = (self.common + self.specific_skills) * self.rank * sum(sum(setup.shapes[name]) for name in names)
         weights = splits * self.common + (tasks * self.specific_skills if self.specific == "eye_trainable" else 0)
-        notes = SkillNotes(
+        notes = nn.SkillUsage(
             layers, router=router, tasks=[task.name for task in setup.tasks], active=used + len(names) * weights
         )
-        model.add_module("mtlbench_skills", notes)
+        nn.attach_module(model, "mtlbench_skills", notes)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return skill_groups(model, learning_rate, logits_lr=self.logits_lr)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA: of the same rank, or with ``mix=outputs`` of the rank of all its skills together."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task)
+        nn.export_lora(model, folder, task=task)
 
 
 def factors(
     parameters: Mapping[str, Tensor],
-    rows: Rows,
+    rows: nn.BatchRows,
     *,
     scale: float,
-    router: Router,
+    router: nn.SkillRouter,
     mix: str,
     own: int,
     noise: Tensor | None = None,
-) -> Factors:
+) -> nn.Factors:
     """What the rows' common and private skills amount to.
 
     Args:
@@ -134,32 +127,32 @@ def factors(
     """
     import torch
 
-    from mtlbench.nn.low_rank.layer import Factors
-    from mtlbench.nn.low_rank.skills import mix_skills, mixing_weights, pick_skills
-
     down, up, tasks = parameters["down"], parameters["up"], rows.tasks
     logits = parameters["logits"].index_select(0, tasks)
-    common = mixing_weights(logits, router, training=rows.training, noise=noise)
+    common = nn.mixing_weights(logits, router, training=rows.training, noise=noise)
     if "specific" in parameters:
         raw = parameters["specific"].index_select(0, tasks).unsqueeze(1).expand(-1, common.shape[1], -1)
         weights = torch.cat([common, raw], dim=-1)
         if mix == "params":
-            return Factors(mix_skills(weights, down), mix_skills(weights, up).transpose(1, 2), scale=scale)
-        return Factors(down.flatten(0, 2), up.flatten(0, 2).t(), gate=_gate(weights, down.shape[2]), scale=scale)
+            return nn.Factors(nn.mix_skills(weights, down), nn.mix_skills(weights, up).transpose(1, 2), scale=scale)
+        return nn.Factors(down.flatten(0, 2), up.flatten(0, 2).t(), gate=_gate(weights, down.shape[2]), scale=scale)
     sizes = [common.shape[-1], down.shape[1] - common.shape[-1]]
     shared_down, private_down = torch.split(down, sizes, dim=1)
     shared_up, private_up = torch.split(up, sizes, dim=1)
-    own_down, own_up = pick_skills(private_down, tasks, each=own), pick_skills(private_up, tasks, each=own)
+    own_down, own_up = (
+        nn.select_skills(private_down, tasks, each=own),
+        nn.select_skills(private_up, tasks, each=own),
+    )
     if mix == "params":
-        mixed_down = mix_skills(common, shared_down) + own_down.sum(1)
-        mixed_up = mix_skills(common, shared_up) + own_up.sum(1)
-        return Factors(mixed_down, mixed_up.transpose(1, 2), scale=scale)
+        mixed_down = nn.mix_skills(common, shared_down) + own_down.sum(1)
+        mixed_up = nn.mix_skills(common, shared_up) + own_up.sum(1)
+        return nn.Factors(mixed_down, mixed_up.transpose(1, 2), scale=scale)
     count = common.shape[0]
     weights = torch.cat([common, common.new_ones(count, 1, own)], dim=-1)
     all_down = torch.cat([shared_down.expand(count, -1, -1, -1), own_down], dim=1)
     all_up = torch.cat([shared_up.expand(count, -1, -1, -1), own_up], dim=1)
     gate = _gate(weights, down.shape[2])
-    return Factors(all_down.flatten(1, 2), all_up.flatten(1, 2).transpose(1, 2), gate=gate, scale=scale)
+    return nn.Factors(all_down.flatten(1, 2), all_up.flatten(1, 2).transpose(1, 2), gate=gate, scale=scale)
 
 
 def _gate(weights: Tensor, rank: int) -> Tensor:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check_low_rank, undecayed
+from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench_methods.settings import check_low_rank
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from mtlbench.nn.low_rank.dora import DoraLinear
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +36,26 @@ class Dora(Method):
     def __post_init__(self) -> None:
         check_low_rank(self)
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.dora import DoraLinear
-        from mtlbench.nn.low_rank.layer import adapt, generator, kaiming
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 
-        def make(name: str, base: nn.Linear) -> DoraLinear:
-            down = kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name))
-            return DoraLinear(base, down, scale=self.alpha / self.rank, dropout=self.dropout)
+        def make(name: str, base: torch.nn.Linear) -> nn.DoraLinear:
+            down = nn.kaiming_uniform(
+                (self.rank, base.in_features), base.in_features, nn.seeded_generator(setup.seed, name)
+            )
+            return nn.DoraLinear(base, down, scale=self.alpha / self.rank, dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=("magnitude",))
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return nn.optimizer_groups(model, learning_rate, no_decay=("magnitude",))
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.nn.low_rank.dora import merge_dora
+        nn.merge_dora(model)
 
-        merge_dora(model)
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        from mtlbench.nn.low_rank.dora import export_dora
-
-        export_dora(model, folder, dropout=self.dropout)
+        nn.export_dora(model, folder, dropout=self.dropout)
 
 
 @hookimpl

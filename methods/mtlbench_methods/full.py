@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightDtypes:
+    """Types that the trained weights had in the backbone, by name; kept with the model."""
+
+    by_name: Mapping[str, torch.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,42 +39,39 @@ class Full(Method):
     embeddings: bool = True
     """Train the token embeddings and the output head too."""
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-        from torch import nn
 
-        host: Any = model
         kept = set() if self.embeddings else _embeddings(model)
-        copies: dict[Tensor, nn.Parameter] = {}
-        host.mtlbench_dtypes = {}
+        copies: dict[Tensor, torch.nn.Parameter] = {}
+        dtypes: dict[str, torch.dtype] = {}
         for prefix, module in model.named_modules():
             for name, p in list(module._parameters.items()):
                 if p is None:
                     continue
                 if p not in copies:  # a tied weight stays one parameter
                     wide = p.detach().to(torch.float32, copy=p not in kept)
-                    copies[p] = nn.Parameter(wide, requires_grad=p not in kept)
-                    host.mtlbench_dtypes[f"{prefix}.{name}".lstrip(".")] = p.dtype
+                    copies[p] = torch.nn.Parameter(wide, requires_grad=p not in kept)
+                    dtypes[f"{prefix}.{name}".lstrip(".")] = p.dtype
                 module._parameters[name] = copies[p]
+        nn.attach_state(model, WeightDtypes(dtypes))
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.dim() > 1]
         others = [p for p in trained if p.dim() <= 1]
         return [{"params": matrices, "lr": learning_rate}, {"params": others, "lr": learning_rate, "weight_decay": 0.0}]
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Round the weights to the dtypes of the backbone."""
-        host: Any = model
-        for name, dtype in host.mtlbench_dtypes.items():
+        for name, dtype in nn.get_state(model, WeightDtypes).by_name.items():
             p = model.get_parameter(name)
             p.data = p.data.to(dtype)
 
 
-def _embeddings(model: nn.Module) -> set[Tensor]:
+def _embeddings(model: Any) -> set[Tensor]:
     """Weights of the token embeddings and of the output head."""
-    host: Any = model
-    ends = (host.get_input_embeddings(), host.get_output_embeddings())
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return {p for end in ends if end is not None for p in end.parameters()}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench.errors import RequestError
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 EMBEDDINGS = ("tasks", "layers", "blocks")
 """By the last part of their names."""
@@ -56,15 +56,10 @@ class Hyperformer(Method):
         for name in ("reduction", "task_width", "hidden", "projected"):
             check(self, name, holds=getattr(self, name) >= 1, allowed="a whole number of at least 1")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.blocks.hypernet import GeneratedAdapter, Hypernet, StackHypernet
-        from mtlbench.nn.blocks.shifts import train_norms
-        from mtlbench.nn.blocks.sublayers import put_after, sublayers
-        from mtlbench.nn.low_rank.layer import generator
-
-        places = sublayers(setup.target_modules)
+        places = nn.find_sublayers(setup.target_modules)
         width = setup.shapes[places[0].name][0]
         if self.reduction > width:
             raise RequestError(
@@ -72,7 +67,7 @@ class Hyperformer(Method):
                 f"Take at most {width}."
             )
         stacks = {
-            stack: StackHypernet(
+            stack: nn.StackHypernet(
                 layers=1 + max(place.layer for place in places if place.stack == stack),
                 width=width,
                 bottleneck=width // self.reduction,
@@ -80,45 +75,40 @@ class Hyperformer(Method):
                 hidden=self.hidden,
                 projected=self.projected,
                 shared=self.shared,
-                draw=generator(setup.seed, f"hypernet/{stack}"),
+                draw=nn.seeded_generator(setup.seed, f"hypernet/{stack}"),
             )
             for stack in dict.fromkeys(place.stack for place in places)
         }
-        draw = generator(setup.seed, "hypernet/tasks")
-        hypernet = Hypernet(torch.randn(len(setup.tasks), self.task_width, generator=draw), stacks)
-        model.add_module("mtlbench_hypernet", hypernet.to(next(model.parameters()).device).train(model.training))
-        put_after(
+        draw = nn.seeded_generator(setup.seed, "hypernet/tasks")
+        hypernet = nn.Hypernet(torch.randn(len(setup.tasks), self.task_width, generator=draw), stacks)
+        nn.attach_module(model, "mtlbench_hypernet", hypernet.to(next(model.parameters()).device))
+        nn.insert_after(
             model,
             places,
-            lambda place, _: GeneratedAdapter(hypernet, place.stack, place.layer, place.block),
+            lambda place, _: nn.GeneratedAdapter(hypernet, place.stack, place.layer, place.block),
             setup.routing,
         )
         if self.norms:
-            train_norms(model)
+            nn.unfreeze_norms(model)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """Embeddings, biases and norms have no weight decay."""
         named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters() if p.requires_grad]
         decayed = [p for name, p in named if p.dim() > 1 and name not in EMBEDDINGS]
         others = [p for name, p in named if p.dim() == 1 or name in EMBEDDINGS]
         return [{"params": decayed, "lr": learning_rate}, {"params": others, "lr": learning_rate, "weight_decay": 0.0}]
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Make the adapters of all tasks once and drop the network; round the norms as the backbone's are."""
-        from mtlbench.nn.blocks.hypernet import GeneratedAdapter
-        from mtlbench.nn.blocks.shifts import round_norms
-        from mtlbench.nn.blocks.sublayers import AfterLinear
-
         for module in model.modules():
-            if isinstance(module, AfterLinear) and isinstance(module.after, GeneratedAdapter):
+            if isinstance(module, nn.AfterLinear) and isinstance(module.after, nn.GeneratedAdapter):
                 module.after = module.after.static()
-        del model.mtlbench_hypernet
-        round_norms(model)
+        nn.remove_module(model, nn.Hypernet)
+        nn.restore_norm_dtypes(model)
 
-    def switch(self, model: nn.Module, *, on: bool) -> None:
+    def switch(self, model: torch.nn.Module, *, on: bool) -> None:
         """Without its adapters the model is the stock one."""
-        host: Any = model
-        host.mtlbench_hypernet.on = on
+        nn.get_module(model, nn.Hypernet).on = on
 
 
 @dataclass(frozen=True, kw_only=True)

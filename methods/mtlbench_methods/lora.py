@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench_methods.settings import check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,33 +38,29 @@ class Lora(Method):
     def __post_init__(self) -> None:
         check_low_rank(self)
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         scale = self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
             parameters = {
-                "down": kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name)),
+                "down": nn.kaiming_uniform(
+                    (self.rank, base.in_features), base.in_features, nn.seeded_generator(setup.seed, name)
+                ),
                 "up": torch.zeros(base.out_features, self.rank),
             }
-            return LowRankLinear(base, parameters, partial(factors, scale=scale), dropout=self.dropout)
+            return nn.LowRankLinear(base, parameters, partial(factors, scale=scale), dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.nn.low_rank.layer import merge
+        nn.merge_low_rank(model)
 
-        merge(model)
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +73,9 @@ class RsLora(Lora):
     rslora: bool = True
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, scale: float) -> nn.Factors:
     """``down [rank, in]`` and ``up [out, rank]`` as they are."""
-    from mtlbench.nn.low_rank.layer import Factors
-
-    return Factors(down=parameters["down"], up=parameters["up"], scale=scale)
+    return nn.Factors(down=parameters["down"], up=parameters["up"], scale=scale)
 
 
 @hookimpl

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.lora import Lora
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,30 +40,28 @@ class LoraSt(Lora):
             )
         return None
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
-
-        host: Any = model
-        stage = host.mtlbench_stage = Stage(tasks=len(setup.tasks))
+        stage = Stage(tasks=len(setup.tasks))
+        nn.attach_state(model, stage)
         of = partial(factors, stage=stage, scale=self.alpha / (self.rank**0.5 if self.rslora else self.rank))
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
             # every task starts where `lora` starts
-            down = kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name))
+            down = nn.kaiming_uniform(
+                (self.rank, base.in_features), base.in_features, nn.seeded_generator(setup.seed, name)
+            )
             parameters = {}
             for task in range(len(setup.tasks)):
                 parameters[f"down_{task}"] = down.clone()
                 parameters[f"up_{task}"] = torch.zeros(base.out_features, self.rank)
-            return LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
+            return nn.LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        host: Any = model
-        stage: Stage = host.mtlbench_stage
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
+        stage = nn.get_state(model, Stage)
         try:
             for task in range(stage.tasks):
                 stage.task = task
@@ -72,32 +69,30 @@ class LoraSt(Lora):
         finally:
             stage.task = None
 
-    def finish(self, model: nn.Module) -> None:
-        """Merge nothing: every task keeps its own weights. For one task ``lowrank.merge(model, task)`` does."""
+    def finish(self, model: torch.nn.Module) -> None:
+        """Merge nothing: every task keeps its own weights. For one task ``nn.merge_low_rank(model, task)`` does."""
 
 
 @dataclass
 class Stage:
-    """Which task trains at the moment; lives in the model."""
+    """Which task trains at the moment; kept with the model."""
 
     tasks: int
     task: int | None = None
     """``None``: rows of any task may come."""
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, stage: Stage, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, stage: Stage, scale: float) -> nn.Factors:
     """``down_t [rank, in]`` and ``up_t [out, rank]`` of the task in training, otherwise those of each row's task."""
     import torch
 
-    from mtlbench.nn.low_rank.layer import Factors
-
     if stage.task is not None:
-        return Factors(parameters[f"down_{stage.task}"], parameters[f"up_{stage.task}"], scale=scale)
+        return nn.Factors(parameters[f"down_{stage.task}"], parameters[f"up_{stage.task}"], scale=scale)
     down, up = (
         torch.stack([parameters[f"{name}_{task}"] for task in range(stage.tasks)]).index_select(0, rows.tasks)
         for name in ("down", "up")
     )
-    return Factors(down, up, scale=scale)
+    return nn.Factors(down, up, scale=scale)
 
 
 @hookimpl

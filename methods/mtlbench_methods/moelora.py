@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 GATE = ("tasks", "gate")
 """Task embeddings and the gate that reads them."""
@@ -64,57 +63,49 @@ class MoeLora(Method):
         check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
         check(self, "masks", holds=self.masks in ("one", "per_expert"), allowed="one or per_expert")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.expert_masks import MaskedExperts
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
 
         rank = self.rank
         of = partial(factors, experts=self.experts, scale=self.alpha / rank)
         device = next(model.parameters()).device
         shared = {
             name: torch.nn.Parameter(value.to(device))
-            for name, value in self._gate(len(setup.tasks), generator(setup.seed, "gate")).items()
+            for name, value in self._gate(len(setup.tasks), nn.seeded_generator(setup.seed, "gate")).items()
         }
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
                 "down": 0.01 * torch.randn(rank, base.in_features, generator=draw),
                 "up": torch.zeros(base.out_features, rank),
                 **(shared if self.shared_gate else self._gate(len(setup.tasks), draw)),
             }
             if self.masks == "per_expert":
-                return MaskedExperts(
+                return nn.ExpertDropoutLinear(
                     base, parameters, of, experts=self.experts, routing=setup.routing, dropout=self.dropout
                 )
-            return LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
+            return nn.LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
     def _gate(self, tasks: int, draw: torch.Generator) -> dict[str, Tensor]:
         import torch
 
-        from mtlbench.nn.low_rank.layer import kaiming
-
         return {
             "tasks": torch.randn(tasks, self.task_width, generator=draw),
-            "gate": kaiming((self.experts, self.task_width), self.task_width, draw),
+            "gate": nn.kaiming_uniform((self.experts, self.task_width), self.task_width, draw),
         }
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=GATE)
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return nn.optimizer_groups(model, learning_rate, no_decay=GATE)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, experts: int, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, experts: int, scale: float) -> nn.Factors:
     """``down [rank, in]`` and ``up [out, rank]`` hold all experts, gated by task.
 
     Args:
@@ -122,12 +113,12 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, experts: int, scale
     """
     import torch
 
-    from mtlbench.nn.low_rank.layer import Factors
-
     down = parameters["down"]
     shares = torch.softmax(parameters["tasks"] @ parameters["gate"].t(), dim=-1)
     by_task = shares.repeat_interleave(down.shape[0] // experts, dim=1)
-    return Factors(down=down, up=parameters["up"], gate=by_task.index_select(0, rows.tasks).unsqueeze(1), scale=scale)
+    return nn.Factors(
+        down=down, up=parameters["up"], gate=by_task.index_select(0, rows.tasks).unsqueeze(1), scale=scale
+    )
 
 
 @hookimpl

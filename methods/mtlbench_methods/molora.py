@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 ROUTER = ("router", "tasks")
 
@@ -54,19 +54,19 @@ class MoLora(Method):
         check(self, "gate", holds=self.gate in ("token", "task"), allowed="token or task")
         check(self, "top_k", holds=0 <= self.top_k <= self.experts, allowed=f"from 0 to experts={self.experts}")
         check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
-        object.__setattr__(self, "task_routed", self.gate == "task")  # a promise of this setting, not of the class
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    @property
+    def task_routed(self) -> bool:
+        return self.gate == "task"
+
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
 
         wide, by_token = self.experts * self.rank, self.gate == "token"
         of = partial(factors, rank=self.rank, top_k=self.top_k, scale=self.alpha / self.rank)
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
                 "down": 0.02 * torch.randn(wide, base.in_features, generator=draw),
                 "up": torch.zeros(base.out_features, wide),
@@ -76,27 +76,23 @@ class MoLora(Method):
             else:
                 parameters["tasks"] = torch.randn(len(setup.tasks), self.task_width, generator=draw)
                 parameters["router"] = 0.02 * torch.randn(self.experts, self.task_width, generator=draw)
-            return LowRankLinear(
+            return nn.LowRankLinear(
                 base, parameters, of, routing=setup.routing, dropout=self.dropout, reads_input=by_token
             )
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=ROUTER)
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return nn.optimizer_groups(model, learning_rate, no_decay=ROUTER)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """With ``gate=task``, for one task, as a LoRA of rank ``experts * rank``."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, rank: int, top_k: int, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, rank: int, top_k: int, scale: float) -> nn.Factors:
     """``down [experts * rank, in]`` and ``up [out, experts * rank]`` hold all experts; ``router [experts, width]``."""
     import torch
-
-    from mtlbench.nn.low_rank.layer import Factors
 
     router, tasks = parameters["router"], parameters.get("tasks")
     if tasks is None:
@@ -109,7 +105,7 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, rank: int, top_k: i
         shares = torch.zeros_like(shares).scatter(-1, kept.indices, kept.values)
         shares = shares / shares.sum(-1, keepdim=True)
     gate = shares.repeat_interleave(rank, dim=-1)
-    return Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale)
+    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale)
 
 
 @hookimpl

@@ -6,15 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Answers, Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check
-from mtlbench_methods.soft_prompt_method import SoftPromptMethod, draws, prompt_of
+from mtlbench_methods.soft_prompt_method import SoftPromptMethod, SourceTasks, prompt_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
-    from mtlbench.api.method import Answers
-    from mtlbench.nn.soft_prompts.prompt import PromptSource
 
 NOISE = 0.02
 
@@ -62,17 +61,16 @@ class Mpt(SoftPromptMethod):
             return "teachers and the shared prompt need a step each: raise steps or epochs, or take distill=0."
         return None
 
-    def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.nn.soft_prompts.sources import FactoredPrompts
+    def prompts(self, model: torch.nn.Module, setup: Setup) -> nn.PromptSource:
 
         shared = self.start(model, setup, count=1)[0]
         length, width = shared.shape
-        draw, tasks = draws(setup, "mpt"), len(setup.tasks)
+        draw, tasks = nn.seeded_generator(setup.seed, "mpt"), len(setup.tasks)
         rows = self._factors((tasks, length, self.rank), draw)
         columns = self._factors((tasks, self.rank, width), draw)
         taught = setup.sources or tasks
         teachers = shared.expand(taught, -1, -1).clone() if self.distill else None
-        return FactoredPrompts(shared, rows, columns, setup.routing, teachers)
+        return nn.FactoredPrompts(shared, rows, columns, setup.routing, teachers)
 
     def _factors(self, shape: tuple[int, ...], draw: Any) -> Tensor:
         import torch
@@ -80,12 +78,11 @@ class Mpt(SoftPromptMethod):
         noise = torch.randn(shape, generator=draw) * NOISE
         return noise if self.peft_init else noise + self.rank**-0.5
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         super().attach(model, setup)
-        host: Any = model
-        host.mtlbench_sources = setup.sources
+        nn.attach_state(model, SourceTasks(setup.sources))
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         source: Any = prompt_of(model).source
         rate = self.rate(model, learning_rate)
         return [
@@ -93,10 +90,8 @@ class Mpt(SoftPromptMethod):
             {"params": [source.rows, source.columns], "lr": rate * self.factor_rate, "weight_decay": 0.0},
         ]
 
-    def row_losses(self, model: nn.Module, answers: Answers) -> Tensor:
+    def row_losses(self, model: torch.nn.Module, answers: Answers) -> Tensor:
         import torch
-
-        from mtlbench.nn.soft_prompts.transfer import distance, divergence
 
         source: Any = prompt_of(model).source
         if source.teachers is None or source.teaching or not model.training:
@@ -110,10 +105,10 @@ class Mpt(SoftPromptMethod):
             source.teaching = False
             model.train()
         own = answers.read()
-        lacking = divergence(own.logits, taught.logits) + distance(own.hidden, taught.hidden)
+        lacking = nn.kl_divergence(own.logits, taught.logits) + nn.hidden_state_mse(own.hidden, taught.hidden)
         return answers.by_row(answers.token_losses(own.logits) + self.distill * lacking)
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
         source: Any = prompt_of(model).source
         if source.teachers is None:
             trainer.run()
@@ -126,14 +121,13 @@ class Mpt(SoftPromptMethod):
         trainer.run(share=1 - self.teacher_share)
         source.teachers = None
 
-    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
-        host: Any = model
-        known: int = host.mtlbench_sources
+    def adapt(self, model: torch.nn.Module, trainer: Trainer) -> None:
+        known = nn.get_state(model, SourceTasks).count
         source: Any = prompt_of(model).source
         source.start_from(slice(known), slice(known, None))
         trainer.run()
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Multiply the prompts out."""
         prompt = prompt_of(model)
         source: Any = prompt.source

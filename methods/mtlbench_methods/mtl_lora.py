@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
 
 TABLES = ("transform", "logits")
 """Parameters with a row per task."""
@@ -50,39 +50,34 @@ class MtlLora(Method):
         check(self, "temperature", holds=0 < self.temperature < float("inf"), allowed="a number above 0")
         check(self, "lambda_format", holds=self.lambda_format in ("full", "diagonal"), allowed="full or diagonal")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         tasks, rank = len(setup.tasks), self.rank
         identity = torch.eye(rank) if self.lambda_format == "full" else torch.ones(rank)
         of = partial(factors, scale=self.alpha / rank, temperature=self.temperature)
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
-                "down": kaiming((rank, base.in_features), base.in_features, draw),
+                "down": nn.kaiming_uniform((rank, base.in_features), base.in_features, draw),
                 "transform": identity.expand(tasks, *identity.shape).clone(),
                 "up": torch.zeros(base.out_features, self.ups, rank),
-                "logits": kaiming((tasks, self.ups), self.ups, draw),
+                "logits": nn.kaiming_uniform((tasks, self.ups), self.ups, draw),
             }
-            return LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
+            return nn.LowRankLinear(base, parameters, of, routing=setup.routing, dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=TABLES)
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return nn.optimizer_groups(model, learning_rate, no_decay=TABLES)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float, temperature: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, scale: float, temperature: float) -> nn.Factors:
     """All up-projections side by side, with mixture and transform in one matrix per task ``[tasks, ups * rank, rank]``.
 
     Args:
@@ -91,14 +86,12 @@ def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float, tempe
     """
     import torch
 
-    from mtlbench.nn.low_rank.layer import Factors
-
     transform, up = parameters["transform"], parameters["up"]
     if transform.dim() == 2:
         transform = torch.diag_embed(transform)
     shares = torch.softmax(parameters["logits"] / temperature, dim=-1)
     matrix = (shares[:, :, None, None] * transform[:, None]).flatten(1, 2).index_select(0, rows.tasks)
-    return Factors(down=parameters["down"], up=up.flatten(1), matrix=matrix, scale=scale)
+    return nn.Factors(down=parameters["down"], up=up.flatten(1), matrix=matrix, scale=scale)
 
 
 @hookimpl

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench_methods.settings import check, check_low_rank, undecayed
+from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,48 +42,39 @@ class MultiLora(Method):
         check_low_rank(self)
         check(self, "modules", holds=self.modules >= 1, allowed="a whole number of at least 1")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
-
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator, kaiming
 
         n, rank = self.modules, self.rank
         of = partial(factors, scale=self.alpha / rank)
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
             parameters = {
-                "down": kaiming((n, rank, base.in_features), base.in_features, draw),
-                "up": kaiming((base.out_features, n, rank), rank, draw),
+                "down": nn.kaiming_uniform((n, rank, base.in_features), base.in_features, draw),
+                "up": nn.kaiming_uniform((base.out_features, n, rank), rank, draw),
                 "scale": torch.zeros(base.out_features, n),
             }
-            return LowRankLinear(base, parameters, of, dropout=self.dropout)
+            return nn.LowRankLinear(base, parameters, of, dropout=self.dropout)
 
-        adapt(model, select(setup.target_modules, self.target), make)
+        nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return undecayed(model, learning_rate, names=("scale",))
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        return nn.optimizer_groups(model, learning_rate, no_decay=("scale",))
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""
-        from mtlbench.nn.low_rank.layer import merge
+        nn.merge_low_rank(model)
 
-        merge(model)
-
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """As a LoRA of rank ``modules * rank``."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
-def factors(parameters: Mapping[str, Tensor], rows: Rows, *, scale: float) -> Factors:
+def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, scale: float) -> nn.Factors:
     """``down [modules, rank, in]``, ``up [out, modules, rank]`` and ``scale [out, modules]`` as one wide LoRA."""
-    from mtlbench.nn.low_rank.layer import Factors
-
     down, up = parameters["down"].flatten(0, 1), parameters["up"].flatten(1)
-    return Factors(down=down, up=up, up_scale=parameters["scale"], scale=scale)
+    return nn.Factors(down=down, up=up, up_scale=parameters["scale"], scale=scale)
 
 
 @hookimpl

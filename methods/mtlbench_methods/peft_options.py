@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mtlbench.api.method import Value
+from mtlbench import Value
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench_methods.peft_catalog import DATA_STARTS, ELSEWHERE, HIDDEN, MOVING, PAPERS, PROMPT_LEARNING, REFUSED
 

@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-from mtlbench import Method, Setup, hookimpl
-from mtlbench.api.method import Value
+from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
 from mtlbench_methods.peft_catalog import OWN_TARGETS, PAPERS
 from mtlbench_methods.peft_options import (
@@ -25,9 +24,17 @@ from mtlbench_methods.peft_options import (
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """peft's wrapper of the model, kept with the model: as a module of it, the model would hold itself."""
+
+    model: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +66,10 @@ class Peft(Method):
         check_options(self.type, dict(self.options), label=self._label)
         if self.type == "LN_TUNING":
             check(self, "target", holds=self.target == "default", allowed="default: it trains normalisation layers")
-        # What the class promises depends on the tuner, so each object says it for itself.
-        object.__setattr__(self, "identity_at_start", starts_at_backbone(self.type, dict(self.options)))
+
+    @property
+    def identity_at_start(self) -> bool:
+        return starts_at_backbone(self.type, dict(self.options))
 
     @classmethod
     def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:
@@ -85,11 +94,10 @@ class Peft(Method):
         del own["options"]
         return {**own, **dict(self.options)}
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
         from peft import get_peft_model
 
-        host: Any = model
         if self.type == "OSF" and next(model.parameters()).dtype != torch.float32:
             raise RequestError(
                 "peft loses the gradient projection that makes OSF what it is when it widens 16-bit weights: --dtype "
@@ -113,35 +121,31 @@ class Peft(Method):
             warnings.simplefilter("always")
             torch.manual_seed(setup.seed)
             try:
-                wrapped = get_peft_model(host, config)
+                wrapped = get_peft_model(model, config)
             except (ValueError, NotImplementedError, AssertionError) as error:
                 raise RequestError(f"{self._label} does not fit {type(model).__name__}: {sentence(error)}") from error
         self._listen({str(warning.message) for warning in told})
         if not any(p.requires_grad for p in model.parameters()):
             raise RequestError(f"{self._label} leaves nothing to train.")
         _train_in_float32(model)
-        # In a tuple: the wrapper holds the model, and a model that holds it as a module would hold itself.
-        host.mtlbench_peft = (wrapped,)
+        nn.attach_state(model, Wrapped(wrapped))
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """As peft saves it."""
-        host: Any = model
-        (wrapped,) = host.mtlbench_peft
-        wrapped.save_pretrained(folder, save_embedding_layers=False)
+        nn.get_state(model, Wrapped).model.save_pretrained(folder, save_embedding_layers=False)
 
-    def _targets(self, model: nn.Module, setup: Setup) -> dict[str, list[str]]:
-        from mtlbench.nn.linears import select
+    def _targets(self, model: torch.nn.Module, setup: Setup) -> dict[str, list[str]]:
 
         if self.type == "LN_TUNING":
             norms = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
             return {"target_modules": norms}
         if self.target == "default" and self.type in OWN_TARGETS:
             return {}
-        names = select(setup.target_modules, "all" if self.target == "default" else self.target)
+        names = nn.select_linears(setup.target_modules, "all" if self.target == "default" else self.target)
         if self.type != "IA3":
             return {"target_modules": list(names)}
         # IA3 scales what a projection gives; of a feed-forward block, the inner activations: what the last one reads.
-        attention = set(select(setup.target_modules, "attention"))
+        attention = set(nn.select_linears(setup.target_modules, "attention"))
         narrowing = [n for n in names if n not in attention and setup.shapes[n][0] < setup.shapes[n][1]]
         return {"target_modules": list(names), "feedforward_modules": narrowing}
 
@@ -159,14 +163,14 @@ class Peft(Method):
         return f"{self.name}[{','.join(words)}]" if words else self.name
 
 
-def _own_weights(model: nn.Module, names: Sequence[str]) -> None:
+def _own_weights(model: torch.nn.Module, names: Sequence[str]) -> None:
     """Give the named linears weights of their own, for starts that move part of a weight into the adapter in place."""
     for name in names:
         weight = model.get_submodule(name).get_parameter("weight")
         weight.data = weight.data.clone()
 
 
-def _train_in_float32(model: nn.Module) -> None:
+def _train_in_float32(model: torch.nn.Module) -> None:
     """Hold every trained parameter in float32. peft does but for normalisation layers, whose output keeps its dtype."""
     import torch
 
@@ -178,7 +182,7 @@ def _train_in_float32(model: nn.Module) -> None:
             module.register_forward_hook(_as_the_input)
 
 
-def _as_the_input(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _as_the_input(module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     return output.to(args[0].dtype)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Composite, Method, hookimpl
-from mtlbench.api.method import Value
+from mtlbench import Composite, Method, Value, hookimpl
 from mtlbench.errors import RequestError
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.peml_tables import TABLES
@@ -16,7 +15,7 @@ from mtlbench_methods.prefixnas import CANDIDATES, PrefixNas
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
 BASELINES = "base,lora,adalora,preembedd,preembedd+lora,preembedd+adalora,peml,prefixnas+adalora"
 _GLUE = {"tasks": "glue", "seeds": "0,1,2", "reports": "markdown,charts"}
@@ -113,11 +112,14 @@ class Peml(Composite):
 
     def __post_init__(self) -> None:
         check(self, "order", holds=self.order in ORDERS, allowed=f"one of {', '.join(ORDERS)}")
-        object.__setattr__(self, "task_routed", self.per_task)
         try:
             self.parts()
         except RequestError as error:
             raise RequestError(f"{self.name}{str(error)[str(error).index('[') :]}") from error
+
+    @property
+    def task_routed(self) -> bool:
+        return self.per_task
 
     def parts(self) -> tuple[Method, ...]:
         prefix = {f.name: getattr(self, f.name) for f in dataclasses.fields(PrefixNas) if hasattr(self, f.name)}
@@ -127,7 +129,7 @@ class Peml(Composite):
     def turns(self) -> tuple[int, ...] | None:
         return ORDERS[self.order]
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return [{"weight_decay": self.weight_decay, **group} for group in super().param_groups(model, learning_rate)]
 
     def search_space(self, trial: Any) -> Mapping[str, Value]:

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench.errors import RequestError
 from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
-    from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
-    from mtlbench.nn.low_rank.skills import Router
 
 GRANULARITIES = ("finegrained", "layerwise", "blockwise", "coderwise", "coarsegrained")
 INIT_BOUNDS = ("peft", "mttl")
@@ -86,16 +85,12 @@ class Poly(Method):
         known = ", ".join(GRANULARITIES)
         check(self, "granularity", holds=self.granularity in GRANULARITIES, allowed=f"one of {known}")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import LowRankLinear, adapt, generator
-        from mtlbench.nn.low_rank.skills import Router, SkillNotes, new_logits, new_skills, router_of
-
-        splits, names = self.blocks, select(setup.target_modules, self.target)
+        splits, names = self.blocks, nn.select_linears(setup.target_modules, self.target)
         require_splits(setup.shapes, names, splits)
-        router = Router(
+        router = nn.SkillRouter(
             gumbel=self.gumbel,
             straight_through=self.straight_through,
             l2_norm=self.l2_norm,
@@ -105,43 +100,49 @@ class Poly(Method):
         )
         of = partial(factors, scale=self.alpha / self.rank, router=router)
         logits: dict[str, torch.nn.Parameter] = {}
-        layers: list[LowRankLinear] = []
+        layers: list[nn.LowRankLinear] = []
 
-        def make(name: str, base: nn.Linear) -> LowRankLinear:
-            draw = generator(setup.seed, name)
-            sharing = router_of(name, self.granularity)
+        def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:
+            draw = nn.seeded_generator(setup.seed, name)
+            sharing = nn.router_name(name, self.granularity)
             if sharing not in logits:
-                fresh = new_logits(len(setup.tasks), splits, self.skills, draw=draw)
+                fresh = nn.init_router_logits(len(setup.tasks), splits, self.skills, draw=draw)
                 logits[sharing] = torch.nn.Parameter(fresh.to(base.weight.device))
             parameters = {
-                "down": new_skills(splits, self.skills, self.rank, base.in_features, bound=self.init_bound, draw=draw),
+                "down": nn.init_skills(
+                    splits, self.skills, self.rank, base.in_features, bound=self.init_bound, draw=draw
+                ),
                 "up": torch.zeros(splits, self.skills, self.rank, base.out_features // splits),
                 "logits": logits[sharing],
             }
-            layers.append(LowRankLinear(base, parameters, of, routing=setup.routing))
+            layers.append(nn.LowRankLinear(base, parameters, of, routing=setup.routing))
             return layers[-1]
 
-        adapt(model, names, make)
+        nn.adapt(model, names, make)
         skills = self.skills * self.rank * sum(sum(setup.shapes[name]) for name in names)
         active = skills + len(logits) * splits * self.skills
-        model.add_module(
+        nn.attach_module(
+            model,
             "mtlbench_skills",
-            SkillNotes(layers, router=router, tasks=[task.name for task in setup.tasks], active=active),
+            nn.SkillUsage(layers, router=router, tasks=[task.name for task in setup.tasks], active=active),
         )
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return skill_groups(model, learning_rate, logits_lr=self.logits_lr)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task)
+        nn.export_lora(model, folder, task=task)
 
 
 def factors(
-    parameters: Mapping[str, Tensor], rows: Rows, *, scale: float, router: Router, noise: Tensor | None = None
-) -> Factors:
+    parameters: Mapping[str, Tensor],
+    rows: nn.BatchRows,
+    *,
+    scale: float,
+    router: nn.SkillRouter,
+    noise: Tensor | None = None,
+) -> nn.Factors:
     """Every row's own ``down [rows, rank, in]`` and ``up [rows, out, rank]``, mixed from the skills.
 
     Args:
@@ -149,13 +150,10 @@ def factors(
             ``logits [tasks, splits, skills]``.
         noise: As of :func:`~mtlbench.nn.low_rank.skills.mixing_weights`.
     """
-    from mtlbench.nn.low_rank.layer import Factors
-    from mtlbench.nn.low_rank.skills import mix_skills, mixing_weights
-
     logits = parameters["logits"].index_select(0, rows.tasks)
-    weights = mixing_weights(logits, router, training=rows.training, noise=noise)
-    up = mix_skills(weights, parameters["up"]).transpose(1, 2)
-    return Factors(down=mix_skills(weights, parameters["down"]), up=up, scale=scale)
+    weights = nn.mixing_weights(logits, router, training=rows.training, noise=noise)
+    up = nn.mix_skills(weights, parameters["up"]).transpose(1, 2)
+    return nn.Factors(down=nn.mix_skills(weights, parameters["down"]), up=up, scale=scale)
 
 
 def check_skills(method: Any) -> None:
@@ -182,7 +180,7 @@ def require_splits(shapes: Mapping[str, tuple[int, int]], names: Sequence[str], 
             )
 
 
-def skill_groups(model: nn.Module, learning_rate: float, *, logits_lr: float) -> list[dict[str, Any]]:
+def skill_groups(model: torch.nn.Module, learning_rate: float, *, logits_lr: float) -> list[dict[str, Any]]:
     """Skills; logits at ``logits_lr`` times the rate; weights of private skills. Only skills decay.
 
     Decay would pull logits to the uniform mixture and private skills out of their own task.

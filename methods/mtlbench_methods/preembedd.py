@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench_methods.prefix_method import PrefixMethod
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 WIDEST = 1024
 
@@ -34,11 +32,10 @@ class PreEmbedd(PrefixMethod):
         holds = self.width is None or self.width >= 1
         check(self, "width", holds=holds, allowed="none or a whole number of at least 1")
 
-    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.nn.prefixes.nas import PrefixNAS
+    def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         width = self.width or min(WIDEST, hidden)
-        return PrefixNAS(shape=slots.shape, length=self.prefix_length, width=width, layers=0, draw=draw)
+        return nn.PrefixNAS(shape=slots.shape, length=self.prefix_length, width=width, layers=0, draw=draw)
 
 
 @hookimpl

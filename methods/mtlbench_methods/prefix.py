@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench_methods.prefix_method import PrefixMethod
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +30,11 @@ class Prefix(PrefixMethod):
         check(self, "reparam", holds=self.reparam in ("none", "mlp"), allowed="none or mlp")
         check(self, "hidden", holds=self.hidden >= 1, allowed="a whole number of at least 1")
 
-    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.nn.prefixes.encoders import DirectPrefix, ReparameterisedPrefix
+    def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         if self.reparam == "none":
-            return DirectPrefix(shape=slots.shape, length=self.prefix_length, draw=draw)
-        return ReparameterisedPrefix(
+            return nn.DirectPrefix(shape=slots.shape, length=self.prefix_length, draw=draw)
+        return nn.ReparameterisedPrefix(
             shape=slots.shape, length=self.prefix_length, width=hidden, hidden=self.hidden, draw=draw
         )
 

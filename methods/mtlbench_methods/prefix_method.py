@@ -7,23 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup
+from mtlbench import Method, Setup, nn
 from mtlbench.errors import PluginError
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
-    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixMethod(Method):
     """A prefix before the keys and values of every self-attention layer, made by a trained encoder."""
 
-    identity_at_start: ClassVar[bool] = False
-    """A prefix takes attention from the first step on, even one of zeros."""
     adapts: ClassVar[str] = "attention"
 
     prefix_length: int = 20
@@ -34,8 +29,13 @@ class PrefixMethod(Method):
     """Position bias of the decoder's prefix in T5: ``relative``, as memory slots before the first token, or ``zero``.
     """
 
+    @property
+    def identity_at_start(self) -> bool:
+        """A prefix takes attention from the first step on, even one of zeros."""
+        return False
+
     @abstractmethod
-    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
+    def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
         """A module that gives the prefix as ``slots`` takes it; its ``static()`` gives a constant one."""
 
     @property
@@ -59,43 +59,36 @@ class PrefixMethod(Method):
             )
         return None
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.nn.low_rank.layer import generator
-        from mtlbench.nn.prefixes.inject import attach_prefix
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 
-        host: Any = model
-        slots = attach_prefix(model, where=self.where, bias=self.bias, last=self.last)
-        encoder = self.encoder(slots, host.config.hidden_size, setup, generator(setup.seed, "prefix"))
+        slots = nn.attach_prefix(model, where=self.where, bias=self.bias, last=self.last)
+        encoder = self.encoder(slots, slots.hidden_size, setup, nn.seeded_generator(setup.seed, "prefix"))
         slots.feed(encoder.to(next(model.parameters()).device))
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         """Replace the encoder by the prefix it makes."""
         slots_of(model).feed(encoder_of(model).static())
 
-    def switch(self, model: nn.Module, *, on: bool) -> None:
+    def switch(self, model: torch.nn.Module, *, on: bool) -> None:
         """Without its prefix the model is the stock one."""
         slots_of(model).on = on
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """A peft PrefixTuning checkpoint."""
-        from mtlbench.nn.prefixes.export import export_prefix
-
         encoder = encoder_of(model)
         kv = (encoder.static() if hasattr(encoder, "static") else encoder).kv
         if self.task_routed:
             if task is None:
                 raise PluginError(f"{self.name} has a prefix for each task: choose the task to export.")
             kv = kv[:, :, task]
-        export_prefix(model, kv, folder)
+        nn.export_prefix(model, kv, folder)
 
 
-def slots_of(model: nn.Module) -> PrefixSlots:
+def slots_of(model: torch.nn.Module) -> nn.PrefixSlots:
     """The places of an attached prefix."""
-    host: Any = model
-    slots: PrefixSlots = host.mtlbench_prefix
-    return slots
+    return nn.get_module(model, nn.PrefixSlots)
 
 
-def encoder_of(model: nn.Module) -> Any:
+def encoder_of(model: torch.nn.Module) -> Any:
     """What makes the prefix: the encoder, or the static prefix after :meth:`PrefixMethod.finish`."""
     return slots_of(model).source

@@ -7,22 +7,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
-from mtlbench.api.method import Value
+from mtlbench import Method, Setup, Trainer, Value, hookimpl, nn
 from mtlbench_methods.prefix_method import PrefixMethod, encoder_of
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from mtlbench.nn.prefixes.inject import PrefixSlots
 
 WIDEST = 1024
 ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
 DROPOUTS = ("0.1", "0.3", "0.5")
 CANDIDATES = (*ACTIVATIONS, *DROPOUTS)
 """What an operation is made of, as ``without`` names it."""
+
+
+@dataclass(frozen=True)
+class TaskCount:
+    """How many tasks train; kept with the model."""
+
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,28 +90,27 @@ class PrefixNas(PrefixMethod):
         check(self, "entropy", holds=0 <= self.entropy < float("inf"), allowed="a number of at least 0")
         check(self, "search_share", holds=0 < self.search_share <= 1, allowed="above 0 and at most 1")
         check(self, "warmup_share", holds=0 <= self.warmup_share < 1, allowed="at least 0 and below 1")
-        # a promise of this setting, not of the class
-        object.__setattr__(self, "task_routed", self.per_task)
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    @property
+    def task_routed(self) -> bool:
+        return self.per_task
+
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         super().attach(model, setup)
-        host: Any = model
-        host.mtlbench_tasks = len(setup.tasks)
+        nn.attach_state(model, TaskCount(len(setup.tasks)))
 
-    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.nn.prefixes.by_task import TaskPrefixes
-        from mtlbench.nn.prefixes.nas import OPERATIONS, PrefixNAS
+    def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         left = _names_left(self.without)
 
-        def encoder() -> PrefixNAS:
-            return PrefixNAS(
+        def encoder() -> nn.PrefixNAS:
+            return nn.PrefixNAS(
                 shape=slots.shape,
                 length=self.prefix_length,
                 width=self.width or min(WIDEST, hidden),
                 layers=self.layers,
                 draw=draw,
-                operations=[operation for operation in OPERATIONS if operation.name in left],
+                operations=[operation for operation in nn.PREFIX_OPERATIONS if operation.name in left],
                 repeat=self.repeat,
                 skip=self.skip,
                 reduction=self.reduction,
@@ -114,9 +118,9 @@ class PrefixNas(PrefixMethod):
 
         if not self.per_task:
             return encoder()
-        return TaskPrefixes([encoder() for _ in setup.tasks], [task.name for task in setup.tasks], setup.routing)
+        return nn.TaskPrefixes([encoder() for _ in setup.tasks], [task.name for task in setup.tasks], setup.routing)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         encoders = encoder_of(model).encoders()
         embeddings = {id(encoder.embedding) for encoder in encoders}
         alphas = {id(encoder.alpha) for encoder in encoders}
@@ -130,26 +134,23 @@ class PrefixNas(PrefixMethod):
             {"params": others, "lr": learning_rate, "weight_decay": 0.0},
         ]
 
-    def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
-        from mtlbench.training.loss import task_means
+    def loss(self, row_losses: Tensor, tasks: Tensor, model: torch.nn.Module) -> Tensor:
 
-        host: Any = model
-        loss = task_means(row_losses, tasks, host.mtlbench_tasks)
+        loss = nn.task_means(row_losses, tasks, nn.get_state(model, TaskCount).count)
         penalty = self.penalty(model)
         return loss if penalty is None else loss + penalty
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: torch.nn.Module) -> Tensor | None:
         """The entropy of the mixtures, while their logits train."""
         encoders = encoder_of(model).encoders()
         terms = [term for term in (encoder.penalty() for encoder in encoders) if term is not None]
         total: Tensor | None = sum(terms[1:], terms[0]) / len(encoders) if terms else None
         return total
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchPlan
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
 
-        plan = SearchPlan.of(trainer.total_steps, share=self.search_share, warmup_share=self.warmup_share)
-        search = ArchitectureSearch(
+        plan = nn.SearchSchedule.of(trainer.total_steps, share=self.search_share, warmup_share=self.warmup_share)
+        search = nn.ArchitectureSearch(
             encoder_of(model).encoders(),
             plan,
             search_loss=partial(trainer.search_loss, share=self.arch_share)
@@ -164,7 +165,7 @@ class PrefixNas(PrefixMethod):
         for encoder in encoder_of(model).encoders():
             encoder.derive(step=trainer.total_steps)
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: torch.nn.Module) -> None:
         for encoder in encoder_of(model).encoders():
             encoder.derive()
         super().finish(model)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from mtlbench.nn.blocks.branching import BranchingLinear
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +59,19 @@ class Progressive(Method):
             return f"{setup.total_steps} steps have no room for a warm-up of two and the rest: raise steps or epochs."
         return None
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients
-        from mtlbench.nn.linears import select
-        from mtlbench.nn.low_rank.layer import adapt, generator, kaiming
+        names = nn.select_linears(setup.target_modules, self.target)
 
-        names = select(setup.target_modules, self.target)
-
-        def make(name: str, base: nn.Linear) -> BranchingLinear:
+        def make(name: str, base: torch.nn.Linear) -> nn.BranchingLinear:
             parameters = {
-                "down": kaiming((self.rank, base.in_features), base.in_features, generator(setup.seed, name)),
+                "down": nn.kaiming_uniform(
+                    (self.rank, base.in_features), base.in_features, nn.seeded_generator(setup.seed, name)
+                ),
                 "up": torch.zeros(base.out_features, self.rank),
             }
-            return BranchingLinear(
+            return nn.BranchingLinear(
                 base,
                 parameters,
                 tasks=len(setup.tasks),
@@ -84,49 +80,43 @@ class Progressive(Method):
                 dropout=self.dropout,
             )
 
-        adapt(model, names, make)
-        linears = {name: module for name, module in model.named_modules() if isinstance(module, BranchingLinear)}
-        model.add_module("mtlbench_gradients", TaskGradients(self._cut(linears), len(setup.tasks)))
+        nn.adapt(model, names, make)
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.BranchingLinear)}
+        nn.attach_module(model, "mtlbench_gradients", nn.TaskGradients(self._cut(linears), len(setup.tasks)))
 
-    def _cut(self, linears: dict[str, BranchingLinear]) -> list[list[BranchingLinear]]:
+    def _cut(self, linears: dict[str, nn.BranchingLinear]) -> list[list[nn.BranchingLinear]]:
         """The linears of each stage."""
-        from mtlbench.nn.blocks.sublayers import place_of
-
-        places = list(dict.fromkeys(place_of(name) for name in linears))
-        stages: list[list[BranchingLinear]] = [[] for _ in range(self.stages)]
+        places = list(dict.fromkeys(nn.layer_of(name) for name in linears))
+        stages: list[list[nn.BranchingLinear]] = [[] for _ in range(self.stages)]
         for name, linear in linears.items():
-            stages[places.index(place_of(name)) * self.stages // len(places)].append(linear)
+            stages[places.index(nn.layer_of(name)) * self.stages // len(places)].append(linear)
         return stages
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         """A probe gets gradients and never moves."""
         named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters() if p.requires_grad]
         trained, probes = ([p for name, p in named if (name == "probe") == probe] for probe in (False, True))
         return [{"params": trained, "lr": learning_rate}, {"params": probes, "lr": 0.0, "weight_decay": 0.0}]
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
-        from mtlbench.nn.blocks.branching import group_counts
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
 
-        host: Any = model
-        gradients = host.mtlbench_gradients
+        gradients = nn.get_module(model, nn.TaskGradients)
         steps = trainer.total_steps
         warmup = min(max(2, round(self.warmup_share * steps)), steps - 1)
         gradients.first_step = warmup // 2
         trainer.run(share=warmup / steps, patience_from=warmup + 1)
-        gradients.branch(group_counts(self.stages, gradients.tasks))
-        del host.mtlbench_gradients
+        gradients.branch(nn.branch_counts(self.stages, gradients.tasks))
+        nn.remove_module(model, nn.TaskGradients)
         trainer.run(share=(steps - warmup) / steps)
 
-    def after_step(self, model: nn.Module, step: int) -> None:
-        gradients: Any = getattr(model, "mtlbench_gradients", None)
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        gradients = nn.find_module(model, nn.TaskGradients)
         if gradients is not None:
             gradients.look(step)
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""
-        from mtlbench.nn.low_rank.export import export_lora
-
-        export_lora(model, folder, task=task, dropout=self.dropout)
+        nn.export_lora(model, folder, task=task, dropout=self.dropout)
 
 
 @hookimpl

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl
+from mtlbench import Method, Setup, hookimpl, nn
 from mtlbench_methods.soft_prompt_method import SoftPromptMethod
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from mtlbench.nn.soft_prompts.prompt import PromptSource
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +26,16 @@ class PromptTuning(SoftPromptMethod):
 
     def __post_init__(self) -> None:
         self.check_prompt()
-        # a promise of this setting, not of the class
-        object.__setattr__(self, "task_routed", self.per_task)
 
-    def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.nn.soft_prompts.sources import TablePrompts
+    @property
+    def task_routed(self) -> bool:
+        return self.per_task
+
+    def prompts(self, model: torch.nn.Module, setup: Setup) -> nn.PromptSource:
 
         if not self.per_task:
-            return TablePrompts(self.start(model, setup, count=1))
-        return TablePrompts(self.start(model, setup, count=len(setup.tasks)), setup.routing)
+            return nn.TablePrompts(self.start(model, setup, count=1))
+        return nn.TablePrompts(self.start(model, setup, count=len(setup.tasks)), setup.routing)
 
 
 @hookimpl

@@ -1,16 +1,12 @@
-"""Checks of settings and optimizer groups that several methods share."""
+"""Checks of settings that several methods share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtlbench import Method
 from mtlbench.errors import RequestError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:
@@ -36,14 +32,3 @@ def check_low_rank(method: Any) -> None:
         holds=all(word.isidentifier() for word in words),
         allowed="all, attention, or last parts of projection names joined by '+', such as q_proj+v_proj",
     )
-
-
-def undecayed(model: nn.Module, learning_rate: float, *, names: Collection[str]) -> list[dict[str, Any]]:
-    """Two optimizer groups: the parameters whose last part of the name is in ``names`` have no weight decay.
-
-    Decay would pull tables by task towards the same row, and gates and scales away from their start.
-    """
-    named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if name not in names]
-    others = [p for name, p in named if name in names]
-    return [{"params": decayed, "lr": learning_rate}, {"params": others, "lr": learning_rate, "weight_decay": 0.0}]

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup
-from mtlbench.api.method import Value
+from mtlbench import Method, Setup, Value, nn
 from mtlbench.errors import PluginError, RequestError
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from mtlbench.nn.soft_prompts.prompt import PromptSource, SoftPrompt
 
 STARTS = ("vocab", "random", "text")
+
+
+@dataclass(frozen=True)
+class SourceTasks:
+    """How many of the first tasks are sources and no targets; kept with the model."""
+
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class SoftPromptMethod(Method):
     text: str = ""
 
     @abstractmethod
-    def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
+    def prompts(self, model: torch.nn.Module, setup: Setup) -> nn.PromptSource:
         """What makes the prompts."""
 
     def check_prompt(self) -> None:
@@ -54,37 +59,31 @@ class SoftPromptMethod(Method):
         if bool(self.text) != (self.init == "text"):
             raise RequestError(f"{self.name}[text={self.text}]: give text with init=text, and only there.")
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
-        from mtlbench.nn.soft_prompts.prompt import attach_soft_prompt
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 
-        attach_soft_prompt(model, self.prompts(model, setup), setup.routing, longest=setup.max_length)
+        nn.attach_soft_prompt(model, self.prompts(model, setup), setup.routing, longest=setup.max_length)
 
-    def start(self, model: nn.Module, setup: Setup, *, count: int) -> Tensor:
+    def start(self, model: torch.nn.Module, setup: Setup, *, count: int) -> Tensor:
         """Initial values of ``count`` prompts ``[count, length, width]``."""
-        from mtlbench.nn.low_rank.layer import generator
-        from mtlbench.nn.soft_prompts.start import start_prompts
-
-        return start_prompts(
+        return nn.init_prompts(
             model,
             count=count,
             length=self.prompt_length,
             how=self.init,
             text=self.text,
             encode=setup.encode,
-            draw=generator(setup.seed, "soft_prompt"),
+            draw=nn.seeded_generator(setup.seed, "soft_prompt"),
         )
 
-    def rate(self, model: nn.Module, learning_rate: float) -> float:
+    def rate(self, model: torch.nn.Module, learning_rate: float) -> float:
         """The peak learning rate of the prompts."""
-        from mtlbench.nn.soft_prompts.start import prompt_rate
+        return learning_rate if self.learning_rate is not None else nn.prompt_learning_rate(model)
 
-        return learning_rate if self.learning_rate is not None else prompt_rate(model)
-
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         trained = [p for p in model.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.rate(model, learning_rate), "weight_decay": 0.0}]
 
-    def switch(self, model: nn.Module, *, on: bool) -> None:
+    def switch(self, model: torch.nn.Module, *, on: bool) -> None:
         """Without its prompt the model is the stock one."""
         prompt_of(model).on = on
 
@@ -95,30 +94,17 @@ class SoftPromptMethod(Method):
             "prompt_length": trial.suggest_int("prompt_length", 5, 100),
         }
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """A peft PromptTuning checkpoint; of prompts by task, for one task."""
-        from mtlbench.nn.soft_prompts.prompt import export_prompt
-
         source: Any = prompt_of(model).source
         source = source.static() if hasattr(source, "static") else source
         if not hasattr(source, "of"):
             raise PluginError(f"{self.name} has a prompt for each row, which peft cannot express.")
         if self.task_routed and task is None:
             raise PluginError(f"{self.name} has a prompt for each task: choose the task to export.")
-        export_prompt(model, source.of(task), folder)
+        nn.export_prompt(model, source.of(task), folder)
 
 
-def prompt_of(model: nn.Module) -> SoftPrompt:
+def prompt_of(model: torch.nn.Module) -> nn.SoftPrompt:
     """The attached prompt."""
-    from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
-
-    prompt = soft_prompt_of(model)
-    assert prompt is not None
-    return prompt
-
-
-def draws(setup: Setup, name: str) -> torch.Generator:
-    """Draws initial values of what is called ``name``."""
-    from mtlbench.nn.low_rank.layer import generator
-
-    return generator(setup.seed, name)
+    return nn.get_module(model, nn.SoftPrompt)

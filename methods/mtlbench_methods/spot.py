@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench_methods.settings import check
-from mtlbench_methods.soft_prompt_method import SoftPromptMethod, prompt_of
+from mtlbench_methods.soft_prompt_method import SoftPromptMethod, SourceTasks, prompt_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
-    from mtlbench.nn.soft_prompts.prompt import PromptSource
-    from mtlbench.nn.soft_prompts.transfer import TransferPrompts
 
 TRANSFERS = ("best", "weighted", "mixture", "task")
 
@@ -68,18 +66,16 @@ class Spot(SoftPromptMethod):
             return "sources and targets need a step each: raise steps or epochs, or name --sources."
         return None
 
-    def prompts(self, model: nn.Module, setup: Setup) -> PromptSource:
-        from mtlbench.nn.soft_prompts.transfer import TransferPrompts
+    def prompts(self, model: torch.nn.Module, setup: Setup) -> nn.PromptSource:
 
         names = tuple(task.name for task in setup.tasks)
-        return TransferPrompts(self.start(model, setup, count=len(names)), setup.routing, names)
+        return nn.TransferPrompts(self.start(model, setup, count=len(names)), setup.routing, names)
 
-    def attach(self, model: nn.Module, setup: Setup) -> None:
+    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         super().attach(model, setup)
-        host: Any = model
-        host.mtlbench_sources = setup.sources
+        nn.attach_state(model, SourceTasks(setup.sources))
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
         source, known = _source(model)
         source.joint = self.transfer == "mixture"
         try:
@@ -90,7 +86,7 @@ class Spot(SoftPromptMethod):
             self._start(source, known)
             trainer.run(share=1 - self.source_share)
 
-    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+    def adapt(self, model: torch.nn.Module, trainer: Trainer) -> None:
         source, known = _source(model)
         compares = self.transfer in ("best", "weighted")
         if compares:
@@ -98,30 +94,27 @@ class Spot(SoftPromptMethod):
         self._start(source, known)
         trainer.run(share=1 - self.early_share if compares else 1.0)
 
-    def _start(self, source: TransferPrompts, known: int) -> None:
+    def _start(self, source: nn.TransferPrompts, known: int) -> None:
         """Start the targets from the sources."""
         import torch
-
-        from mtlbench.nn.soft_prompts.transfer import shares
 
         sources, targets = slice(known or None), slice(known, None)
         if self.transfer == "mixture":
             source.spread_first(targets)
             return
         alike = source.alike(sources, targets, self.similarity)
-        weights = shares(alike, self.top if self.transfer == "weighted" else 1)
+        weights = nn.transfer_weights(alike, self.top if self.transfer == "weighted" else 1)
         if self.transfer == "task":
             weights = torch.zeros_like(alike)
             weights[source.names.index(self.from_task)] = 1
         source.transfer(sources, targets, weights)
 
 
-def _source(model: nn.Module) -> tuple[TransferPrompts, int]:
+def _source(model: torch.nn.Module) -> tuple[nn.TransferPrompts, int]:
     """What makes the prompts, and how many of the first tasks are sources and no targets."""
-    from mtlbench.nn.soft_prompts.transfer import transfer_source
-
-    host: Any = model
-    return transfer_source(prompt_of(model).source), host.mtlbench_sources
+    source = prompt_of(model).source
+    assert isinstance(source, nn.TransferPrompts)
+    return source, nn.get_state(model, SourceTasks).count
 
 
 @hookimpl

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl
+from mtlbench import Method, Setup, Trainer, hookimpl, nn
 from mtlbench.errors import PluginError
 from mtlbench_methods.prefix_method import PrefixMethod, encoder_of
 from mtlbench_methods.settings import check
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
-
-    from mtlbench.nn.prefixes.inject import PrefixSlots
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,6 @@ class TaLora(PrefixMethod):
         "arXiv:2303.16199, and OpenGVLab/LLaMA-Adapter:alpaca_finetuning_v1/llama/model.py"
     )
     task_routed: ClassVar[bool] = True
-    identity_at_start: ClassVar[bool] = True
     resumable: ClassVar[bool] = True
 
     learning_rate: float | None = 1e-3
@@ -85,20 +82,20 @@ class TaLora(PrefixMethod):
             self, "start", holds=self.start == "zero" or self.prompt_share > 0, allowed="zero where prompt_share is 0"
         )
         check(self, "orthogonality", holds=0 <= self.orthogonality < float("inf"), allowed="a number of at least 0")
-        # a promise of this setting, not of the class
-        object.__setattr__(self, "identity_at_start", self.zero_init)
+
+    @property
+    def identity_at_start(self) -> bool:
+        return self.zero_init
 
     @property
     def last(self) -> int:
         return self.layers
 
-    def encoder(self, slots: PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> nn.Module:
-        from mtlbench.nn.prefixes.fast_slow import TaskPrompts
-        from mtlbench.nn.prefixes.prompts import PromptProjections
+    def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         trained = setup.sources or len(setup.tasks)
-        return TaskPrompts(
-            PromptProjections(slots.places, heads=slots.shape.kv_heads),
+        return nn.FastSlowPrompts(
+            nn.PromptProjections(slots.places, heads=slots.shape.kv_heads),
             setup.routing,
             layers=slots.shape.layers,
             tasks=len(setup.tasks),
@@ -117,7 +114,7 @@ class TaLora(PrefixMethod):
         """Steps of the first stage; the second has at least one."""
         return min(round(self.prompt_share * steps), steps - 1)
 
-    def param_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         prompts = encoder_of(model)
         slow = prompts.slow_parameters()
         groups = (
@@ -129,12 +126,12 @@ class TaLora(PrefixMethod):
             {"params": [p for p in own if p.requires_grad], "lr": rate, "weight_decay": 0.0} for own, rate in groups
         ]
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: torch.nn.Module) -> Tensor | None:
         """The overlap of the tasks' parts, once there are some."""
         overlap: Tensor | None = encoder_of(model).overlap() if self.orthogonality else None
         return None if overlap is None else self.orthogonality * overlap
 
-    def fit(self, model: nn.Module, trainer: Trainer) -> None:
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
         prompts = encoder_of(model)
         if prompts.free is None:
             trainer.run()
@@ -146,14 +143,14 @@ class TaLora(PrefixMethod):
         prompts.average(fit=self.start == "svd")
         trainer.run(share=(steps - first) / steps)
 
-    def adapt(self, model: nn.Module, trainer: Trainer) -> None:
+    def adapt(self, model: torch.nn.Module, trainer: Trainer) -> None:
         prompts = encoder_of(model)
         prompts.begin_targets()
         shared = [*prompts.slow_parameters(), *([] if prompts.gate is None else [prompts.gate])]
         with _frozen([] if self.adapt_shared else shared):
             trainer.run()
 
-    def export(self, model: nn.Module, folder: Path, *, task: int | None = None) -> None:
+    def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """peft has no such form."""
         raise PluginError(
             f"Method {self.name!r} cannot be expressed as a standard peft checkpoint: peft's prefixes share the "
@@ -164,7 +161,7 @@ class TaLora(PrefixMethod):
 class _frozen:
     """Inside, these parameters do not require gradients."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self._parameters = parameters
 
     def __enter__(self) -> None:

@@ -154,10 +154,6 @@ class Method(ABC):
     name: ClassVar[str]
     source: ClassVar[str]
     """Paper, and reference code with commit."""
-    task_routed: ClassVar[bool] = False
-    """Whether the output of a row depends on its task id."""
-    identity_at_start: ClassVar[bool] = True
-    """Whether the function equals the backbone's before the first step."""
     composable: ClassVar[bool] = True
     """Whether it may be one of several methods on a backbone."""
     adapts: ClassVar[str] = "weights"
@@ -180,6 +176,18 @@ class Method(ABC):
 
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""
+
+    @property
+    def task_routed(self) -> bool:
+        """Whether the output of a row depends on its task id: a class attribute, or a property where it depends on
+        settings. The default is no."""
+        return False
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Whether the function equals the backbone's before the first step: a class attribute, or a property where it
+        depends on settings. The default is yes."""
+        return True
 
     @abstractmethod
     def attach(self, model: nn.Module, setup: Setup) -> None:

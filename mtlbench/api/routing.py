@@ -47,6 +47,15 @@ class Routing:
             self._tasks, self._contexts, self._packing = previous
             self.turn += 1
 
+    @contextmanager
+    def by_row(self) -> Iterator[None]:
+        """Inside, the rows of an activation are those of the batch, also where the batch in flight is packed."""
+        packing, self._packing = self._packing, None
+        try:
+            yield
+        finally:
+            self._packing = packing
+
     @property
     def tasks(self) -> Tensor:
         """Task ids of the batch in flight ``[rows]``.

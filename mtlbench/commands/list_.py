@@ -12,8 +12,7 @@ def list_(group: str | None, verbose: bool) -> None:
     """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS
     from mtlbench.backbones.names import embedded
-    from mtlbench.nn.low_rank.peft_types import peft_line
-    from mtlbench.planning.listing import protocol_lines, suite_lines
+    from mtlbench.planning.listing import peft_line, protocol_lines, suite_lines
     from mtlbench.plugins import offers
 
     for name in (group,) if group else GROUPS:

@@ -46,7 +46,7 @@ def shapes_of(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, in
     return found
 
 
-def select(names: Sequence[str], target: str) -> tuple[str, ...]:
+def select_linears(names: Sequence[str], target: str) -> tuple[str, ...]:
     """The names that ``target`` asks for.
 
     ``target`` is ``all``, ``attention`` (every projection of an attention block), or last parts of names joined by
@@ -70,7 +70,7 @@ def select(names: Sequence[str], target: str) -> tuple[str, ...]:
     return tuple(name for name in names if name.rpartition(".")[2] in wanted)
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where ``name`` points to, in training or evaluation mode as what was there."""
     parent, _, child = name.rpartition(".")
     owner = model.get_submodule(parent)

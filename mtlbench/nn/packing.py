@@ -56,6 +56,10 @@ class Packing:
 
     rows: tuple[Tensor, ...]
     """Numbers of the rows in each bucket."""
+    starts: Tensor
+    """Place of the first token of each row in the first stream ``[rows]``."""
+    lengths: Tensor
+    """Tokens of each row there ``[rows]``."""
     streams: tuple[Stream, ...]
     """That of a decoder-only stack, or those of the encoder and of the decoder, whose sizes differ."""
     biases: dict[bool, Tensor] = field(default_factory=dict)
@@ -79,44 +83,38 @@ def packing_in_flight() -> Packing | None:
 
 
 @contextmanager
-def packed(packing: Packing | None) -> Iterator[None]:
-    """Inside, attention reads its input by ``packing``. A backward belongs inside too: it may compute layers again."""
+def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
+    """Inside, attention of ``model`` reads its input by ``packing``; ``None`` changes nothing.
+
+    A backward belongs inside too: it may compute layers again.
+    """
+    if packing is None:
+        yield
+        return
+    register()
+    changed = [config for config in attention_configs(model) if config._attn_implementation == "sdpa"]
+    for config in changed:
+        config._attn_implementation = NAME
     before, _in_flight[0] = _in_flight[0], packing
     try:
         yield
     finally:
         _in_flight[0] = before
+        for config in changed:
+            if config._attn_implementation == NAME:
+                config._attn_implementation = "sdpa"
 
 
-@contextmanager
-def use_packing(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Inside, attention of ``model`` can read packed batches, and afterwards too once the function given was called.
-
-    Batches that are not packed run as ever.
-    """
-    register()
-    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
-    before = [(config, config._attn_implementation) for config in configs]
-    kept: list[bool] = []
-    for config, name in before:
-        if name == "sdpa":
-            config._attn_implementation = NAME
-    try:
-        yield lambda: kept.append(True)
-    finally:
-        for config, name in before if not kept else ():
-            config._attn_implementation = name
+def attention_configs(model: Any) -> list[Any]:
+    """The configurations that name the attention of ``model``'s stacks, each once."""
+    stacks = [model, model.get_decoder(), *([model.get_encoder()] if model.config.is_encoder_decoder else [])]
+    return list({id(stack.config): stack.config for stack in stacks}.values())
 
 
 def register() -> None:
     """Make :data:`NAME` known to transformers; again is harmless."""
     AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
-
-
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    mask: Tensor | None = sdpa_mask(*args, **kwargs)
-    return mask
+    AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def _attention(
@@ -126,7 +124,23 @@ def _attention(
     packing = packing_in_flight()
     if packing is None:
         return kernel(module, query, key, value, attention_mask, **kwargs)
-    return attention_by_rows(module, query, key, value, packing, kernel, **kwargs), None
+
+    def run(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, **own: Any) -> Tensor:
+        return kernel(module, q, k, v, bucket.mask, is_causal=bucket.causal, **own)[0]
+
+    return attention_by_rows(module, query, key, value, packing, run, **kwargs), None
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Rows of like length, as attention sees them."""
+
+    rows: Tensor
+    """Their numbers in the batch ``[rows]``."""
+    mask: Tensor | None
+    """Which keys there are ``[rows, 1, 1, keys]``; ``None`` where all are, or where attention is causal: what a token
+    sees then are tokens before it."""
+    causal: bool
 
 
 def attention_by_rows(
@@ -135,14 +149,15 @@ def attention_by_rows(
     key: Tensor,
     value: Tensor,
     packing: Packing,
-    kernel: Callable[..., tuple[Tensor, Tensor | None]],
+    run: Callable[..., Tensor],
     **kwargs: Any,
 ) -> Tensor:
     """Attention of every row to itself, or of the decoder's rows to the encoder's.
 
     Args:
         query: ``[chunks, heads, width, head_dim]``; ``key`` and ``value`` likewise, with their own heads.
-        kernel: Called for each bucket as an attention function of transformers.
+        run: Attention in one bucket: ``run(bucket, query, key, value, **kwargs)`` with ``[rows, heads, width,
+            head_dim]`` gives ``[rows, width, heads, head_dim]``.
 
     Returns:
         ``[chunks, width, heads, head_dim]``.
@@ -150,16 +165,18 @@ def attention_by_rows(
     asking, answering = (packing.stream_of(x.shape[0] * x.shape[2]) for x in (query, key))
     queries = _to_buckets(query, asking)
     keys, values = _to_buckets(key, answering), _to_buckets(value, answering)
-    causal = asking is answering and bool(getattr(module, "is_causal", True))
+    itself = asking is answering
+    causal = itself and bool(getattr(module, "is_causal", True))
     bias = kwargs.pop("position_bias", None)
-    if bias is not None and asking is answering:
-        bias = _bias_of(module, packing, asking)
+    own_bias = None if bias is None or not itself else _bias_of(module, packing, asking)
     found = []
     for at, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        mask = None if causal else answering.real[at]
-        if bias is not None and asking is answering:
-            kwargs["position_bias"] = bias[:, :, : q.shape[2], : k.shape[2]]
-        output, _ = kernel(module, q, k, v, mask, is_causal=causal and q.shape[2] > 1, **kwargs)
+        bucket = Bucket(packing.rows[at], None if causal else answering.real[at], causal and q.shape[2] > 1)
+        if own_bias is not None:
+            kwargs["position_bias"] = own_bias[:, :, : q.shape[2], : k.shape[2]]
+        elif bias is not None:
+            kwargs["position_bias"] = bias.new_zeros(1, 1, 1, 1)
+        output = run(bucket, q, k, v, **kwargs)
         found.append(output.reshape(-1, output.shape[2] * output.shape[3]))
     joined = torch.cat(found) if len(found) > 1 else found[0]
     flat: Tensor = _moved(joined, asking.slots, asking.places, asking.empty_slots)

@@ -167,9 +167,9 @@ class Collator:
         """As :func:`collate` has it."""
         return collate(rows, **vars(self))
 
-    def packed(self, rows: Sequence[TokenRow], *, by_task: bool) -> Batch:
+    def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0) -> Batch:
         """As :func:`collate_packed` has it."""
-        return collate_packed(rows, **vars(self), by_task=by_task)
+        return collate_packed(rows, **vars(self), by_task=by_task, slots=slots)
 
 
 def collator_of(backbone: Backbone, device: torch.device) -> Collator:
@@ -231,20 +231,23 @@ def collate_packed(
     decoder_start_id: int | None,
     device: torch.device,
     by_task: bool,
+    slots: int = 0,
 ) -> Batch:
     """The same rows as :func:`collate`, laid end to end instead of padded.
 
     Args:
         by_task: Whether layers ask for the task of a row: the tokens of each task then have chunks of their own.
+        slots: Places before each row of a decoder-only stack or an encoder, for a soft prompt.
     """
     tasks = np.array([row.task for row in rows], dtype=np.int64)
+    room = np.full(slots, pad_id, dtype=np.int64)
     targets = [np.asarray(row.target, dtype=np.int64) for row in rows]
     sizes = np.array([len(target) for target in targets], dtype=np.int64)
     whole = torch.zeros(1, 1, 1, 1, device=device)  # a mask that transformers passes on: attention goes by row
     if architecture == "causal":
-        texts = [np.asarray(row.context + row.target[:-1], dtype=np.int64) for row in rows]
+        texts = [np.append(room, row.context + row.target[:-1]) for row in rows]
         layouts = [lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)]
-        answers = layouts[0].starts + np.array([len(row.context) - 1 for row in rows])
+        answers = layouts[0].starts + np.array([slots + len(row.context) - 1 for row in rows])
         inputs = {
             "input_ids": put(layouts[0].spread(texts, pad_id), device),
             "position_ids": put(layouts[0].positions(), device),
@@ -253,7 +256,7 @@ def collate_packed(
     else:
         if decoder_start_id is None:
             raise ValueError("a seq2seq batch needs decoder_start_id")
-        texts = [np.asarray(row.context, dtype=np.int64) for row in rows]
+        texts = [np.append(room, row.context) for row in rows]
         shifted = [np.concatenate(([decoder_start_id], target[:-1])) for target in targets]
         encoder = lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)
         decoder = lay_out(sizes, tasks, by_task=by_task)
@@ -277,8 +280,8 @@ def collate_packed(
         label_rows=put(label_rows, device),
         label_weights=put((1 / sizes)[label_rows].astype(np.float32), device),
         answers=_places(labels, tasks[label_rows], by_task=by_task, device=device),
-        real_tokens=int(sum(layout.lengths.sum() for layout in layouts)),
-        padded_tokens=sum(layout.places for layout in layouts),
+        real_tokens=int(sum(layout.lengths.sum() for layout in layouts)) - len(rows) * slots,
+        padded_tokens=sum(layout.places for layout in layouts) - len(rows) * slots,
         contexts=put(np.array([len(row.context) for row in rows]), device) if architecture == "causal" else None,
         packing=pack(layouts, device=device),
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method
-from mtlbench.nn.packing import use_packing
+from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
 from mtlbench.training.cuts import end_to_end, like_length, pass_slots, pass_tokens
@@ -57,15 +57,24 @@ def form_of(
     most = pass_tokens(model, collator.device)
     reason = _unsuited(model, method, attention=attention, longest=longest)
     if reason is None:
-        form = RowForm(partial(collator.packed, by_task=method.task_routed), partial(end_to_end, most=most), None)
-        with use_packing(model) as keep:
-            reason = _differs(gradients, collator, form, rows)
-            if reason is None:
-                keep()
-                return form
+        form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
+        reason = _differs(gradients, collator, form, rows)
+        if reason is None:
+            return form
     log.info("rows are padded: %s", reason)
     cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
     return RowForm(collator.padded, cut, reason)
+
+
+def _packs(model: nn.Module, method: Method, collator: Collator) -> Callable[[Sequence[TokenRow]], Batch]:
+    """Rows end to end, with room for a soft prompt before each while the model has one."""
+
+    def collate(rows: Sequence[TokenRow]) -> Batch:
+        prompt = soft_prompt_of(model)
+        slots = prompt.source.length if prompt is not None and prompt.on else 0
+        return collator.packed(rows, by_task=method.task_routed, slots=slots)
+
+    return collate
 
 
 def _unsuited(model: Any, method: Method, *, attention: str, longest: int) -> str | None:

@@ -46,7 +46,10 @@ class Gradients:
         """
         tasks = torch.cat([batch.tasks for batch in batches])
         if len(batches) == 1:
-            with running(batches[0], self.routing), narrow_tail(self.model, batches[0].answers, self.routing):
+            with (
+                running(self.model, batches[0], self.routing),
+                narrow_tail(self.model, batches[0].answers, self.routing),
+            ):
                 losses = self.forward(batches[0])
                 loss = self.method.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
@@ -57,7 +60,7 @@ class Gradients:
         """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
         parts = [weights.new_zeros(0)]
         for batch, weight in zip(batches, torch.split(weights, [batch.rows for batch in batches]), strict=True):
-            with running(batch, self.routing), narrow_tail(self.model, batch.answers, self.routing):
+            with running(self.model, batch, self.routing), narrow_tail(self.model, batch.answers, self.routing):
                 losses = self.forward(batch)
                 torch.autograd.backward((losses * weight).sum())
             parts.append(losses.detach())

@@ -20,6 +20,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
+from mtlbench.nn.losses import task_means
 from mtlbench.tokens.encode import TokenRow, by_task
 from mtlbench.training.batches import Collator, plan_batches, planned_steps
 from mtlbench.training.checkpoints.checkpoint import TrainingPosition
@@ -29,7 +30,6 @@ from mtlbench.training.checkpoints.savepoints import TrainerState
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
-from mtlbench.training.loss import task_means
 from mtlbench.training.micro_batches import MicroBatcher
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step

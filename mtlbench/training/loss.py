@@ -1,4 +1,4 @@
-"""Losses per row and their mean over tasks, without a loop over rows or tasks."""
+"""Losses per row, without a loop over rows."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ModelReadOut:
 
 
 @contextmanager
-def running(batch: Batch, routing: Routing) -> Iterator[None]:
+def running(model: nn.Module, batch: Batch, routing: Routing) -> Iterator[None]:
     """Inside, layers know the rows of ``batch``; a backward belongs inside too, as it may compute layers again."""
-    with routing.of(batch.tasks, batch.contexts, batch.packing), packed(batch.packing):
+    with routing.of(batch.tasks, batch.contexts, batch.packing), packed(model, batch.packing):
         yield
 
 
@@ -49,7 +49,7 @@ class BatchAnswers:
 
         A backward of them must run inside :func:`running` too where the model recomputes layers.
         """
-        with running(self._batch, self._routing), picked_rows(self._model, self._batch.label_index):
+        with running(self._model, self._batch, self._routing), picked_rows(self._model, self._batch.label_index):
             logits: Tensor = self._model(**self._batch.inputs, use_cache=False).logits
         return logits
 
@@ -86,17 +86,3 @@ def row_losses(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
     A backward of the result must run inside :func:`running` too where the model recomputes layers.
     """
     return BatchAnswers(model, batch, routing).losses()
-
-
-def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:
-    """Mean over the tasks present of each task's mean row loss: a scalar (PEML, eq. 4).
-
-    Args:
-        row_losses: ``[rows]``.
-        tasks: Task ids ``[rows]``.
-        tasks_count: Tasks in all.
-    """
-    empty = torch.zeros(tasks_count, dtype=row_losses.dtype, device=row_losses.device)
-    counts = empty.index_add(0, tasks, torch.ones_like(row_losses))
-    sums = empty.index_add(0, tasks, row_losses)
-    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()

@@ -84,6 +84,8 @@ def pack(layouts: Sequence[Layout], *, device: torch.device) -> Packing:
     return Packing(
         rows=tuple(put(rows, device) for rows in buckets),
         streams=tuple(_stream(layout, buckets, device=device) for layout in layouts),
+        starts=put(layouts[0].starts, device),
+        lengths=put(lengths, device),
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench import Method, Setup
-from mtlbench.nn.linears import replace
-from mtlbench.nn.low_rank.layer import generator, kaiming
+from mtlbench.nn.linears import replace_module
+from mtlbench.nn.parameters import kaiming_uniform, seeded_generator
 
 RANK = 2
 
@@ -24,7 +24,9 @@ class Shared(nn.Module):
         super().__init__()
         sizes = {"tasks": len(setup.tasks), "out": base.out_features, "rank": RANK}
         self.base, self.routing = base, setup.routing
-        self.down = nn.Parameter(kaiming((RANK, base.in_features), base.in_features, generator(setup.seed, name)))
+        self.down = nn.Parameter(
+            kaiming_uniform((RANK, base.in_features), base.in_features, seeded_generator(setup.seed, name))
+        )
         self.up = nn.Parameter(torch.zeros([sizes[word] for word in self.up_shape]))
 
     weight = property(lambda self: self.base.weight)
@@ -63,7 +65,7 @@ class Honest(Method):
 
     def attach(self, model: nn.Module, setup: Setup) -> None:
         for name in setup.target_modules[::2]:
-            replace(model, name, self.layer(model.get_submodule(name), setup, name))
+            replace_module(model, name, self.layer(model.get_submodule(name), setup, name))
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
@@ -71,7 +73,7 @@ class Honest(Method):
             if isinstance(module, Shared) and not isinstance(module, PerTask):
                 merged = nn.Linear(*module.weight.T.shape, bias=False)
                 merged.weight = nn.Parameter(module.weight + module.up @ module.down, requires_grad=False)
-                replace(model, name, merged)
+                replace_module(model, name, merged)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mtlbench.nn.linears import projection_names
-from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge
+from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge_low_rank
 from mtlbench.nn.prefixes.inject import PrefixSlots, StaticPrefix, attach_prefix
 from mtlbench.training.gradients import checkpointing
 
@@ -195,7 +195,7 @@ def test_trains_beside_low_rank_adapters_and_survives_their_merge(
     slots.feed(StaticPrefix(maker().detach()))
     before = whole(**given).logits
     if add is with_ours:
-        merge(model)
+        merge_low_rank(model)
     else:
         whole.merge_and_unload()
     after = model(**given).logits

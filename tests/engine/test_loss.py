@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mtlbench.api.routing import Routing
+from mtlbench.nn.losses import task_means
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
-from mtlbench.training.loss import row_losses, task_means
+from mtlbench.training.loss import row_losses
 
 
 @pytest.mark.parametrize("build", [tiny_causal, tiny_seq2seq])

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.low_rank.fused import Branch, Factors, low_rank
+from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
 from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.testing import setup_for, tiny_causal, toy_rows
 from mtlbench.training.batches import collate
@@ -39,7 +39,9 @@ def inputs(mix, dtype=torch.float64):
 
 
 def ours(base, x, scale=1.0, dropout=0.0, **tensors):
-    return low_rank(x, [Branch(base.weight, base.bias, Factors(**tensors, scale=scale))], dropout=dropout)[0]
+    return fused_low_rank(x, [LowRankBranch(base.weight, base.bias, Factors(**tensors, scale=scale))], dropout=dropout)[
+        0
+    ]
 
 
 def plain(base, x, down, up, scale=1.0, gate=None, matrix=None, up_scale=None):
@@ -83,10 +85,10 @@ def test_branches_on_one_input_are_the_branches_one_by_one(mix, dropout):
         torch.manual_seed(3)  # one mask for every call
         one, two = (dict(zip(names, part, strict=True)) for part in (tensors[: len(names)], tensors[len(names) :]))
         branches = [
-            Branch(base.weight, base.bias, Factors(**one)),
-            Branch(wide.weight, None, Factors(**two, scale=2.0)),
+            LowRankBranch(base.weight, base.bias, Factors(**one)),
+            LowRankBranch(wide.weight, None, Factors(**two, scale=2.0)),
         ]
-        return low_rank(x, branches, dropout=dropout, gated=(nn.functional.silu, gate))
+        return fused_low_rank(x, branches, dropout=dropout, gated=(nn.functional.silu, gate))
 
     tensors = (x, gate, *given.values(), *other.values())
     assert torch.autograd.gradcheck(run, tensors)

@@ -34,10 +34,9 @@ from mtlbench.api.routing import Routing
 from mtlbench.errors import PluginError
 from mtlbench.evaluation.lm import RoutedLM
 from mtlbench.nn.linears import projection_names
-from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge
-from mtlbench.nn.prefixes.export import export_prefix
+from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, adapt, merge_low_rank
+from mtlbench.nn.prefixes.export import export_prefix, save_merged
 from mtlbench.nn.prefixes.inject import StaticPrefix, attach_prefix
-from mtlbench.nn.prefixes.merged import save_merged
 
 torch.set_num_threads(1)
 KINDS = [
@@ -133,7 +132,7 @@ def test_a_base_whose_low_rank_part_was_merged(kind: str, tmp_path: Path) -> Non
     slots.feed(StaticPrefix(kv))
     with pytest.raises(PluginError, match=r"holds more than its backbone.*Merge its adapters"):
         save_merged(model, tmp_path / "merged")
-    merge(model)
+    merge_low_rank(model)
     save_merged(model, tmp_path / "merged")
     export_prefix(model, kv, tmp_path / "prefix", base=tmp_path / "merged")
     auto = AutoModelForCausalLM if kind in CAUSAL else AutoModelForSeq2SeqLM

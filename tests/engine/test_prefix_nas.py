@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlbench.nn.prefixes.inject import PrefixShape
-from mtlbench.nn.prefixes.nas import ACTIVATIONS, OPERATIONS, PrefixNAS
-from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchPlan
+from mtlbench.nn.prefixes.nas import ACTIVATIONS, PREFIX_OPERATIONS, PrefixNAS
+from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchSchedule
 
 torch.set_num_threads(1)
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -27,7 +27,7 @@ def golden(name: str) -> Tensor:
 @torch.no_grad()
 def from_golden() -> PrefixNAS:
     config = json.loads((GOLDENS / "prefixnas.json").read_text())["config"]
-    assert [op.name for op in OPERATIONS] == config["ops"]
+    assert [op.name for op in PREFIX_OPERATIONS] == config["ops"]
     shape = PrefixShape(config["layers"], config["kv_heads"], config["head_dim"])
     encoder = small(shape=shape, length=config["P"], width=config["h"], layers=config["n"]).double().eval()
     encoder.alpha_open = True
@@ -36,7 +36,7 @@ def from_golden() -> PrefixNAS:
         for target, value in zip(own, values if len(own) > 1 else [values], strict=True):
             target.copy_(value.reshape(target.shape))
     for at, layer in enumerate(encoder._searched()):
-        for j in range(len(OPERATIONS)):
+        for j in range(len(PREFIX_OPERATIONS)):
             layer.weights[str(j)].copy_(golden("param/W")[at, j])
             layer.biases[str(j)].copy_(golden("param/b")[at, j])
     return encoder
@@ -106,7 +106,7 @@ def test_cuts_keep_what_the_golden_masks_keep() -> None:
         if size != 3:
             close(encoder(), golden(f"y_mask{size}"))
     assert [x.survivors for x in encoder._searched()] == [(j,) for j in best]
-    assert encoder.architecture() == [[OPERATIONS[j].name] for j in best]
+    assert encoder.architecture() == [[PREFIX_OPERATIONS[j].name] for j in best]
 
 
 def test_ties_keep_the_lower_index() -> None:
@@ -123,7 +123,7 @@ def test_one_matrix_product_equals_a_loop_over_operations() -> None:
     for layer, logits in zip(encoder._searched(), encoder.alpha, strict=True):
         weights = torch.softmax(logits, dim=0)
         total = torch.zeros_like(x)
-        for j, op in enumerate(OPERATIONS):
+        for j, op in enumerate(PREFIX_OPERATIONS):
             z = ACTIVATIONS[op.activation](x @ layer.weights[str(j)].T + layer.biases[str(j)])
             total = total + weights[j] * F.layer_norm(z, (8,), eps=1e-5)
         x = layer.gamma * total + layer.beta
@@ -147,7 +147,7 @@ def test_each_operation_drops_at_its_own_rate_and_only_in_training() -> None:
     torch.manual_seed(0)
     encoder = small(length=40, width=64, layers=1).train()
     (layer,) = encoder._searched()
-    for j, op in enumerate(OPERATIONS):
+    for j, op in enumerate(PREFIX_OPERATIONS):
         layer.keep([j])
         with torch.no_grad():
             layer.biases[str(j)].fill_(3.0)  # away from zero, so that zeros are dropped ones
@@ -225,18 +225,18 @@ def test_parameter_counts_are_those_of_the_equations() -> None:
 
 
 def test_the_plan_of_a_search() -> None:
-    plan = SearchPlan.of(1000, share=0.3, warmup_share=0.2)
+    plan = SearchSchedule.of(1000, share=0.3, warmup_share=0.2)
     assert (plan.steps, plan.warmup) == (300, 60)
     assert [plan.keep(step, 12) for step in (0, 149, 150, 224, 225, 299, 300, 999)] == [12, 12, 6, 6, 3, 3, 1, 1]
     assert [plan.searching(step) for step in (59, 60, 299, 300)] == [False, True, True, False]
     assert plan.ramp(59) == 0 and plan.ramp(299) == 1 and plan.ramp(300) == 0
     assert 0 < plan.ramp(100) < plan.ramp(200) < 1
-    assert SearchPlan.of(1, share=0.3, warmup_share=0.2) == SearchPlan(1, 0)
+    assert SearchSchedule.of(1, share=0.3, warmup_share=0.2) == SearchSchedule(1, 0)
 
 
 def test_alternating_updates_follow_adam_with_l2_on_the_held_out_loss() -> None:
     """Compared with torch.optim.Adam on the same gradients, over the cuts."""
-    encoder, plan = small(), SearchPlan(8, 2)
+    encoder, plan = small(), SearchSchedule(8, 2)
     weights = torch.randn(3, 12, generator=torch.Generator().manual_seed(3)) * 20
 
     def search_loss() -> Tensor:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mtlbench.nn.low_rank.skills import (
-    Router,
+    SkillRouter,
+    init_router_logits,
+    init_skills,
     mix_skills,
     mixing_weights,
-    new_logits,
-    new_skills,
-    pick_skills,
-    router_of,
+    router_name,
+    select_skills,
 )
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 
@@ -56,7 +56,7 @@ def test_mixing_keeps_nothing_but_the_weights(splits):
 def test_a_row_gets_its_own_skills(splits, each):
     tasks = torch.tensor([2, 0, 2, 1])
     skills = drawn(splits, 3 * each, RANK, WIDTH // splits)
-    picked = pick_skills(skills, tasks, each=each)
+    picked = select_skills(skills, tasks, each=each)
     assert picked.shape == (4, each, RANK, WIDTH)
     for row, task in enumerate(tasks.tolist()):
         for k in range(each):
@@ -65,35 +65,35 @@ def test_a_row_gets_its_own_skills(splits, each):
     (picked * picked).sum().backward()
     assert skills.grad.abs().sum((0, 2, 3)).gt(0).all()
     skills.grad = None
-    pick_skills(skills, torch.tensor([0, 2]), each=each).sum().backward()
+    select_skills(skills, torch.tensor([0, 2]), each=each).sum().backward()
     assert skills.grad[:, each : 2 * each].abs().max() == 0
 
 
 def test_evaluation_weights_are_sigmoids_over_their_sum_in_every_block():
     logits = drawn(ROWS, SPLITS, SKILLS)
-    weights = mixing_weights(logits, Router(), training=False)
+    weights = mixing_weights(logits, SkillRouter(), training=False)
     use = 1 / (1 + torch.exp(-logits))
     torch.testing.assert_close(weights, use / use.sum(-1, keepdim=True))
-    assert torch.equal(weights, mixing_weights(logits, Router(gumbel=False), training=True))
+    assert torch.equal(weights, mixing_weights(logits, SkillRouter(gumbel=False), training=True))
 
 
 def test_training_noise_is_that_of_the_relaxed_bernoulli():
     logits = drawn(ROWS, SPLITS, SKILLS)
     torch.manual_seed(4)
-    weights = mixing_weights(logits, Router(), training=True)
+    weights = mixing_weights(logits, SkillRouter(), training=True)
     torch.manual_seed(4)
     use = torch.distributions.RelaxedBernoulli(torch.tensor(1.0).double(), logits=logits).rsample()
     torch.testing.assert_close(weights, use / use.sum(-1, keepdim=True))
     noise = torch.rand(ROWS, SPLITS, SKILLS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    given = mixing_weights(logits, Router(), training=True, noise=noise)
-    assert torch.equal(given, mixing_weights(logits, Router(), training=True, noise=noise))
+    given = mixing_weights(logits, SkillRouter(), training=True, noise=noise)
+    assert torch.equal(given, mixing_weights(logits, SkillRouter(), training=True, noise=noise))
     assert not torch.allclose(given, weights)
 
 
 @pytest.mark.parametrize("extreme", [0.0, 1.0])
 def test_a_draw_at_the_border_stays_finite(extreme):
     logits = torch.zeros(1, 1, 2, requires_grad=True)
-    weights = mixing_weights(logits, Router(), training=True, noise=torch.tensor([[[extreme, 0.5]]]))
+    weights = mixing_weights(logits, SkillRouter(), training=True, noise=torch.tensor([[[extreme, 0.5]]]))
     weights[0, 0, 0].backward()
     assert weights.isfinite().all()
     assert logits.grad.isfinite().all()
@@ -101,7 +101,7 @@ def test_a_draw_at_the_border_stays_finite(extreme):
 
 def test_straight_through_rounds_and_passes_the_gradient_of_the_sigmoid():
     logits = torch.tensor([[[2.0, -1.0, 0.5]]], dtype=torch.float64, requires_grad=True)
-    router = Router(gumbel=False, straight_through=True, average_correction=True)
+    router = SkillRouter(gumbel=False, straight_through=True, average_correction=True)
     for training in (True, False):
         weights = mixing_weights(logits, router, training=training)
         torch.testing.assert_close(weights * math.sqrt(3), torch.tensor([[[1.0, 0.0, 1.0]]]).double())
@@ -112,20 +112,20 @@ def test_straight_through_rounds_and_passes_the_gradient_of_the_sigmoid():
 
 def test_l2_norm_divides_by_the_norm_of_every_block():
     logits = drawn(ROWS, SPLITS, SKILLS)
-    weights = mixing_weights(logits, Router(gumbel=False, l2_norm=True), training=True)
+    weights = mixing_weights(logits, SkillRouter(gumbel=False, l2_norm=True), training=True)
     torch.testing.assert_close(weights, logits / logits.square().sum(-1, keepdim=True).sqrt())
 
 
 def test_the_average_correction_replaces_the_sum():
     logits = drawn(ROWS, SPLITS, SKILLS)
-    weights = mixing_weights(logits, Router(average_correction=True), training=False)
+    weights = mixing_weights(logits, SkillRouter(average_correction=True), training=False)
     torch.testing.assert_close(weights, torch.sigmoid(logits) * math.sqrt(SPLITS / SKILLS))
 
 
 def test_a_shared_skill_takes_part_in_full():
     logits = drawn(ROWS, SPLITS, SKILLS)
-    weights = mixing_weights(logits, Router(shared_skill=True), training=True)
-    use = mixing_weights(logits, Router(shared_skill=True, average_correction=True), training=True)
+    weights = mixing_weights(logits, SkillRouter(shared_skill=True), training=True)
+    use = mixing_weights(logits, SkillRouter(shared_skill=True, average_correction=True), training=True)
     assert use[..., -1].unique().numel() == 1
     torch.testing.assert_close(weights.sum(-1), torch.ones(ROWS, SPLITS).double())
     weights.square().sum().backward()
@@ -135,7 +135,7 @@ def test_a_shared_skill_takes_part_in_full():
 
 def test_dropout_leaves_skills_out_in_training_only():
     logits = torch.zeros(2000, 1, 4)
-    router = Router(gumbel=False, dropout=0.25)
+    router = SkillRouter(gumbel=False, dropout=0.25)
     weights = mixing_weights(logits, router, training=True)
     assert 0.23 < weights.eq(0).double().mean() < 0.27
     assert weights.isfinite().all()
@@ -146,11 +146,11 @@ def test_dropout_leaves_skills_out_in_training_only():
 @pytest.mark.parametrize(("bound", "limit"), [("peft", math.sqrt(4 / 1024)), ("mttl", 1 / math.sqrt(3 * 1024))])
 def test_draws_fill_their_bounds(bound, limit):
     draw = torch.Generator().manual_seed(0)
-    skills = new_skills(4, 3, 8, 1024, bound=bound, draw=draw)
+    skills = init_skills(4, 3, 8, 1024, bound=bound, draw=draw)
     assert skills.shape == (4, 3, 8, 256)
     assert 0.99 * limit < skills.max() <= limit
     assert -limit <= skills.min() < -0.99 * limit
-    logits = new_logits(40, 4, 10, draw=draw)
+    logits = init_router_logits(40, 4, 10, draw=draw)
     assert logits.shape == (40, 4, 10)
     assert 0.9e-3 < logits.abs().max() <= 1e-3
     assert logits.min() < 0 < logits.max()
@@ -158,7 +158,7 @@ def test_draws_fill_their_bounds(bound, limit):
 
 def attention_routers(build, granularity):
     names = [name for name in setup_for(build(0)).target_modules if "ttn" in name or "Attention" in name]
-    return len(names), len({router_of(name, granularity) for name in names})
+    return len(names), len({router_name(name, granularity) for name in names})
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_routers_of_two_layers_of_attention(granularity, causal, seq2seq):
 
 def test_a_layer_is_smaller_than_a_block():
     names = setup_for(tiny_causal(0)).target_modules
-    assert len({router_of(name, "layerwise") for name in names}) == 4
-    assert len({router_of(name, "blockwise") for name in names}) == 2
+    assert len({router_name(name, "layerwise") for name in names}) == 4
+    assert len({router_name(name, "blockwise") for name in names}) == 2
     with pytest.raises(ValueError, match="headwise"):
-        router_of(names[0], "headwise")
+        router_name(names[0], "headwise")

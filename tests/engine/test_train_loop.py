@@ -12,10 +12,10 @@ from torch import nn
 
 from mtlbench.api.cell import Protocol
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.nn.losses import task_means
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.loop import DivergedError
-from mtlbench.training.loss import task_means
 from mtlbench.training.splits import Splits, carve
 from mtlbench.training.stages import share_steps
 from mtlbench_methods.base import Base

@@ -17,7 +17,7 @@ from mtlbench.errors import RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.nn.blocks.adapters import Adapter, AdapterBank
-from mtlbench.nn.blocks.shifts import Shift
+from mtlbench.nn.blocks.shifts import TaskShift
 from mtlbench.nn.blocks.sublayers import AfterLinear
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 from mtlbench.training.checkpoints.state import trainable_names
@@ -135,12 +135,12 @@ def test_a_shift_is_a_bias_of_the_linear():
                 p.add_(torch.randn(p.shape))
     plain = qwen()
     for name, module in model.named_modules():
-        if isinstance(module, Shift) and isinstance(module.base, nn.Linear):
+        if isinstance(module, TaskShift) and isinstance(module.base, nn.Linear):
             linear = plain.get_submodule(name)
             old = 0 if linear.bias is None else linear.bias
             linear.bias = nn.Parameter((old + module.shift[0]).detach())
     for name, module in list(model.named_modules()):
-        if isinstance(module, Shift) and not isinstance(module.base, nn.Linear):
+        if isinstance(module, TaskShift) and not isinstance(module.base, nn.Linear):
             plain.get_submodule(name).register_forward_hook(lambda m, i, y, s=module.shift[0]: y + s)
     batch = batch_for(setup)
     wanted = label_logits(plain, batch, Routing())

@@ -11,10 +11,11 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
+from mtlbench.nn.losses import task_means
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench.training.checkpoints.state import load_adapter, save_adapter, saved_names, shrink, trainable_names
-from mtlbench.training.loss import row_losses, task_means
+from mtlbench.training.loss import row_losses
 
 STEPS = 16
 SMALL = "prefix_length=4,layers=2,search_share=0.5"

@@ -16,8 +16,8 @@ from torch import nn
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.nn.low_rank.dora import DoraLinear, MergedDora, row_norms
-from mtlbench.nn.low_rank.dropout import draw_seed, keep_mask
+from mtlbench.nn.low_rank.dora import DoraLinear, MergedDoraLinear, row_norms
+from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.gradients import checkpointing
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_the_equation(dropout, bias):
     keep = None
     if dropout:
         torch.manual_seed(4)
-        keep = keep_mask(x, dropout=dropout, seed=draw_seed()) / (1 - dropout)
+        keep = dropout_mask(x, dropout=dropout, seed=dropout_seed()) / (1 - dropout)
         assert 0.45 < float((keep > 0).float().mean()) < 0.75
     want = plain(other, again, keep)
     torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
@@ -253,14 +253,14 @@ def test_merging_keeps_the_function_and_the_backbone(build):
     Dora(rank=4).finish(model)
     torch.testing.assert_close(label_logits(model, batch, setup.routing), logits, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(weights[name], before[name]) for name in weights)
-    assert sum(isinstance(module, MergedDora) for module in model.modules()) == len(weights)
+    assert sum(isinstance(module, MergedDoraLinear) for module in model.modules()) == len(weights)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in build(0).parameters())
 
 
 def test_a_merged_bias_is_kept():
     layer = layer_of(bias=True)
     x = torch.randn(2, 3, 32)
-    torch.testing.assert_close(MergedDora(layer)(x), layer(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(MergedDoraLinear(layer)(x), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("build", BUILDERS)

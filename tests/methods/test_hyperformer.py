@@ -15,9 +15,9 @@ from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
-from mtlbench.nn.blocks.adapters import Adapter, adapt_rows
+from mtlbench.nn.blocks.adapters import Adapter, adapter_forward
 from mtlbench.nn.blocks.hypernet import ACTIVATION, Hypernet, StackHypernet
-from mtlbench.nn.blocks.sublayers import AfterLinear, sublayers
+from mtlbench.nn.blocks.sublayers import AfterLinear, find_sublayers
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 from mtlbench.training.loss import row_losses
 from mtlbench_methods.hyperformer import Hyperformer, HyperformerPlusPlus
@@ -108,7 +108,7 @@ def test_weights_outputs_and_every_gradient_equal_the_official_ones(variant, dty
             for part, value in zip(BANK, bank, strict=True):
                 assert error(value[task], arrays[f"{at}/{part}"]) < tolerance, (at, part)
             with routing.of(torch.full((len(x),), task)):
-                y = adapt_rows(x, bank, routing, ACTIVATION)
+                y = adapter_forward(x, bank, routing, ACTIVATION)
             assert error(y, arrays[f"{at}/y"]) < tolerance, at
             probe = probe + (layer + 1) * (-1 if theirs == "self_attention" else 1) * (y * cotangent).sum()
     probe.backward()
@@ -222,8 +222,8 @@ def test_what_cannot_be_is_refused_with_the_reason():
     with pytest.raises(RequestError, match="reduction must be a whole number of at least 1"):
         Hyperformer(reduction=0)
     names = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.experts.0.down_proj"]
-    assert [place.block for place in sublayers(names)] == [0, 1]
+    assert [place.block for place in find_sublayers(names)] == [0, 1]
     with pytest.raises(RequestError, match="behind the self-attention and the feed-forward block"):
-        sublayers([*names, "model.layers.0.mlp.experts.1.down_proj"])
+        find_sublayers([*names, "model.layers.0.mlp.experts.1.down_proj"])
     with pytest.raises(RequestError, match="Known are projections named o_proj"):
-        sublayers(["transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc"])
+        find_sublayers(["transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc"])

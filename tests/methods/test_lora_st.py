@@ -9,11 +9,12 @@ import pytest
 import torch
 from peft import PeftModel
 
+from mtlbench import nn
 from mtlbench.api.cell import Protocol
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.nn.low_rank.layer import LowRankLinear, merge
+from mtlbench.nn.low_rank.layer import LowRankLinear, merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.checkpoints.state import load_adapter, save_adapter, trainable_state
@@ -22,7 +23,7 @@ from mtlbench.training.loop import DivergedError
 from mtlbench.training.loss import row_losses
 from mtlbench.training.splits import Splits, carve
 from mtlbench_methods.lora import Lora
-from mtlbench_methods.lora_st import LoraSt
+from mtlbench_methods.lora_st import LoraSt, Stage
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 COUNTS = (60, 20, 10)
@@ -144,7 +145,7 @@ def test_a_mixed_batch_equals_one_batch_per_task_and_the_lora_merged_for_it(buil
         batch = collated(setup, [rows[i] for i in at])
         torch.testing.assert_close(mixed[at], row_losses(model, batch, setup.routing), rtol=1e-4, atol=1e-4)
         merged = copy.deepcopy(model)
-        merge(merged, task)
+        merge_low_rank(merged, task)
         torch.testing.assert_close(mixed[at], row_losses(merged, batch, Routing()), rtol=1e-3, atol=1e-3)
 
 
@@ -247,7 +248,7 @@ def test_a_failed_stage_leaves_rows_of_all_tasks_possible():
     loop, _ = loop_for(method, steps=60)
     with pytest.raises(DivergedError, match="learning_rate below"):
         method.fit(loop.model, loop)
-    assert loop.model.mtlbench_stage.task is None
+    assert nn.get_state(loop.model, Stage).task is None
 
 
 def test_fewer_steps_than_tasks_are_refused():

@@ -11,7 +11,7 @@ from torch import nn
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
-from mtlbench.nn.low_rank.expert_masks import MaskedExperts
+from mtlbench.nn.low_rank.skills import ExpertDropoutLinear
 from mtlbench.testing import toy_rows
 from mtlbench.training.loss import row_losses
 from mtlbench_methods.moelora import MoeLora
@@ -60,7 +60,7 @@ def test_the_lora_that_a_task_sees_is_exported(build, shared, tmp_path):
 def test_a_mask_per_expert_changes_training_only(build):
     one, setup = attached(build, MoeLora(**SMALL, dropout=0.4))
     many, other = attached(build, MoeLora(**SMALL, dropout=0.4, masks="per_expert"))
-    assert sum(isinstance(m, MaskedExperts) for m in many.modules()) == len(setup.target_modules)
+    assert sum(isinstance(m, ExpertDropoutLinear) for m in many.modules()) == len(setup.target_modules)
     batch = batch_for(setup)
     want = label_logits(one, batch, setup.routing)
     torch.testing.assert_close(label_logits(many, batch, other.routing), want, rtol=1e-5, atol=1e-5)

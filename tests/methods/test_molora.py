@@ -11,7 +11,7 @@ from torch import nn
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.nn.low_rank.layer import Rows
+from mtlbench.nn.low_rank.layer import BatchRows
 from mtlbench.testing import toy_rows
 from mtlbench_methods.molora import MoLora, factors
 
@@ -34,7 +34,7 @@ def test_tokens_choose_different_experts():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 6, generator=draw)
     parameters = {"down": torch.zeros(8, 6), "up": torch.zeros(5, 8), "router": torch.randn(4, 6, generator=draw)}
-    rows = Rows(None, False, 2, x)
+    rows = BatchRows(None, False, 2, x)
     gate = factors(parameters, rows, rank=2, top_k=0, scale=1.0).gate
     torch.testing.assert_close(gate[..., ::2], torch.softmax(x @ parameters["router"].t(), -1))
     torch.testing.assert_close(gate[..., ::2], gate[..., 1::2])

@@ -12,7 +12,7 @@ from peft import PeftModel
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
-from mtlbench.nn.low_rank.layer import merge
+from mtlbench.nn.low_rank.layer import merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.gradients import checkpointing
@@ -123,7 +123,7 @@ def test_the_lora_that_a_task_sees_is_exported_and_merged(build, lambda_format, 
     MtlLora().export(model, tmp_path, task=1)
     loaded = PeftModel.from_pretrained(build(0), tmp_path).base_model.model
     torch.testing.assert_close(label_logits(loaded, batch, Routing()), logits, rtol=1e-4, atol=1e-4)
-    merge(model, task=1)
+    merge_low_rank(model, task=1)
     torch.testing.assert_close(label_logits(model, batch, Routing()), logits, rtol=1e-4, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_without_a_task_it_cannot_be_exported_or_merged(tmp_path):
     with pytest.raises(PluginError, match="task"):
         MtlLora().export(model, tmp_path)
     with pytest.raises(ValueError, match="task"):
-        merge(model)
+        merge_low_rank(model)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from mtlbench.backbones.backbone import Backbone, fingerprint
 from mtlbench.cells.guards import label_logits, same_logits
 from mtlbench.errors import RequestError
-from mtlbench.nn.low_rank.peft_types import peft_line, peft_types
+from mtlbench.planning.listing import peft_line, peft_types
 from mtlbench.planning.settings import build, read_settings
 from mtlbench.plugins import offers
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows

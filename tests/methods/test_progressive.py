@@ -19,8 +19,8 @@ from mtlbench.errors import RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.files.stop_request import Stop
-from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch, group_counts
-from mtlbench.nn.low_rank.layer import merge
+from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch_counts, group_tasks
+from mtlbench.nn.low_rank.layer import merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
@@ -55,18 +55,18 @@ def test_similarities_and_groups_equal_the_recorded_ones(dtype, tolerance):
     for count in config["group_counts"]:
         labels = arrays[f"labels_G{count}"]
         wanted = {tuple(np.flatnonzero(labels == label).tolist()) for label in set(labels.tolist())}
-        assert set(branch(found, count, [tuple(range(config["tasks"]))])) == wanted, count
+        assert set(group_tasks(found, count, [tuple(range(config["tasks"]))])) == wanted, count
 
 
 def test_groups_split_those_of_the_stage_before():
     alike = torch.eye(4)
     alike[0, 3] = alike[3, 0] = 0.9
     alike[1, 2] = alike[2, 1] = 0.8
-    assert branch(alike, 2, [(0, 1, 2, 3)]) == ((0, 3), (1, 2))
-    assert branch(alike, 2, [(0, 1), (2, 3)]) == ((0, 1), (2, 3))
-    assert branch(alike, 1, [(0, 1), (2, 3)]) == ((0, 1), (2, 3))
-    assert branch(alike, 4, [(0, 1), (2, 3)]) == ((0,), (1,), (2,), (3,))
-    assert group_counts(4, 8) == (1, 2, 4, 8) and group_counts(4, 3) == (1, 1, 2, 3) and group_counts(2, 1) == (1, 1)
+    assert group_tasks(alike, 2, [(0, 1, 2, 3)]) == ((0, 3), (1, 2))
+    assert group_tasks(alike, 2, [(0, 1), (2, 3)]) == ((0, 1), (2, 3))
+    assert group_tasks(alike, 1, [(0, 1), (2, 3)]) == ((0, 1), (2, 3))
+    assert group_tasks(alike, 4, [(0, 1), (2, 3)]) == ((0,), (1,), (2,), (3,))
+    assert branch_counts(4, 8) == (1, 2, 4, 8) and branch_counts(4, 3) == (1, 1, 2, 3) and branch_counts(2, 1) == (1, 1)
 
 
 def test_a_task_that_a_step_has_no_rows_of_is_left_out_of_its_mean():
@@ -139,7 +139,7 @@ def test_early_layers_are_shared_and_late_ones_belong_to_a_task(tmp_path):
     batch = batch_for(setup, toy_rows(tasks=4, rows=2))
     wanted = label_logits(model, batch, setup.routing)
     assert torch.equal(label_logits(again, batch, setup.routing), wanted)
-    merge(again, 2)
+    merge_low_rank(again, 2)
     of_two = batch_for(setup, [row for row in toy_rows(tasks=4, rows=2) if row.task == 2])
     alone = label_logits(model, of_two, setup.routing)
     torch.testing.assert_close(label_logits(again, of_two, Routing()), alone, atol=1e-4, rtol=1e-4)

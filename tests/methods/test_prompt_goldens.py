@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.soft_prompts.prompt import Text
-from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts
-from mtlbench.nn.soft_prompts.transfer import distance, divergence, shares, similarity
+from mtlbench.nn.losses import hidden_state_mse, kl_divergence
+from mtlbench.nn.soft_prompts.prompt import PromptInput
+from mtlbench.nn.soft_prompts.sources import FactoredPrompts, MixedPrompts, prompt_similarity, transfer_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PRECISIONS = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-6)])
@@ -42,7 +42,7 @@ class Official(MixedPrompts):
     def forward(self, text):
         target = self.targets.index_select(0, self.routing.ids(text.rows))
         target = target if self.mix_target else torch.zeros_like(target)
-        return self.mixture(self.sources, target, self.query(dataclasses.replace(text, asked=None)))
+        return self.mixture(self.sources, target, self.query(dataclasses.replace(text, question_mask=None)))
 
 
 def attempt(variant, dtype):
@@ -73,7 +73,7 @@ def attempt(variant, dtype):
 def test_attempt_prompts_and_every_gradient_equal_the_official_ones(variant, dtype, tolerance):
     source, routing, ids, own = attempt(variant, dtype)
     with routing.of(ids):
-        prompts = source(Text(len(ids), own["token_embeddings"], None))
+        prompts = source(PromptInput(len(ids), own["token_embeddings"], None))
         (prompts * own["probe_R"]).sum().backward()
     assert error(prompts, own["soft_prompt"]) < tolerance
     for mine, theirs in OURS.items():
@@ -89,9 +89,9 @@ def test_mpt_prompts_and_every_gradient_equal_peft_ones(dtype, tolerance):
     arrays, routing = golden("mpt", dtype), Routing()
     source = FactoredPrompts(*(arrays[f"param/{name}"].clone() for name in "PUV"), routing)
     with routing.of(arrays["task_ids"]):
-        prompts = source(Text(4, torch.empty(0), None))
+        prompts = source(PromptInput(4, torch.empty(0), None))
         (prompts * arrays["cotangent"]).sum().backward()
-        static = source.static()(Text(4, torch.empty(0), None))
+        static = source.static()(PromptInput(4, torch.empty(0), None))
     assert error(prompts, arrays["y"]) < tolerance
     assert error(static, arrays["y"]) < tolerance
     for name, grad in zip("PUV", (source.shared.grad, source.rows.grad, source.columns.grad), strict=True):
@@ -115,7 +115,8 @@ def test_mpt_distances_to_a_teacher(dtype, tolerance):
     own, taught = ([arrays[f"distill/{what}_{who}"] for what in ("logits", "hidden")] for who in ("student", "teacher"))
     asked = arrays["distill/mask"].bool()
     found = [
-        of(mine, theirs)[asked].mean() for of, mine, theirs in zip((divergence, distance), own, taught, strict=True)
+        of(mine, theirs)[asked].mean()
+        for of, mine, theirs in zip((kl_divergence, hidden_state_mse), own, taught, strict=True)
     ]
     assert error(found[0], arrays["distill/kl"]) < tolerance
     assert error(found[1], arrays["distill/mse"]) < tolerance
@@ -125,10 +126,10 @@ def test_mpt_distances_to_a_teacher(dtype, tolerance):
 def test_spot_similarities_and_weighted_start(dtype, tolerance):
     arrays = golden("spot", dtype)
     sources, targets = arrays["source_prompts"], arrays["target_prompts"]
-    of_means = similarity(sources, targets, "mean")
+    of_means = prompt_similarity(sources, targets, "mean")
     assert error(of_means, arrays["sim_avg_tokens"]) < tolerance
-    assert torch.equal(shares(of_means, 1).argmax(0), arrays["best_source"])
-    alike = similarity(sources, targets, "tokens")
+    assert torch.equal(transfer_weights(of_means, 1).argmax(0), arrays["best_source"])
+    alike = prompt_similarity(sources, targets, "tokens")
     assert error(alike, arrays["sim_per_token"]) < tolerance
-    start = torch.einsum("st,slw->tlw", shares(alike, 2), sources)[0]
+    start = torch.einsum("st,slw->tlw", transfer_weights(alike, 2), sources)[0]
     assert error(start, arrays["weighted_init_target0"]) < tolerance

@@ -13,7 +13,7 @@ from torch import nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.nn.low_rank.layer import LowRankLinear
-from mtlbench.nn.low_rank.skills import Router
+from mtlbench.nn.low_rank.skills import SkillRouter
 from mtlbench_methods import cpoly, poly
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -35,7 +35,7 @@ def layer(name, dtype):
 
     splits = config.get("splits", 1)
     noise = tensor(arrays["noise_u"]) if "noise_u" in arrays else None
-    given = {"scale": config.get("alpha", 1.0) / config["r"], "router": Router(), "noise": noise}
+    given = {"scale": config.get("alpha", 1.0) / config["r"], "router": SkillRouter(), "noise": noise}
     of = partial(poly.factors, **given)
     ours = {
         "down": ("A", lambda a: a.reshape(splits, -1, *a.shape[-2:]).transpose(0, 1, 3, 2)),

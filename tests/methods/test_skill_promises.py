@@ -12,7 +12,7 @@ from peft import PeftModel
 from mtlbench.api.routing import Routing
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError
-from mtlbench.nn.low_rank.layer import LowRankLinear, merge
+from mtlbench.nn.low_rank.layer import LowRankLinear, merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.gradients import checkpointing
@@ -198,7 +198,7 @@ def test_what_a_task_sees_is_a_lora(build, method, tmp_path):
     outputs = getattr(method, "mix", "params") == "outputs"
     assert ranks == {method.rank * (method.common + own) if outputs else method.rank}
     torch.testing.assert_close(label_logits(loaded.base_model.model, batch, Routing()), logits, rtol=1e-3, atol=1e-3)
-    merge(model, task=1)
+    merge_low_rank(model, task=1)
     torch.testing.assert_close(label_logits(model, batch, Routing()), logits, rtol=1e-3, atol=1e-3)
 
 

@@ -19,8 +19,9 @@ from mtlbench.errors import PluginError, RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.files.stop_request import Stop
-from mtlbench.nn.prefixes.attention import gated_prefix
-from mtlbench.nn.prefixes.fast_slow import TaskPrompts
+from mtlbench.nn.attachments import get_state
+from mtlbench.nn.prefixes.attention import AttentionSlot, gated_prefix_attention
+from mtlbench.nn.prefixes.fast_slow import FastSlowPrompts
 from mtlbench.testing import check_method, setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
@@ -51,7 +52,7 @@ class Width:
 
 def prompts_of(name, dtype):
     config, arrays = golden(name)
-    prompts = TaskPrompts(
+    prompts = FastSlowPrompts(
         Width(config["d"]),
         Routing(),
         layers=config["L"],
@@ -107,7 +108,7 @@ def test_gated_attention_equals_that_of_llama_adapter(dtype, tolerance):
     query = turn(split("wq", x))
     stock = nn.functional.scaled_dot_product_attention(query, turn(split("wk", x)), split("wv", x), is_causal=True)
     gate = torch.tanh(leaves["param/gate"]).view(-1)
-    added = gated_prefix(query, split("wk", prompt), split("wv", prompt), gate)
+    added = gated_prefix_attention(query, split("wk", prompt), split("wv", prompt), gate)
     y = (stock.transpose(1, 2) + added).flatten(2) @ leaves["param/wo.weight"].T
     (y * torch.from_numpy(arrays["cotangent"]).to(dtype)).sum().backward()
     assert error(y, arrays["y"]) < tolerance
@@ -139,7 +140,7 @@ def test_only_the_last_layers_have_prompts(build):
     assert model.mtlbench_prefix.shape.layers == 1
     layers = [m for m in model.get_decoder().modules() if getattr(m, "layer_idx", None) is not None and m.is_causal]
     label_logits(model, batch_for(setup), setup.routing)
-    assert [layer.mtlbench_slot.prefix is not None for layer in layers] == [False, True]
+    assert [get_state(layer, AttentionSlot).prefix is not None for layer in layers] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class AdapterBank(NamedTuple):
     norm_bias: Tensor | None = None
 
 
-def adapt_rows(x: Tensor, bank: AdapterBank, routing: Routing, activation: str) -> Tensor:
+def adapter_forward(x: Tensor, bank: AdapterBank, routing: Routing, activation: str) -> Tensor:
     """``x + norm(U act(D x + b_D) + b_U)`` with the weights of each row's task.
 
     Args:
@@ -78,4 +78,4 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [rows, length, width]`` and what the adapter of each row's task adds."""
-        return adapt_rows(x, self.bank, routing, self.activation)
+        return adapter_forward(x, self.bank, routing, self.activation)

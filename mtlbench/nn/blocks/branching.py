@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.nn.low_rank.layer import Factors, LowRankLinear, Rows
+from mtlbench.nn.low_rank.layer import BatchRows, Factors, LowRankLinear
 
 Group = tuple[int, ...]
 """Task ids in ascending order."""
 PROBE = "probe"
 
 
-def group_counts(stages: int, tasks: int) -> tuple[int, ...]:
+def branch_counts(stages: int, tasks: int) -> tuple[int, ...]:
     """Groups in each stage: one in the first, as many as tasks in the last, half of those of the next between."""
     return (1, *(-(-tasks // 2 ** (stages - 1 - stage)) for stage in range(1, stages)))
 
 
-def branch(similarity: Tensor, count: int, within: Sequence[Group]) -> tuple[Group, ...]:
+def group_tasks(similarity: Tensor, count: int, within: Sequence[Group]) -> tuple[Group, ...]:
     """At most ``count`` groups of like tasks by average linkage, none of which joins tasks of two groups ``within``.
 
     Args:
@@ -85,7 +85,7 @@ class BranchingLinear(LowRankLinear):
             return ()
         return tuple(_groups(self._parameters)) or (tuple(range(len(self.group_of))),)
 
-    def _grouped(self, parameters: Mapping[str, Tensor], rows: Rows) -> Factors:
+    def _grouped(self, parameters: Mapping[str, Tensor], rows: BatchRows) -> Factors:
         if PROBE in parameters:
             probed = (parameters["up"] + parameters[PROBE]).index_select(0, rows.tasks)
             return Factors(parameters["down"], probed, scale=self._scale)
@@ -150,7 +150,7 @@ class TaskGradients(nn.Module):
         groups: tuple[Group, ...] = (tuple(range(self.tasks)),)
         found = []
         for number, stage in self._present():
-            groups = branch(self.similarity(number), counts[number], groups)
+            groups = group_tasks(self.similarity(number), counts[number], groups)
             for linear in stage:
                 linear.split(groups)
             found.append(groups)

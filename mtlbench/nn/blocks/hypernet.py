@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.blocks.adapters import Adapter, AdapterBank, adapt_rows
+from mtlbench.nn.blocks.adapters import Adapter, AdapterBank, adapter_forward
 from mtlbench.nn.blocks.sublayers import BLOCKS
 
 NORM_EPS = 1e-6
@@ -134,7 +134,7 @@ class GeneratedAdapter(nn.Module):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """``x [rows, length, width]`` and what the adapter of each row's task adds."""
         (hypernet,) = self._of
-        return adapt_rows(x, hypernet.bank(*self._place), routing, ACTIVATION) if hypernet.on else x
+        return adapter_forward(x, hypernet.bank(*self._place), routing, ACTIVATION) if hypernet.on else x
 
     @torch.no_grad()
     def static(self) -> Adapter:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.linears import replace
+from mtlbench.nn.attachments import attach_state, find_state
+from mtlbench.nn.linears import replace_module
 
 
-class Shift(nn.Module):
+class TaskShift(nn.Module):
     """``y + b_t`` behind a frozen module, which keeps all its attributes at ``base``.
 
     Args:
@@ -53,34 +56,41 @@ def norm_names(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def shift(model: nn.Module, name: str, *, tasks: int, routing: Routing) -> None:
-    """Put a :class:`Shift` around the named module."""
+def add_task_shift(model: nn.Module, name: str, *, tasks: int, routing: Routing) -> None:
+    """Put a :class:`TaskShift` around the named module."""
     base: Any = model.get_submodule(name)
     width = base.out_features if isinstance(base, nn.Linear) else base.weight.shape[-1]
-    replace(model, name, Shift(base, tasks, width, routing))
+    replace_module(model, name, TaskShift(base, tasks, width, routing))
 
 
-def train_norms(model: nn.Module) -> None:
+@dataclass(frozen=True)
+class NormDtypes:
+    """Types that trained norms had in the backbone, by the names of their parameters."""
+
+    by_name: Mapping[str, torch.dtype]
+
+
+def unfreeze_norms(model: nn.Module) -> None:
     """Make the weights and biases of every layer norm trainable; the backbone's own tensors stay as they are.
 
     What a norm gives stays in the type that it gets, with autocast and without.
     """
-    host: Any = model
-    host.mtlbench_norms = {}
+    dtypes: dict[str, torch.dtype] = {}
     for path, module in model.named_modules():
         if not type(module).__name__.endswith("Norm"):
             continue
         for name, p in list(module._parameters.items()):
             if p is not None:
                 module._parameters[name] = nn.Parameter(p.detach().to(torch.float32, copy=True))
-                host.mtlbench_norms[f"{path}.{name}"] = p.dtype
+                dtypes[f"{path}.{name}"] = p.dtype
         module.register_forward_hook(_as_given)
+    attach_state(model, NormDtypes(dtypes))
 
 
-def round_norms(model: nn.Module) -> None:
+def restore_norm_dtypes(model: nn.Module) -> None:
     """Give them the dtypes of the backbone again."""
-    host: Any = model
-    for name, dtype in getattr(host, "mtlbench_norms", {}).items():
+    known = find_state(model, NormDtypes)
+    for name, dtype in known.by_name.items() if known is not None else ():
         p = model.get_parameter(name)
         p.data = p.data.to(dtype)
 

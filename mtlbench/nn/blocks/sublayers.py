@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
-from mtlbench.nn.linears import replace
+from mtlbench.nn.linears import replace_module
 
 BLOCKS = ("attention", "ffn")
 """Self-attention and the feed-forward block. Attention to an encoder's output is neither."""
@@ -31,7 +31,7 @@ class Sublayer:
     """Index in :data:`BLOCKS`."""
 
 
-def sublayers(names: Sequence[str]) -> tuple[Sublayer, ...]:
+def find_sublayers(names: Sequence[str]) -> tuple[Sublayer, ...]:
     """The ends of the sublayers among the projections ``names``, in model order.
 
     Raises:
@@ -39,11 +39,11 @@ def sublayers(names: Sequence[str]) -> tuple[Sublayer, ...]:
     """
     found = tuple(_sublayer(name) for name in names if _is_end(name))
     by_place = {(at.stack, at.layer, at.block) for at in found}
-    stacks = {at.stack for at in found} | {place_of(name)[0] for name in names}
+    stacks = {at.stack for at in found} | {layer_of(name)[0] for name in names}
     wanted = {
         (stack, layer, block)
         for stack in stacks
-        for layer in {place_of(name)[1] for name in names if place_of(name)[0] == stack}
+        for layer in {layer_of(name)[1] for name in names if layer_of(name)[0] == stack}
         for block in range(len(BLOCKS))
     }
     if by_place != wanted or len(found) != len(wanted):
@@ -80,7 +80,7 @@ class AfterLinear(nn.Module):
         return changed
 
 
-def put_after(
+def insert_after(
     model: nn.Module, places: Sequence[Sublayer], make: Callable[[Sublayer, int], nn.Module], routing: Routing
 ) -> None:
     """Change the output of every place by ``make(place, width)``.
@@ -93,7 +93,7 @@ def put_after(
         linear: Any = model.get_submodule(place.name)
         if not isinstance(linear, nn.Linear):
             raise RequestError(f"{place.name} is a {type(linear).__name__}, not a linear that can be adapted.")
-        replace(model, place.name, AfterLinear(linear, make(place, linear.out_features).to(device), routing))
+        replace_module(model, place.name, AfterLinear(linear, make(place, linear.out_features).to(device), routing))
 
 
 def _is_end(name: str) -> bool:
@@ -101,11 +101,11 @@ def _is_end(name: str) -> bool:
 
 
 def _sublayer(name: str) -> Sublayer:
-    stack, layer = place_of(name)
+    stack, layer = layer_of(name)
     return Sublayer(name, stack, layer, _ENDS[name.rpartition(".")[2]])
 
 
-def place_of(name: str) -> tuple[str, int]:
+def layer_of(name: str) -> tuple[str, int]:
     """The stack and the number of the layer that ``name`` is in."""
     parts = name.split(".")
     at = next(i for i, part in enumerate(parts) if part.isdigit())

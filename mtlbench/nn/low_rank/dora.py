@@ -17,14 +17,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from mtlbench.errors import PluginError
-from mtlbench.nn.linears import replace
-from mtlbench.nn.low_rank.dropout import draw_seed, keep_mask
+from mtlbench.nn.linears import replace_module
+from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
 from mtlbench.nn.low_rank.export import write_lora
 from mtlbench.nn.low_rank.fused import Activation, again
 
 
 @dataclass(frozen=True)
-class DoraParts:
+class DoraFactors:
     """What is learned in one layer."""
 
     down: Tensor
@@ -37,7 +37,7 @@ class DoraParts:
 
 
 @torch.no_grad()
-def row_norms(weight: Tensor, parts: DoraParts, *, squares: Tensor) -> Tensor:
+def row_norms(weight: Tensor, parts: DoraFactors, *, squares: Tensor) -> Tensor:
     """``|V|`` by row ``[out]``, in the dtype of ``squares``, without building ``V``.
 
     ``|V|^2 = |W|^2 + sum_r B * (2 s W A^T + s^2 B A A^T)``. A row of zeros has the smallest positive norm.
@@ -137,7 +137,7 @@ class _Dora(torch.autograd.Function):
 
 def _kept(x: Tensor, plan: _Plan) -> Tensor:
     """The scaled dropout mask of ``x``."""
-    return keep_mask(x, dropout=plan.dropout, seed=plan.seed).mul_(1 / (1 - plan.dropout))
+    return dropout_mask(x, dropout=plan.dropout, seed=plan.seed).mul_(1 / (1 - plan.dropout))
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -177,9 +177,9 @@ class DoraLinear(nn.Module):
         return self.base.bias
 
     @property
-    def parts(self) -> DoraParts:
+    def parts(self) -> DoraFactors:
         """What is learned."""
-        return DoraParts(self.down, self.up, self.magnitude, self.scale)
+        return DoraFactors(self.down, self.up, self.magnitude, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, None, None)
@@ -195,11 +195,11 @@ class DoraLinear(nn.Module):
         rate = self.dropout if self.training else 0.0
         run: Callable[..., Tensor] = _Dora.apply
         weights = (self.weight, self.bias, self.down, self.up, self.magnitude, norms)
-        plan = _Plan(self.scale, rate, draw_seed() if rate else 0, activation)
+        plan = _Plan(self.scale, rate, dropout_seed() if rate else 0, activation)
         return run(x.to(dtype), *weights, plan, None if gate is None else gate.to(dtype))
 
 
-class MergedDora(nn.Linear):
+class MergedDoraLinear(nn.Linear):
     """The same function as a plain linear with a new weight. ``parts`` keeps what was merged; it is no state."""
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ class MergedDora(nn.Linear):
         base = layer.base
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         own = layer.parts
-        learned = DoraParts(own.down.clone(), own.up.clone(), own.magnitude.clone(), own.scale)
+        learned = DoraFactors(own.down.clone(), own.up.clone(), own.magnitude.clone(), own.scale)
         self.parts = learned
         dtype = layer.squares.dtype
         turned = torch.addmm(base.weight.to(dtype), learned.up.to(dtype), learned.down.to(dtype), alpha=layer.scale)
@@ -221,7 +221,7 @@ def merge_dora(model: nn.Module) -> None:
     """Put a plain linear in the place of every :class:`DoraLinear`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, DoraLinear):
-            replace(model, name, MergedDora(module))
+            replace_module(model, name, MergedDoraLinear(module))
 
 
 def export_dora(model: nn.Module, folder: Path, *, dropout: float = 0.0) -> None:
@@ -233,7 +233,7 @@ def export_dora(model: nn.Module, folder: Path, *, dropout: float = 0.0) -> None
     Raises:
         PluginError: when no layer has such parts.
     """
-    parts = {name: m.parts for name, m in model.named_modules() if isinstance(m, DoraLinear | MergedDora)}
+    parts = {name: m.parts for name, m in model.named_modules() if isinstance(m, DoraLinear | MergedDoraLinear)}
     if not parts:
         raise PluginError("There is no DoRA layer to export.")
     magnitudes = {name: part.magnitude for name, part in parts.items()}

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def draw_seed() -> int:
-    """A seed for :func:`keep_mask` from the processor's global generator: gradient checkpointing replays it.
+def dropout_seed() -> int:
+    """A seed for :func:`dropout_mask` from the processor's global generator: gradient checkpointing replays it.
 
     No device waits for it.
     """
     return int(torch.randint(2**62, ()))
 
 
-def keep_mask(x: Tensor, *, dropout: float, seed: int) -> Tensor:
+def dropout_mask(x: Tensor, *, dropout: float, seed: int) -> Tensor:
     """Ones where an element of ``x`` is kept and zeros where it is dropped, in the shape and dtype of ``x``.
 
     The same seed gives the same mask. Four 16-bit numbers come from one draw of 64 bits, which costs a seventh of

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, linear
 
-from mtlbench.nn.low_rank.dropout import draw_seed, keep_mask
+from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -45,7 +45,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Branch:
+class LowRankBranch:
     """One linear of the group."""
 
     weight: Tensor
@@ -64,9 +64,9 @@ class _Plan:
     activation: Activation | None
 
 
-def low_rank(
+def fused_low_rank(
     x: Tensor,
-    branches: Sequence[Branch],
+    branches: Sequence[LowRankBranch],
     *,
     dropout: float = 0.0,
     gated: tuple[Activation, Tensor] | None = None,
@@ -87,7 +87,7 @@ def low_rank(
     plan = _Plan(
         scales=tuple(branch.factors.scale for branch in branches),
         dropout=dropout,
-        seed=draw_seed() if dropout else 0,
+        seed=dropout_seed() if dropout else 0,
         activation=gated[0] if gated else None,
     )
     tensors: list[Tensor | None] = []
@@ -107,7 +107,7 @@ _PER_BRANCH = 7
 def _outputs(plan: _Plan, x: Tensor, gate: Any, tensors: Sequence[Tensor | None]) -> tuple[tuple[Tensor, ...], Tensor]:
     """The outputs, and the rank-sized products ``[..., rank of all]``."""
     given = x if plan.activation is None else plan.activation(gate) * x
-    low = given * keep_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else given
+    low = given * dropout_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else given
     branches = _branches(tensors)
     hidden = _down(low, _joined(branches, x.dtype))
     if plan.dropout:
@@ -166,7 +166,7 @@ class _LowRank(torch.autograd.Function):
                 grad_given = _back_weight(grad, weight.to(x.dtype), grad_given)
         if plan.dropout:
             narrow *= 1 / (1 - plan.dropout)
-        keep = keep_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else None
+        keep = dropout_mask(given, dropout=plan.dropout, seed=plan.seed) if plan.dropout else None
         if any(needs[3 + j * _PER_BRANCH + 2] for j in range(len(branches))):
             downs = _outer(narrow, given if keep is None else given * keep, branches[0][2])
             for j, grad_down in enumerate(torch.split(downs, sizes, dim=-2)):
@@ -195,7 +195,7 @@ class _Product(torch.autograd.Function):
         return None, torch.autograd.grad(active, opened, grad * up)[0], grad * active.detach()
 
 
-def product(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+def gated_product(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
     """``activation(gate) * up``, of which only ``gate`` and ``up`` are kept for the backward."""
     run: Callable[..., Tensor] = _Product.apply
     return run(activation, gate, up)

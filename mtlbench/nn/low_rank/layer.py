@@ -7,7 +7,6 @@ differs between the methods.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,18 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
-from mtlbench.nn.linears import replace
-from mtlbench.nn.low_rank.fused import Branch, Factors, low_rank
+from mtlbench.nn.linears import replace_module
+from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
 from mtlbench.nn.low_rank.siblings import GatedBlock, SharedInput, gated_blocks, siblings
 
-__all__ = ["Factors", "FactorsOf", "LowRankLinear", "MergedLinear", "Rows", "adapt", "generator", "kaiming", "merge"]
+__all__ = [
+    "BatchRows",
+    "Factors",
+    "FactorsFunction",
+    "LowRankLinear",
+    "MergedLinear",
+    "adapt",
+    "merge_low_rank",
+]
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """The rows in flight, as one layer sees them."""
 
     routing: Routing | None
@@ -61,7 +67,7 @@ class Rows:
         return self.input
 
 
-FactorsOf = Callable[[Mapping[str, Tensor], Rows], Factors]
+FactorsFunction = Callable[[Mapping[str, Tensor], BatchRows], Factors]
 
 
 class LowRankLinear(nn.Module):
@@ -83,7 +89,7 @@ class LowRankLinear(nn.Module):
         self,
         base: nn.Linear,
         parameters: Mapping[str, Tensor],
-        factors: FactorsOf,
+        factors: FactorsFunction,
         *,
         routing: Routing | None = None,
         dropout: float = 0.0,
@@ -115,12 +121,12 @@ class LowRankLinear(nn.Module):
         """Dropout in the present mode; a frozen layer is one fixed function."""
         return self.dropout if self.training and any(p.requires_grad for p in self.parameters(recurse=False)) else 0.0
 
-    def branch(self, x: Tensor) -> Branch:
+    def branch(self, x: Tensor) -> LowRankBranch:
         """The frozen linear and the factors for the rows ``x``."""
         if self.known is not None:
-            return Branch(self.base.weight, self.base.bias, self.known.of(x, self))
-        rows = Rows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
-        return Branch(self.base.weight, self.base.bias, self.factors(rows))
+            return LowRankBranch(self.base.weight, self.base.bias, self.known.of(x, self))
+        rows = BatchRows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
+        return LowRankBranch(self.base.weight, self.base.bias, self.factors(rows))
 
     def stamp(self) -> tuple[Any, ...]:
         """Changes when an output computed before would be out of date."""
@@ -130,11 +136,11 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.shared is not None:
             return self.shared.output(self, x)
-        return low_rank(x, [self.branch(x)], dropout=self.rate)[0]
+        return fused_low_rank(x, [self.branch(x)], dropout=self.rate)[0]
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
         """The same on ``activation(gate) * up``, which is not kept for the backward. Not with ``reads_input``."""
-        return low_rank(up, [self.branch(up)], dropout=self.rate, gated=(activation, gate))[0]
+        return fused_low_rank(up, [self.branch(up)], dropout=self.rate, gated=(activation, gate))[0]
 
     @torch.no_grad()
     def folded(self, task: int | None = None) -> Factors:
@@ -151,7 +157,7 @@ class LowRankLinear(nn.Module):
         one = None if task is None else Routing()
         try:
             with nullcontext() if one is None else one.of(torch.tensor([task], device=device)):
-                found = self.factors(Rows(one, training=False, count=1, input=x))
+                found = self.factors(BatchRows(one, training=False, count=1, input=x))
         except RuntimeError as error:
             if task is not None:
                 raise
@@ -165,7 +171,7 @@ class LowRankLinear(nn.Module):
             up = up @ found.matrix[0]
         return Factors(down.clone(), up.clone(), scale=found.scale)
 
-    def factors(self, rows: Rows) -> Factors:
+    def factors(self, rows: BatchRows) -> Factors:
         """What the present parameters amount to for ``rows``."""
         return self.factors_of({name: p for name, p in self._parameters.items() if p is not None}, rows)
 
@@ -207,17 +213,17 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
         if not isinstance(linear, nn.Linear):
             raise RequestError(f"{name} is a {type(linear).__name__}, not a linear that can be adapted.")
         made[name] = make(name, linear)
-        replace(model, name, made[name])
+        replace_module(model, name, made[name])
     low = {name: module for name, module in made.items() if isinstance(module, LowRankLinear)}
     for group in siblings(low):
         shared = SharedInput([low[name] for name in group])
         for name in group:
             low[name].shared = shared
     for name in gated_blocks(model, made):
-        replace(model, name, GatedBlock(model.get_submodule(name)))
+        replace_module(model, name, GatedBlock(model.get_submodule(name)))
 
 
-def merge(model: nn.Module, task: int | None = None) -> None:
+def merge_low_rank(model: nn.Module, task: int | None = None) -> None:
     """Put a plain linear in the place of every :class:`LowRankLinear`, for one task where they depend on the task.
 
     Raises:
@@ -226,17 +232,7 @@ def merge(model: nn.Module, task: int | None = None) -> None:
     for name, module in list(model.named_modules()):
         # a sharded weight stays as it is: what is merged into it would be whole on every device
         if isinstance(module, LowRankLinear) and not is_shard(module.base.weight):
-            replace(model, name, module.merged(task))
-
-
-def generator(seed: int, layer: str) -> torch.Generator:
-    """Draws the initial values of one layer: the same numbers whatever the global random state."""
-    return torch.Generator().manual_seed(axis_seed(seed, f"init/{layer}"))
-
-
-def kaiming(shape: tuple[int, ...], fan_in: int, draw: torch.Generator) -> Tensor:
-    """Uniform in ``±1/sqrt(fan_in)``: Kaiming's with ``a = sqrt(5)``, as peft draws the down-projection."""
-    return torch.rand(shape, generator=draw).mul_(2).sub_(1).div_(math.sqrt(fan_in))
+            replace_module(model, name, module.merged(task))
 
 
 FOLD_FROM = 4
@@ -296,7 +292,7 @@ def known_factors(model: nn.Module, *, tasks: int) -> Iterator[None]:
 def _known(layer: LowRankLinear, *, tasks: int) -> KnownFactors | None:
     ids = torch.arange(tasks, device=layer.weight.device)
     with nullcontext() if layer.routing is None else layer.routing.of(ids):
-        found = layer.factors(Rows(layer.routing, training=False, count=tasks))
+        found = layer.factors(BatchRows(layer.routing, training=False, count=tasks))
     up = found.whole_up()
     folded: Tensor | None = None
     if found.matrix is not None and found.matrix.shape[1] > found.matrix.shape[2]:

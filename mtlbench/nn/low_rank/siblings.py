@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtlbench.nn.low_rank.fused import Branch, low_rank, product
+from mtlbench.nn.low_rank.fused import LowRankBranch, fused_low_rank, gated_product
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("gate_proj", "up_proj"), ("wi_0", "wi_1"))
 _CROSS = ("EncDecAttention", "encoder_attn", "cross_attn")
@@ -36,7 +36,7 @@ class Member(Protocol):
 
     @property
     def rate(self) -> float: ...
-    def branch(self, x: Tensor) -> Branch: ...
+    def branch(self, x: Tensor) -> LowRankBranch: ...
     def stamp(self) -> tuple[Any, ...]: ...
 
 
@@ -59,7 +59,7 @@ class SharedInput:
             if not self._ahead:
                 self._x = None
             return ready[0]
-        outputs = low_rank(x, [m.branch(x) for m in self.members], dropout=member.rate)
+        outputs = fused_low_rank(x, [m.branch(x) for m in self.members], dropout=member.rate)
         made = dict(zip(map(id, self.members), outputs, strict=True))
         own = made.pop(id(member))
         mode = (_writes(x), torch.is_grad_enabled())
@@ -91,7 +91,7 @@ class GatedBlock(nn.Module):
         opened, wide = gate(x), up(x)
         dropout = 0.0 if self._dropout is None or not self.training else getattr(self, self._dropout).p
         if dropout or not hasattr(down, "gated") or down.reads_input:
-            given = nn.functional.dropout(product(self._activation, opened, wide), dropout)
+            given = nn.functional.dropout(gated_product(self._activation, opened, wide), dropout)
             # T5 may keep this one linear in float32
             y: Tensor = down(given if self._dropout is None else given.to(down.weight.dtype))
             return y

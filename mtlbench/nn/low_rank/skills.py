@@ -1,4 +1,4 @@
-"""Skills: an inventory of low-rank updates that a router mixes for every row.
+"""Skills: an inventory of low-rank updates that a router mixes for every row; and experts with dropout of their own.
 
 A skill tensor is ``[splits, skills, rank, width / splits]``: each of the ``splits`` blocks of a linear's input or
 output has its own mixture. Mixing the parameters of all rows is one product per tensor and keeps only the weights for
@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout, linear
 
-from mtlbench.nn.low_rank.layer import LowRankLinear, kaiming
+from mtlbench.nn.low_rank.layer import FactorsFunction, LowRankLinear
+from mtlbench.nn.parameters import kaiming_uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Router:
+class SkillRouter:
     """How logits become mixing weights; options of microsoft/mttl@c66b20d:mttl/models/modifiers/poly.py."""
 
     gumbel: bool = True
@@ -37,7 +39,7 @@ class Router:
     """Scale by ``sqrt(splits / skills)`` instead of dividing by the sum over skills."""
 
 
-def mixing_weights(logits: Tensor, router: Router, *, training: bool, noise: Tensor | None = None) -> Tensor:
+def mixing_weights(logits: Tensor, router: SkillRouter, *, training: bool, noise: Tensor | None = None) -> Tensor:
     """Weights ``[rows, splits, skills]`` from logits of that shape.
 
     Args:
@@ -74,7 +76,7 @@ def mix_skills(weights: Tensor, skills: Tensor) -> Tensor:
     return _join(mixed.view(splits, -1, rank, part))
 
 
-def pick_skills(skills: Tensor, tasks: Tensor, *, each: int) -> Tensor:
+def select_skills(skills: Tensor, tasks: Tensor, *, each: int) -> Tensor:
     """Every row's own skills, ``[rows, each, rank, width]``; those of other tasks are not read.
 
     Args:
@@ -90,22 +92,22 @@ def _join(parts: Tensor) -> Tensor:
     return parts.movedim(0, -2).flatten(-2)
 
 
-def new_skills(splits: int, skills: int, rank: int, width: int, *, bound: str, draw: torch.Generator) -> Tensor:
+def init_skills(splits: int, skills: int, rank: int, width: int, *, bound: str, draw: torch.Generator) -> Tensor:
     """Down-projections ``[splits, skills, rank, width / splits]``, uniform.
 
     Args:
         bound: ``peft`` for ``±sqrt(splits / width)``, ``mttl`` for ``±1 / sqrt(3 width)``.
     """
     fan_in = width // splits if bound == "peft" else 3 * width
-    return kaiming((splits, skills, rank, width // splits), fan_in, draw)
+    return kaiming_uniform((splits, skills, rank, width // splits), fan_in, draw)
 
 
-def new_logits(tasks: int, splits: int, skills: int, *, draw: torch.Generator) -> Tensor:
+def init_router_logits(tasks: int, splits: int, skills: int, *, draw: torch.Generator) -> Tensor:
     """Logits ``[tasks, splits, skills]`` in ``±0.001``: all mixtures start near the uniform one."""
     return torch.rand((tasks, splits, skills), generator=draw).mul_(2e-3).sub_(1e-3)
 
 
-def router_of(name: str, granularity: str) -> str:
+def router_name(name: str, granularity: str) -> str:
     """What names the router of the linear ``name``: the same for all linears that share one.
 
     Shared as in microsoft/mttl@c66b20d:mttl/models/modifiers/routing.py on T5, whose names that code is written for.
@@ -134,7 +136,7 @@ def router_of(name: str, granularity: str) -> str:
     raise ValueError(f"granularity {granularity!r} is not known")
 
 
-class SkillNotes(nn.Module):
+class SkillUsage(nn.Module):
     """Tells the record what one task uses; holds no parameters.
 
     Args:
@@ -144,7 +146,9 @@ class SkillNotes(nn.Module):
         active: Parameters that serve one task: the skills it mixes at the start, and its rows of the router.
     """
 
-    def __init__(self, layers: Iterable[LowRankLinear], *, router: Router, tasks: Sequence[str], active: int) -> None:
+    def __init__(
+        self, layers: Iterable[LowRankLinear], *, router: SkillRouter, tasks: Sequence[str], active: int
+    ) -> None:
         super().__init__()
         self._layers = tuple(layers)  # in a tuple, so that they are not registered twice
         self._router, self._tasks, self._active = router, tuple(tasks), active
@@ -163,3 +167,38 @@ class SkillNotes(nn.Module):
         mean = torch.stack(ranked).mean(0)
         mixtures = {name: [round(v, 4) for v in row] for name, row in zip(self._tasks, mean.tolist(), strict=True)}
         return {"active_parameters": self._active, "mixtures": mixtures}
+
+
+class ExpertDropoutLinear(LowRankLinear):
+    """A low-rank linear whose rank is split evenly over experts with a dropout mask each.
+
+    A dropped copy of the input is kept for every expert, as the published loops do. Without dropout, and in
+    evaluation, it is its base class.
+
+    Args:
+        experts: Divides the rank; the factors must have no matrix and no factor per row.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        parameters: Mapping[str, Tensor],
+        factors: FactorsFunction,
+        *,
+        experts: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(base, parameters, factors, **options, reads_input=True)
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.rate:
+            return super().forward(x)
+        f = self.branch(x).factors
+        seen = dropout(x.unsqueeze(1).expand(-1, self.experts, -1, -1), self.rate)  # [rows, experts, length, in]
+        down = f.down.reshape(self.experts, -1, self.in_features).to(x.dtype)
+        hidden = (seen @ down.transpose(1, 2)).transpose(1, 2).flatten(2)  # [rows, length, rank]
+        if f.gate is not None:
+            hidden = hidden * f.gate.to(hidden.dtype)
+        y: Tensor = self.base(x) + f.scale * linear(hidden, f.up.to(hidden.dtype))
+        return y

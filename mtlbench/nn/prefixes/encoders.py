@@ -1,14 +1,17 @@
-"""Prefix encoders without a search: the prefix itself, and its reparameterisation by a small network."""
+"""Prefix encoders: the prefix itself, its reparameterisation by a small network, and a searching one for each task."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlbench.nn.prefixes.inject import PrefixShape, StaticPrefix
+from mtlbench.api.routing import Routing
+from mtlbench.nn.prefixes.inject import GatedPrefix, PrefixShape, StaticPrefix, StaticTaskPrefixes, prefixes_of_rows
+from mtlbench.nn.prefixes.nas import PrefixNAS
 
 
 class DirectPrefix(nn.Module):
@@ -74,6 +77,34 @@ class ReparameterisedPrefix(nn.Module):
     def notes(self) -> dict[str, Any]:
         """Numbers of the network that is dropped after training."""
         return {"encoder_parameters": sum(p.numel() for p in self.parameters())}
+
+
+class TaskPrefixes(nn.Module):
+    """The prefix of each row's task. The encoders run one after another: their architectures differ."""
+
+    def __init__(self, encoders: Sequence[PrefixNAS], names: Sequence[str], routing: Routing) -> None:
+        super().__init__()
+        self.by_task = nn.ModuleList(encoders)
+        self.names, self.routing = tuple(names), routing
+
+    def encoders(self) -> list[PrefixNAS]:
+        """One per task."""
+        return [encoder for encoder in self.by_task if isinstance(encoder, PrefixNAS)]
+
+    def forward(self) -> Tensor | GatedPrefix:
+        """The prefixes ``[layers, 2, rows, kv_heads, length, head_dim]`` of the rows in flight."""
+        kv = torch.stack([encoder() for encoder in self.encoders()], dim=2)
+        return prefixes_of_rows(kv, None, self.routing)
+
+    def static(self) -> StaticTaskPrefixes:
+        """The prefixes as constants."""
+        kv = torch.stack([encoder.collapse() for encoder in self.encoders()], dim=2)
+        return StaticTaskPrefixes(kv, self.routing, notes=self.notes())
+
+    def notes(self) -> dict[str, Any]:
+        """What each encoder wants remembered."""
+        notes = [encoder.notes()["prefix_nas"] for encoder in self.encoders()]
+        return {"prefix_nas": {"by_task": dict(zip(self.names, notes, strict=True))}}
 
 
 def _uniform(rows: int, columns: int, draw: torch.Generator) -> Tensor:

@@ -1,7 +1,8 @@
-"""A static prefix as a standard peft PrefixTuning checkpoint."""
+"""A static prefix as a standard peft PrefixTuning checkpoint, and the backbone it is for as a transformers folder."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.errors import PluginError
+from mtlbench.nn.attachments import get_module
 from mtlbench.nn.prefixes.slots import PrefixSlots
 
 _NEED_LENGTH = ("dynamic", "longrope")
@@ -28,7 +30,7 @@ def export_prefix(model: nn.Module, kv: Tensor, folder: Path, *, base: Path | st
             low-rank parts that depend on the task merged. It runs on one token, without its prefix.
         kv: The prefix ``[layers, 2, kv_heads, length, head_dim]``.
         base: Where the backbone that the checkpoint is for is loaded from, such as a folder of
-            :func:`~mtlbench.nn.prefixes.merged.save_merged`; by default where ``model`` came from.
+            :func:`save_merged`; by default where ``model`` came from.
 
     Raises:
         PluginError: peft cannot express the prefix.
@@ -36,8 +38,8 @@ def export_prefix(model: nn.Module, kv: Tensor, folder: Path, *, base: Path | st
     from peft import PrefixTuningConfig
     from safetensors.torch import save_file
 
-    host: Any = model
-    slots: PrefixSlots = host.mtlbench_prefix
+    own: Any = model.config
+    slots = get_module(model, PrefixSlots)
     if slots.where != ("dec",):
         raise _inexpressible(f"peft has no prefix for {'+'.join(slots.where)}, only for dec.")
     if kv.dim() != 5:
@@ -46,26 +48,45 @@ def export_prefix(model: nn.Module, kv: Tensor, folder: Path, *, base: Path | st
     if (layers, heads, size) != tuple(slots.shape):
         raise ValueError(f"a prefix of shape {tuple(kv.shape)} does not fit {slots.shape}")
     pairs = kv.detach().float()
-    if host.config.is_encoder_decoder:
+    if own.is_encoder_decoder:
         _check_relative(slots)
         pairs = torch.stack([pairs, torch.zeros_like(pairs)], dim=1).flatten(0, 1)
     else:
         angles = _angles(slots, length).to(pairs.device)
         pairs = torch.stack([rotate(pairs[:, 0], angles), pairs[:, 1]], dim=1)
     config = PrefixTuningConfig(
-        task_type="SEQ_2_SEQ_LM" if host.config.is_encoder_decoder else "CAUSAL_LM",
-        base_model_name_or_path=str(base or host.config.name_or_path) or None,
+        task_type="SEQ_2_SEQ_LM" if own.is_encoder_decoder else "CAUSAL_LM",
+        base_model_name_or_path=str(base or own.name_or_path) or None,
         num_virtual_tokens=length,
         num_layers=len(pairs),
         num_attention_heads=heads,
         token_dim=heads * size,
-        num_transformer_submodules=2 if host.config.is_encoder_decoder else 1,
+        num_transformer_submodules=2 if own.is_encoder_decoder else 1,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     flat = pairs.permute(3, 0, 1, 2, 4).reshape(length, -1).cpu().contiguous()
     save_file({"prompt_embeddings": flat}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def save_merged(model: nn.Module, folder: Path) -> None:
+    """Write ``model`` for ``transformers.AutoModel...from_pretrained``: low-rank parts merged, its prefix left out.
+
+    Raises:
+        PluginError: there is more than the backbone's own weights, such as adapters that were not merged.
+    """
+    host: Any = model
+    with torch.device("meta"):
+        plain = set(type(host)(copy.deepcopy(host.config)).state_dict())
+    state = {name: value for name, value in host.state_dict().items() if not name.startswith("mtlbench_prefix.")}
+    other = sorted(plain ^ set(state))
+    if other:
+        raise PluginError(
+            f"{type(model).__name__} holds more than its backbone, or less: {len(other)} names differ, first "
+            f"{other[0]!r}. Merge its adapters before saving it."
+        )
+    host.save_pretrained(folder, state_dict=state)
 
 
 def rotate(keys: Tensor, angles: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.nn.prefixes.inject import StaticTaskPrefixes, prefixes_of_rows
 from mtlbench.nn.prefixes.prompts import PromptProjections
 from mtlbench.nn.prefixes.slots import GatedPrefix
 
@@ -15,7 +14,7 @@ TINY = 1e-12
 """Keeps the cosine of a task part that is zero at zero."""
 
 
-class TaskPrompts(nn.Module):
+class FastSlowPrompts(nn.Module):
     """``P_t = P_0 + scale * B u_t v_t^T`` in every layer, or in a first stage one free prompt for each task.
 
     With ``split=False`` the low-rank part belongs to its task alone: ``P_0 + scale * B_t A_t``.
@@ -100,13 +99,14 @@ class TaskPrompts(nn.Module):
 
     def forward(self) -> Tensor | GatedPrefix:
         """The prefix of the rows in flight."""
-        return _of_rows(self.keys_and_values(), self.gates(), self.routing)
+        return prefixes_of_rows(self.keys_and_values(), self.gates(), self.routing)
 
     def static(self) -> StaticTaskPrefixes:
         """The prefixes of all tasks as constants."""
         gate = self.gates()
         with torch.no_grad():
-            return StaticTaskPrefixes(self.keys_and_values(), None if gate is None else gate.detach(), self.routing)
+            kv = self.keys_and_values()
+        return StaticTaskPrefixes(kv, self.routing, gate=None if gate is None else gate.detach())
 
     def slow_parameters(self) -> list[nn.Parameter]:
         """What all tasks share and learn slowly; free prompts learn at the same rate."""
@@ -168,28 +168,6 @@ class TaskPrompts(nn.Module):
         self.right[:tasks] = (v[..., 0, :] * s[..., :1] / self.scale).transpose(0, 1)
 
 
-class StaticTaskPrefixes(nn.Module):
-    """Keys and values by task as constants: ``kv [layers, 2, tasks, kv_heads, length, head_dim]``."""
-
-    kv: Tensor
-    gate: Tensor | None
-
-    def __init__(self, kv: Tensor, gate: Tensor | None, routing: Routing) -> None:
-        super().__init__()
-        self.routing = routing
-        self.register_buffer("kv", kv)
-        self.register_buffer("gate", gate)
-
-    def forward(self) -> Tensor | GatedPrefix:
-        """Those of the rows in flight."""
-        return _of_rows(self.kv, self.gate, self.routing)
-
-
 def _by_task(flat: Tensor, like: Tensor) -> Tensor:
     """``[layers, 2, tasks, length, n]`` of ``[layers, 2, tasks * length, n]``."""
     return flat.view(*flat.shape[:2], *like.shape[1:3], flat.shape[-1])
-
-
-def _of_rows(kv: Tensor, gate: Any, routing: Routing) -> Tensor | GatedPrefix:
-    rows = kv.index_select(2, routing.tasks)
-    return rows if gate is None else GatedPrefix(rows, gate)

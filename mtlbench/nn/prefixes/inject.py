@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
+from mtlbench.nn.attachments import attach_module, attach_state, find_module
 from mtlbench.nn.prefixes.attention import AttentionSlot, register, stock_kernel
 from mtlbench.nn.prefixes.places import (
     WHERE,
@@ -25,7 +27,17 @@ from mtlbench.nn.prefixes.places import (
 )
 from mtlbench.nn.prefixes.slots import BIASES, GatedPrefix, PrefixSlots
 
-__all__ = ["BIASES", "WHERE", "GatedPrefix", "PrefixShape", "PrefixSlots", "StaticPrefix", "attach_prefix"]
+__all__ = [
+    "BIASES",
+    "WHERE",
+    "GatedPrefix",
+    "PrefixShape",
+    "PrefixSlots",
+    "StaticPrefix",
+    "StaticTaskPrefixes",
+    "attach_prefix",
+    "prefixes_of_rows",
+]
 
 
 class StaticPrefix(nn.Module):
@@ -45,6 +57,41 @@ class StaticPrefix(nn.Module):
     def notes(self) -> dict[str, Any]:
         """What the encoder that made this prefix wanted remembered."""
         return self._notes
+
+
+class StaticTaskPrefixes(nn.Module):
+    """Fixed prefixes by task, kept as buffers.
+
+    Args:
+        kv: ``[layers, 2, tasks, kv_heads, length, head_dim]``.
+        gate: Of :class:`GatedPrefix`, ``[layers, heads]``; ``None`` for one softmax over prefix and tokens.
+        notes: What the encoders want remembered.
+    """
+
+    kv: Tensor
+    gate: Tensor | None
+
+    def __init__(
+        self, kv: Tensor, routing: Routing, *, gate: Tensor | None = None, notes: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.routing, self._notes = routing, dict(notes or {})
+        self.register_buffer("kv", kv)
+        self.register_buffer("gate", gate)
+
+    def forward(self) -> Tensor | GatedPrefix:
+        """Those of the rows in flight."""
+        return prefixes_of_rows(self.kv, self.gate, self.routing)
+
+    def notes(self) -> dict[str, Any]:
+        """What the encoders wanted remembered."""
+        return self._notes
+
+
+def prefixes_of_rows(kv: Tensor, gate: Tensor | None, routing: Routing) -> Tensor | GatedPrefix:
+    """Of prefixes by task ``kv [layers, 2, tasks, ...]``, those of the rows in flight ``[layers, 2, rows, ...]``."""
+    rows = kv.index_select(2, routing.tasks)
+    return rows if gate is None else GatedPrefix(rows, gate)
 
 
 def attach_prefix(
@@ -67,18 +114,17 @@ def attach_prefix(
     names = places_named(where)
     if bias not in BIASES:
         raise RequestError(f"Prefix position bias {bias!r} is unknown. Known: {', '.join(BIASES)}.")
-    if hasattr(model, "mtlbench_prefix"):
+    if find_module(model, PrefixSlots) is not None:
         raise RequestError(f"{type(model).__name__} already has a prefix: attach one per model.")
     places = find_places(model, names)
     register()
     for stack in stacks_sharing(model, places):
         eager = stack.config._attn_implementation == "eager"
         for module in attentions(stack):
-            module.mtlbench_slot = AttentionSlot(stock_kernel(module, stack.config), eager)
+            attach_state(module, AttentionSlot(stock_kernel(module, stack.config), eager))
     if last is not None:
         places = tuple(replace(place, layers=place.layers[-last:]) for place in places)
-    slots = PrefixSlots(places, bias=bias)
-    model.add_module("mtlbench_prefix", slots.train(model.training))
+    slots = attach_module(model, "mtlbench_prefix", PrefixSlots(places, bias=bias))
     stacks = list({id(place.stack): place.stack for place in places}.values())
     for stack in stacks:
         stack.register_forward_pre_hook(slots.enter_stack, with_kwargs=True)

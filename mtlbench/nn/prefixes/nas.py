@@ -30,7 +30,7 @@ LOGIT_STD = 1e-3
 OUTPUT_STD = 0.02
 
 
-class Operation(NamedTuple):
+class PrefixOperation(NamedTuple):
     """A candidate: linear, activation, dropout, layer norm without affine parameters."""
 
     activation: str
@@ -42,7 +42,7 @@ class Operation(NamedTuple):
         return f"{self.activation}-drop{self.dropout}"
 
 
-OPERATIONS = tuple(Operation(activation, dropout) for activation in ACTIVATIONS for dropout in DROPOUTS)
+PREFIX_OPERATIONS = tuple(PrefixOperation(activation, dropout) for activation in ACTIVATIONS for dropout in DROPOUTS)
 
 
 class SearchedLayer(nn.Module):
@@ -56,7 +56,7 @@ class SearchedLayer(nn.Module):
     rates: Tensor
     index: Tensor
 
-    def __init__(self, width: int, out: int, operations: Sequence[Operation], draw: torch.Generator) -> None:
+    def __init__(self, width: int, out: int, operations: Sequence[PrefixOperation], draw: torch.Generator) -> None:
         super().__init__()
         self.operations, self.width, self.out = tuple(operations), width, out
         std = math.sqrt(2 / width)
@@ -126,7 +126,7 @@ class PrefixNAS(nn.Module):
         width: int,
         layers: int,
         draw: torch.Generator,
-        operations: Sequence[Operation] = OPERATIONS,
+        operations: Sequence[PrefixOperation] = PREFIX_OPERATIONS,
         repeat: bool = False,
         skip: bool = False,
         reduction: bool = False,

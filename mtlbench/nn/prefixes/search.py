@@ -19,7 +19,7 @@ CLIP = 5.0
 
 
 @dataclass(frozen=True)
-class SearchPlan:
+class SearchSchedule:
     """Where the parts of a search lie, in optimizer steps."""
 
     steps: int
@@ -28,7 +28,7 @@ class SearchPlan:
     """Steps at its start that leave the logits alone."""
 
     @classmethod
-    def of(cls, total_steps: int, *, share: float, warmup_share: float) -> SearchPlan:
+    def of(cls, total_steps: int, *, share: float, warmup_share: float) -> SearchSchedule:
         """A search over ``share`` of all steps (at least one), ``warmup_share`` of it a warm-up."""
         steps = max(1, round(share * total_steps))
         return cls(steps, min(steps - 1, round(warmup_share * steps)))
@@ -64,7 +64,7 @@ class ArchitectureSearch:
     def __init__(
         self,
         encoders: Sequence[PrefixNAS],
-        plan: SearchPlan,
+        plan: SearchSchedule,
         *,
         search_loss: Callable[[], Tensor] | None,
         learning_rate: float,

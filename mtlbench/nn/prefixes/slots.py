@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mtlbench.nn.attachments import get_state
+from mtlbench.nn.packing import packing_in_flight
 from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
 from mtlbench.nn.prefixes.places import AttentionPlace, shape_of
 
@@ -52,6 +54,11 @@ class PrefixSlots(nn.Module):
         self._stock: list[str] = [config._attn_implementation for config in self._configs]
         self._on = True
         self._made = False
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone's hidden states."""
+        return int(self.places[0].stack.config.hidden_size)
 
     @property
     def on(self) -> bool:
@@ -143,21 +150,24 @@ class PrefixSlots(nn.Module):
 
 
 def _slots(place: AttentionPlace) -> list[AttentionSlot]:
-    return [layer.mtlbench_slot for layer in place.layers]
+    return [get_state(layer, AttentionSlot) for layer in place.layers]
 
 
 def _make_bias(place: AttentionPlace, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Set the learned relative bias of every prefix token; layers without one of their own use the first layer's."""
-    prefix = place.layers[0].mtlbench_slot.prefix
+    slots = _slots(place)
+    prefix = slots[0].prefix
     if prefix is None or not hasattr(place.first, "compute_bias"):
         return
     tokens = args[0] if args else kwargs.get("input_ids")
+    packing = packing_in_flight()
     queries = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[1]
+    queries = queries if packing is None else packing.streams[-1].widest
     length, cache = prefix[0].shape[2], kwargs.get("past_key_values")
     seen = 0 if cache is None else cache.get_seq_length()
     shared = None
-    for layer in place.layers:
+    for layer, slot in zip(place.layers, slots, strict=True):
         giver = layer if layer.has_relative_attention_bias else place.first
         if shared is None or giver is layer:
             shared = giver.compute_bias(queries, length, past_seen_tokens=length + seen)
-        layer.mtlbench_slot.bias = shared
+        slot.bias = shared

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
+from mtlbench.nn.attachments import attach_module, find_module
+from mtlbench.nn.packing import Packing, packing_in_flight
 from mtlbench.nn.soft_prompts.rows import among, behind, joined, padding_before, token_places, tokens_of
 
 NAME = "mtlbench_soft_prompt"
@@ -27,13 +29,13 @@ NAME = "mtlbench_soft_prompt"
 
 
 @dataclass(frozen=True, eq=False)
-class Text:
+class PromptInput:
     """The rows that a prompt is made for."""
 
     rows: int
     embeddings: Tensor
     """Of their tokens ``[rows, length, width]``."""
-    asked: Tensor | None
+    question_mask: Tensor | None
     """Which tokens are the question, not padding and not its answer ``[rows, length]``; ``None`` for all. Always
     ``None`` for a source that does not read the text."""
 
@@ -46,7 +48,7 @@ class PromptSource(nn.Module):
     reads_text: bool = False
     """Whether a row's prompt depends on its tokens. What rows share is then not read once for all when scoring."""
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """Prompts ``[1 or rows, length, width]``, in any floating type; of one row for all rows."""
         raise NotImplementedError
 
@@ -85,6 +87,8 @@ class SoftPrompt(nn.Module):
         if not self.on:
             return None
         given = _by_name(stack, args, kwargs)
+        if (packing := packing_in_flight()) is not None:
+            return (), self._put_into(packing, stack, given)
         slots, mask, positions = self.source.length, given.get("attention_mask"), given.get("position_ids")
         flat = mask is not None and mask.dim() == 2
         before = padding_before(mask) if mask is not None and flat else None
@@ -111,6 +115,8 @@ class SoftPrompt(nn.Module):
         if not self.on:
             return None
         given = _by_name(stack, args, kwargs)
+        if (packing := packing_in_flight()) is not None:
+            return (), self._put_into(packing, stack, given)
         mask = given.get("attention_mask")
         before = None if mask is None else padding_before(mask)
         self._join(stack, given, before)
@@ -123,7 +129,7 @@ class SoftPrompt(nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Forward-pre-hook of a decoder behind an encoder: it sees the encoder's output at the slots too."""
         mask = kwargs.get("encoder_attention_mask")
-        if not self.on or mask is None:
+        if not self.on or mask is None or packing_in_flight() is not None:
             return None
         return args, {**kwargs, "encoder_attention_mask": self._mask(mask, padding_before(mask))}
 
@@ -137,6 +143,25 @@ class SoftPrompt(nn.Module):
         output.last_hidden_state = tokens_of(output.last_hidden_state, slots=slots, before=before)
         return output
 
+    def _put_into(self, packing: Packing, stack: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Put the prompts into the places that a packed batch leaves before each row."""
+        tokens: Tensor = stack.get_input_embeddings()(given["input_ids"])
+        flat, rows = tokens.reshape(-1, tokens.shape[-1]), len(packing.starts)
+        slots = torch.arange(self.source.length, device=flat.device)
+        text, question = flat.new_zeros(rows, 1, flat.shape[-1]), None
+        if self.source.reads_text:
+            sizes = packing.lengths - self.source.length
+            at = torch.arange(packing.streams[0].widest - self.source.length, device=flat.device)
+            places = (packing.starts + self.source.length)[:, None] + torch.minimum(at, sizes[:, None] - 1)
+            text, question = flat[places], at < sizes[:, None]
+        with self.routing.by_row():
+            if question is not None and (contexts := self.routing.contexts(rows)) is not None:
+                question = at < contexts[:, None]
+            prompts = self.source(PromptInput(rows, text, question)).expand(rows, -1, -1)
+        places = (packing.starts[:, None] + slots).reshape(-1)
+        flat = flat.index_copy(0, places, prompts.to(flat.dtype).reshape(-1, flat.shape[-1]))
+        return {**given, "input_ids": None, "inputs_embeds": flat.view_as(tokens)}
+
     def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None) -> Tensor:
         """Put the prompts before the embeddings of ``given``, in place; the embeddings without them."""
         tokens = given.get("inputs_embeds")
@@ -144,15 +169,15 @@ class SoftPrompt(nn.Module):
             tokens = stack.get_input_embeddings()(given["input_ids"])
         assert isinstance(tokens, Tensor)
         rows, length = tokens.shape[:2]
-        asked = self._asked(given.get("attention_mask"), rows, tokens) if self.source.reads_text else None
-        prompts = self.source(Text(rows, tokens, asked)).expand(rows, -1, -1)
+        question = self._question_mask(given.get("attention_mask"), rows, tokens) if self.source.reads_text else None
+        prompts = self.source(PromptInput(rows, tokens, question)).expand(rows, -1, -1)
         given["input_ids"] = None
         # last, so that the gradients of the rows are summed in the prompt's own type
         given["inputs_embeds"] = joined(prompts.to(tokens.dtype), tokens, before)
         self._flight = _Flight(self.source.length, length, before)
         return tokens
 
-    def _asked(self, mask: Tensor | None, rows: int, tokens: Tensor) -> Tensor | None:
+    def _question_mask(self, mask: Tensor | None, rows: int, tokens: Tensor) -> Tensor | None:
         contexts = self.routing.contexts(rows)
         if mask is not None and mask.dim() != 2:
             raise RuntimeError("a soft prompt that reads the text cannot tell padding by a mask of pairs of tokens")
@@ -189,7 +214,7 @@ def attach_soft_prompt(model: nn.Module, source: PromptSource, routing: Routing,
         RequestError: the model has one already, or no positions for so many slots.
     """
     host: Any = model
-    if hasattr(model, NAME):
+    if soft_prompt_of(model) is not None:
         raise RequestError(f"{type(model).__name__} already has a soft prompt: attach one per model.")
     encoder = bool(host.config.is_encoder_decoder)
     stack = host.get_encoder() if encoder else host.get_decoder()
@@ -199,8 +224,8 @@ def attach_soft_prompt(model: nn.Module, source: PromptSource, routing: Routing,
             f"A prompt of {source.length} slots and rows of {longest} tokens do not fit the {room} positions of "
             f"{type(model).__name__}. Take a shorter prompt or a smaller max_length."
         )
-    prompt = SoftPrompt(source, routing).train(model.training)
-    model.add_module(NAME, prompt.to(host.get_input_embeddings().weight.device))
+    prompt = SoftPrompt(source, routing).to(host.get_input_embeddings().weight.device)
+    attach_module(model, NAME, prompt)
     if encoder:
         stack.register_forward_pre_hook(prompt.enter_encoder, with_kwargs=True)
         host.get_decoder().register_forward_pre_hook(prompt.enter_decoder, with_kwargs=True)
@@ -212,7 +237,7 @@ def attach_soft_prompt(model: nn.Module, source: PromptSource, routing: Routing,
 
 def soft_prompt_of(model: nn.Module) -> SoftPrompt | None:
     """The prompt attached to ``model``."""
-    return getattr(model, NAME, None)
+    return find_module(model, SoftPrompt)
 
 
 def _by_name(stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,10 +257,10 @@ def export_prompt(model: nn.Module, prompt: Tensor, folder: Path) -> None:
     from peft import PromptTuningConfig
     from safetensors.torch import save_file
 
-    host: Any = model
+    own: Any = model.config
     config = PromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM" if host.config.is_encoder_decoder else "CAUSAL_LM",
-        base_model_name_or_path=host.config.name_or_path or None,
+        task_type="SEQ_2_SEQ_LM" if own.is_encoder_decoder else "CAUSAL_LM",
+        base_model_name_or_path=own.name_or_path or None,
         num_virtual_tokens=prompt.shape[0],
         token_dim=prompt.shape[1],
         num_transformer_submodules=1,

@@ -1,4 +1,6 @@
-"""What makes soft prompts: tables of them, products of a shared one with factors by task, mixtures by row."""
+"""What makes soft prompts: tables of them, products of a shared one with factors by task, mixtures by row, and tables
+whose targets start from sources (SPoT, Vu et al. 2022, arXiv:2110.07904, section 4).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.nn.low_rank.layer import kaiming
-from mtlbench.nn.soft_prompts.prompt import PromptSource, Text
+from mtlbench.nn.parameters import kaiming_uniform
+from mtlbench.nn.soft_prompts.prompt import PromptInput, PromptSource
 
 
 class TablePrompts(PromptSource):
@@ -27,7 +29,7 @@ class TablePrompts(PromptSource):
         self.routing = routing
         self.prompts = nn.Parameter(start)
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[1 or rows, length, width]``."""
         if self.routing is None:
             return self.prompts
@@ -49,7 +51,7 @@ class StaticPrompts(PromptSource):
         self.routing = routing
         self.register_buffer("prompts", prompts)
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         return self.prompts.index_select(0, self.routing.ids(text.rows))
 
@@ -85,7 +87,7 @@ class FactoredPrompts(PromptSource):
         self.teachers = None if teachers is None else nn.Parameter(teachers)
         self.teaching = False
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         ids = self.routing.ids(text.rows)
         if self.teaching and self.teachers is not None:
@@ -152,11 +154,11 @@ class MixedPrompts(PromptSource):
         self.routing, self.temperature, self.mix_target, self.mixing = routing, temperature, mix_target, True
         self.first_target = tasks - targets.shape[0]
         self.sources, self.targets = nn.Parameter(sources), nn.Parameter(targets)
-        self.down = nn.Parameter(kaiming((hidden, width), width, draw))
-        self.up = nn.Parameter(kaiming((width, hidden), hidden, draw))
+        self.down = nn.Parameter(kaiming_uniform((hidden, width), width, draw))
+        self.up = nn.Parameter(kaiming_uniform((width, hidden), hidden, draw))
         self.norm_weight, self.norm_bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
-    def forward(self, text: Text) -> Tensor:
+    def forward(self, text: PromptInput) -> Tensor:
         """``[rows, length, width]``."""
         ids = self.routing.ids(text.rows)
         with torch.autocast(self.down.device.type, enabled=False):
@@ -170,11 +172,11 @@ class MixedPrompts(PromptSource):
             own = self.sources.detach().index_select(0, ids.clamp(max=self.sources.shape[0] - 1))
             return torch.where((ids < self.first_target)[:, None, None], own, mixed)
 
-    def query(self, text: Text) -> Tensor:
+    def query(self, text: PromptInput) -> Tensor:
         """What the text asks for, ``z [rows, width]``."""
         tokens = text.embeddings.to(self.down.dtype)
-        if text.asked is not None:
-            tokens = tokens.masked_fill(~text.asked[:, :, None], torch.finfo(tokens.dtype).min)
+        if text.question_mask is not None:
+            tokens = tokens.masked_fill(~text.question_mask[:, :, None], torch.finfo(tokens.dtype).min)
         inner = F.linear(F.silu(F.linear(tokens.amax(1), self.down)), self.up)
         return F.layer_norm(inner, inner.shape[-1:], self.norm_weight, self.norm_bias)
 
@@ -192,3 +194,75 @@ class MixedPrompts(PromptSource):
     def start_targets(self) -> None:
         """Give each target its own source's prompt, or the first source's where sources are other tasks."""
         self.targets.copy_(self.sources[:1].expand_as(self.targets) if self.first_target else self.sources)
+
+
+def prompt_similarity(sources: Tensor, targets: Tensor, how: str) -> Tensor:
+    """Cosines of prompts ``[sources, targets]``.
+
+    Args:
+        sources: ``[sources, length, width]``.
+        targets: ``[targets, length, width]``.
+        how: ``tokens``, the mean over all pairs of vectors of their cosine; ``mean``, the cosine of mean vectors.
+    """
+    if how == "mean":
+        return F.normalize(sources.mean(1), dim=-1) @ F.normalize(targets.mean(1), dim=-1).T
+    return F.normalize(sources, dim=-1).mean(1) @ F.normalize(targets, dim=-1).mean(1).T
+
+
+def transfer_weights(alike: Tensor, top: int) -> Tensor:
+    """What each target takes of each source ``[sources, targets]``: the ``top`` most similar by their similarity.
+
+    Negative similarities count as nothing. The most similar source alone is taken where none is positive.
+    """
+    best = alike.topk(min(top, alike.shape[0]), dim=0)
+    weights = best.values.clamp(min=0)
+    weights[0] = torch.where(weights.sum(0) > 0, weights[0], 1.0)
+    return torch.zeros_like(alike).scatter(0, best.indices, weights / weights.sum(0))
+
+
+class TransferPrompts(TablePrompts):
+    """A prompt for each task, that can start from those of others.
+
+    Args:
+        start: ``[tasks, length, width]``.
+        names: Of the tasks.
+
+    Attributes:
+        joint: All rows see the first prompt.
+    """
+
+    routing: Routing
+
+    def __init__(self, start: Tensor, routing: Routing, names: tuple[str, ...]) -> None:
+        super().__init__(start, routing)
+        self.names, self.joint = names, False
+        self._taken: dict[str, dict[str, float]] = {}
+
+    def forward(self, text: PromptInput) -> Tensor:
+        """``[1 or rows, length, width]``."""
+        return self.prompts[:1] if self.joint else super().forward(text)
+
+    @torch.no_grad()
+    def spread_first(self, targets: slice) -> None:
+        """Start the targets from the first prompt."""
+        self.prompts[targets] = self.prompts[:1].clone()
+        self._taken = {name: {"all sources": 1.0} for name in self.names[targets]}
+
+    @torch.no_grad()
+    def transfer(self, sources: slice, targets: slice, weights: Tensor) -> None:
+        """Start the targets from sources in the shares ``weights [sources, targets]``."""
+        self.prompts[targets] = torch.einsum("st,slw->tlw", weights.to(self.prompts), self.prompts[sources])
+        for name, column in zip(self.names[targets], weights.T.tolist(), strict=True):
+            own = zip(self.names[sources], column, strict=True)
+            self._taken[name] = {source: round(share, 4) for source, share in own if share}
+
+    @torch.no_grad()
+    def alike(self, sources: slice, targets: slice, how: str) -> Tensor:
+        """:func:`prompt_similarity` of prompts as they are; a task is not alike itself."""
+        found = prompt_similarity(self.prompts[sources], self.prompts[targets], how)
+        every = torch.arange(len(self.names), device=found.device)
+        return found.masked_fill(every[sources][:, None] == every[targets], -2.0)
+
+    def notes(self) -> dict[str, object]:
+        """What each target started from."""
+        return {"prompts_from": self._taken} if self._taken else {}

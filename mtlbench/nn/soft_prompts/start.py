@@ -21,7 +21,7 @@ STEP = 0.3
 
 
 @torch.no_grad()
-def start_prompts(
+def init_prompts(
     model: nn.Module,
     *,
     count: int,
@@ -59,7 +59,7 @@ def spread(model: nn.Module) -> float:
     return float(torch.linalg.vector_norm(table, dtype=torch.float32) * _scale(model)) / math.sqrt(table.numel())
 
 
-def prompt_rate(model: nn.Module) -> float:
+def prompt_learning_rate(model: nn.Module) -> float:
     """A peak learning rate for vectors among the token embeddings: 0.3 of their spread, at most :data:`STEP`.
 
     That is Lester et al.'s 0.3 on T5, whose embeddings are large, and some thousandths on a Llama.
@@ -69,17 +69,19 @@ def prompt_rate(model: nn.Module) -> float:
 
 def embedding_table(model: nn.Module) -> Tensor:
     """The token embeddings ``[vocabulary, width]``; a sharded one is gathered, by all processes at once."""
-    host: Any = model
-    table: Any = host.get_input_embeddings().weight
+    table: Any = _embeddings(model).weight
     found: Tensor = table.full_tensor() if is_shard(table) else table
     return found
 
 
 def _scale(model: nn.Module) -> float | Tensor:
     """What a backbone multiplies its embeddings with as it looks them up (Gemma's family)."""
-    host: Any = model
-    scale: float | Tensor = getattr(host.get_input_embeddings(), "embed_scale", 1.0)
+    scale: float | Tensor = getattr(_embeddings(model), "embed_scale", 1.0)
     return scale
+
+
+def _embeddings(model: Any) -> Any:
+    return model.get_input_embeddings()
 
 
 def _drawn(vocabulary: int, length: int, draw: torch.Generator) -> Tensor:

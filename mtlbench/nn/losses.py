@@ -1,0 +1,36 @@
+"""Losses of rows as a loss of tasks, and the distance of a student to its teacher token by token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:
+    """Mean over the tasks present of each task's mean row loss: a scalar (PEML, eq. 4).
+
+    Args:
+        row_losses: ``[rows]``.
+        tasks: Task ids ``[rows]``.
+        tasks_count: Tasks in all.
+    """
+    empty = torch.zeros(tasks_count, dtype=row_losses.dtype, device=row_losses.device)
+    counts = empty.index_add(0, tasks, torch.ones_like(row_losses))
+    sums = empty.index_add(0, tasks, row_losses)
+    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(teacher || student)`` of each token ``[tokens]``, from logits ``[tokens, vocabulary]``."""
+    own, taught = (_wide(logits).log_softmax(-1) for logits in (student, teacher))
+    return F.kl_div(own, taught, reduction="none", log_target=True).sum(-1)
+
+
+def hidden_state_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of each token's hidden states ``[tokens]``, from ``[tokens, width]``."""
+    return (_wide(student) - _wide(teacher)).square().mean(-1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
