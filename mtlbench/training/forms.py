@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method
+from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
@@ -102,6 +103,8 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
             padded = gradients.forward(collator.padded(tried))
             laid = gradients.forward(form.collate(tried))
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     finally:
         model.train(training)
