@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mtlbench.api.cell import Protocol
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.loop import Loop
+from mtlbench.training.batches import Collator
+from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits
 
 BATCH = 32
@@ -37,19 +38,17 @@ def our_loop(ours: Attached, slots: Slots, *, rows: Sequence[TokenRow], device: 
     """One pass over the rows by our training loop."""
 
     def run() -> None:
-        loop = Loop(
+        job = TrainingJob(
             model=ours.side.model,
             method=ours.method,
             splits=Splits(list(rows), [], []),
             protocol=Protocol(epochs=1, batch_size=BATCH, learning_rate=1e-4, evals_per_run=0, dtype="float32"),
             tasks=TASKS,
             routing=ours.setup.routing,
-            architecture="causal",
-            pad_id=0,
-            decoder_start_id=None,
+            collator=Collator("causal", 0, None, device),
             seed=0,
-            device=device,
         )
+        loop = Loop(job)
         loop.run()
         if loop.progress.rows < len(rows):
             raise RuntimeError(f"our loop trained {loop.progress.rows} rows of {len(rows)}")

@@ -26,7 +26,8 @@ from mtlbench.planning.settings import build as build_method
 from mtlbench.planning.settings import read_settings, split_methods
 from mtlbench.testing import setup_for
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.loop import Loop
+from mtlbench.training.batches import Collator
+from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits
 
 STEPS, BATCH, LENGTH = 24, 32, 60
@@ -50,20 +51,17 @@ def step_seconds(model: nn.Module, words: str, rows: list[TokenRow]) -> list[flo
     method.attach(own, setup)
     ends: list[float] = []
     held = len(rows) // 4
-    loop = Loop(
+    job = TrainingJob(
         model=own,
         method=method,
         splits=Splits(train=rows[held:], stop=[], search=rows[:held]),
         protocol=Protocol(steps=STEPS, batch_size=BATCH, evals_per_run=0),
         tasks=TASKS,
         routing=setup.routing,
-        architecture="causal",
-        pad_id=0,
-        decoder_start_id=None,
+        collator=Collator("causal", 0, None, torch.device("cpu")),
         seed=0,
-        device=torch.device("cpu"),
-        on_step=lambda *_: ends.append(time.process_time()),
     )
+    loop = Loop(job, on_step=lambda *_: ends.append(time.process_time()))
     method.fit(own, loop)
     return [after - before for before, after in itertools.pairwise(ends)]
 

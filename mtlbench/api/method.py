@@ -170,6 +170,10 @@ class Method(ABC):
     protocols: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named protocols: name such as ``peml/strict`` to fields; see :mod:`mtlbench.planning.protocols`."""
 
+    reads_rows: ClassVar[bool] = False
+    """Whether layers read whole rows ``[rows, length, hidden]``, beyond a row's task id. Rows then reach them padded;
+    otherwise a layer's input may be any tokens of one task, ``[chunks, width, hidden]``."""
+
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""
 

@@ -95,6 +95,8 @@ class Notes(TypedDict, total=False):
     """Pairs of step and loss on the early-stopping split."""
     rows_per_task: dict[str, int]
     tokens_per_task: dict[str, int]
+    row_layout: str
+    """How rows went through the model: ``end to end``, or ``padded`` with the reason."""
     tasks_per_step: float
     """Mean number of tasks in a step."""
     largest_share_of_step: float

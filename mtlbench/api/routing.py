@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from torch import Tensor
+
+
+class Packing(Protocol):
+    """How the rows of a batch lie in what layers see."""
+
+    def tasks_of(self, chunks: int) -> Tensor | None:
+        """Task ids of the chunks of an activation that has so many ``[chunks]``; ``None`` where none has."""
 
 
 class Routing:
@@ -18,23 +26,35 @@ class Routing:
     def __init__(self) -> None:
         self._tasks: Tensor | None = None
         self._contexts: Tensor | None = None
+        self._packing: Packing | None = None
         self.turn = 0
         """Increases whenever the current batch changes."""
 
     @contextmanager
-    def of(self, tasks: Tensor, contexts: Tensor | None = None) -> Iterator[None]:
+    def of(self, tasks: Tensor, contexts: Tensor | None = None, packing: Packing | None = None) -> Iterator[None]:
         """Route a batch whose rows have the ids ``tasks [rows]`` (int64, on the model's device).
 
         Args:
             contexts: Tokens of each row before its answer ``[rows]``, where a decoder-only backbone reads both.
+            packing: How layers see the rows, where not as rows.
         """
-        previous, self._tasks, self._contexts = (self._tasks, self._contexts), tasks, contexts
+        previous = self._tasks, self._contexts, self._packing
+        self._tasks, self._contexts, self._packing = tasks, contexts, packing
         self.turn += 1
         try:
             yield
         finally:
-            self._tasks, self._contexts = previous
+            self._tasks, self._contexts, self._packing = previous
             self.turn += 1
+
+    @contextmanager
+    def by_row(self) -> Iterator[None]:
+        """Inside, the rows of an activation are those of the batch, also where the batch in flight is packed."""
+        packing, self._packing = self._packing, None
+        try:
+            yield
+        finally:
+            self._packing = packing
 
     @property
     def tasks(self) -> Tensor:
@@ -50,9 +70,13 @@ class Routing:
     def ids(self, rows: int) -> Tensor:
         """Task ids ``[rows]`` for an activation of ``rows`` rows: beam search repeats each row in place.
 
+        In a packed batch the rows of an activation are chunks of tokens of one task.
+
         Raises:
             RuntimeError: outside :meth:`of`, or when ``rows`` is not a multiple of the batch size.
         """
+        if self._packing is not None and (of_chunks := self._packing.tasks_of(rows)) is not None:
+            return of_chunks
         return _of_rows(self.tasks, rows)
 
     def contexts(self, rows: int) -> Tensor | None:

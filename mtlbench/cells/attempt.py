@@ -25,9 +25,10 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import Stop
 from mtlbench.planning.settings import build
 from mtlbench.store import RunFolder
+from mtlbench.training.batches import collator_of
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import EVERY_S, CheckpointPolicy
-from mtlbench.training.loop import Loop, OnStep, budget_steps
+from mtlbench.training.loop import Loop, OnStep, TrainingJob, budget_steps
 from mtlbench.training.splits import Splits, carve, phases
 
 
@@ -217,20 +218,15 @@ class CellAttempt:
 
     def _loop(self, on_step: OnStep) -> Loop:
         around, backbone = self._around, self.backbone
-        return Loop(
+        job = TrainingJob(
             model=self.model,
             method=self.method,
             splits=self._first[0],
             protocol=self.cell.protocol,
             tasks=len(self.cell.tasks),
             routing=self.routing,
-            architecture=backbone.architecture,
-            pad_id=backbone.pad_id,
-            decoder_start_id=backbone.decoder_start_id,
+            collator=collator_of(backbone, around.bench.device),
             seed=self.cell.seed,
-            device=around.bench.device,
             autocast=around.bench.dtypes(self.cell)[1],
-            on_step=on_step,
-            recovery=self.recovery,
-            ranks=around.ranks,
         )
+        return Loop(job, on_step=on_step, recovery=self.recovery, ranks=around.ranks)

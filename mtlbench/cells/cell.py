@@ -25,7 +25,7 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import Stop
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
-from mtlbench.training.batches import Batch, collate
+from mtlbench.training.batches import Batch, collator_of
 from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench.training.checkpoints.recovery import EVERY_S
 from mtlbench.training.checkpoints.state import (
@@ -220,13 +220,7 @@ class _Run:
     def _sample(self, splits: Splits, backbone: Backbone) -> Batch:
         """One short row of each task, at most eight, for the checks."""
         shortest = {row.task: row for row in sorted(splits.train, key=lambda row: row.length, reverse=True)}
-        return collate(
-            list(shortest.values())[:8],
-            architecture=backbone.architecture,
-            pad_id=backbone.pad_id,
-            decoder_start_id=backbone.decoder_start_id,
-            device=self.bench.device,
-        )
+        return collator_of(backbone, self.bench.device).padded(list(shortest.values())[:8])
 
     def _reload(self, attempt: CellAttempt, sample: Batch) -> None:
         """Save the adapter, read it into a fresh copy, and compare."""

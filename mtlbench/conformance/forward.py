@@ -15,6 +15,9 @@ from mtlbench.conformance.fixture import SAMPLE, Fixture
 from mtlbench.conformance.rows import batch_of, draw_rows, padded
 from mtlbench.conformance.toys import PAD
 from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Collator
+from mtlbench.training.forms import form_of
+from mtlbench.training.gradients import Gradients
 
 BEAMS = 3
 NEW_TOKENS = 5
@@ -38,6 +41,19 @@ def padding(fixture: Fixture) -> None:
     for side in ("right", "left"):
         together = _real_logits(fixture, case.model, case.setup.routing, rows, side)
         expect_same(alone, together, f"logits of rows alone and of the same rows in a batch padded on the {side}")
+
+
+def packing(fixture: Fixture) -> None:
+    """Rows laid end to end have the losses of padded ones, unless layers read whole rows."""
+    if fixture.method.reads_rows:
+        raise NotApplicable("the method says reads_rows = True")
+    case = fixture.attached()
+    rows = draw_rows([2, 0, 1, 1, 0], lengths=[5, 12, 8, 3, 9], answers=[3, 1, 2, 2, 1])
+    gradients = Gradients(model=case.model, method=fixture.method, routing=case.setup.routing, autocast=None)
+    collator = Collator(fixture.architecture, PAD, PAD, torch.device("cpu"))
+    form = form_of(gradients, collator, rows, attention="sdpa", longest=64)
+    if form.padded_because is not None:
+        raise PromiseBroken(f"rows have to be padded: {form.padded_because}")
 
 
 def mixed_tasks(fixture: Fixture) -> None:

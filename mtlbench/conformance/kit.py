@@ -45,6 +45,13 @@ CHECKS: tuple[Check, ...] = (
         forward.padding,
     ),
     Check(
+        "packing",
+        "rows laid end to end without padding have the losses of padded rows",
+        "A layer's input is [chunks, width, hidden] with all tokens of a chunk of one task: compute every token by "
+        "itself and take tasks from setup.routing.ids(chunks). Set reads_rows = True where layers need whole rows.",
+        forward.packing,
+    ),
+    Check(
         "mixed_tasks",
         "a mixed batch gives the same logits as one batch per task",
         "Take the task of every row from setup.routing.ids(rows), in the order of the rows, index with it, and compute "

@@ -30,7 +30,8 @@ from mtlbench.evaluation.evaluate import evaluate
 from mtlbench.nn.linears import projection_names, shapes_of
 from mtlbench.planning.settings import build
 from mtlbench.tokens.encode import encode_rows
-from mtlbench.training.loop import Loop
+from mtlbench.training.batches import Collator
+from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits
 
 if TYPE_CHECKING:
@@ -99,19 +100,17 @@ def _trained(lm_task: ConfigurableTask, task: Task, name: str, *, steps: int) ->
     model, routing = _toy(tokenizer), Routing()
     method = build("full", {"learning_rate": _RATE})
     protocol = Protocol(steps=steps, batch_size=len(rows), held_out=0.0, evals_per_run=0, dtype="float32")
-    loop = Loop(
+    job = TrainingJob(
         model=model,
         method=method,
         splits=Splits(rows, [], []),
         protocol=protocol,
         tasks=1,
         routing=routing,
-        architecture="causal",
-        pad_id=tokenizer.pad_token_id,
-        decoder_start_id=None,
+        collator=Collator("causal", tokenizer.pad_token_id, None, torch.device("cpu")),
         seed=0,
-        device=torch.device("cpu"),
     )
+    loop = Loop(job)
     targets = projection_names(model)
     setup = Setup(
         tasks=(SetupTask(0, name, len(rows)),),

@@ -12,7 +12,8 @@ from mtlbench.api.method import Method, Setup, SetupTask
 from mtlbench.api.routing import Routing
 from mtlbench.nn.linears import projection_names, shapes_of
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.loop import Loop
+from mtlbench.training.batches import Collator
+from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits, carve
 
 VOCABULARY = 97
@@ -95,26 +96,26 @@ def toy_loop(
     protocol: Protocol,
     *,
     splits: Splits | None = None,
+    autocast: torch.dtype | None = None,
     **arguments: Any,
 ) -> Loop:
     """The real training loop on the CPU for :meth:`Method.fit`, by default on learnable rows.
 
     ``arguments`` are those of :class:`mtlbench.training.loop.Loop`, such as ``on_step``.
     """
-    return Loop(
+    given = splits or carve(toy_rows(tasks=len(setup.tasks), rows=40), held_out=0.2, seed=0)
+    job = TrainingJob(
         model=model,
         method=method,
-        splits=splits or carve(toy_rows(tasks=len(setup.tasks), rows=40), held_out=0.2, seed=0),
+        splits=given,
         protocol=protocol,
         tasks=len(setup.tasks),
         routing=setup.routing,
-        architecture=setup.architecture,
-        pad_id=PAD,
-        decoder_start_id=PAD,
+        collator=Collator(setup.architecture, PAD, PAD, torch.device("cpu")),
         seed=setup.seed,
-        device=torch.device("cpu"),
-        **arguments,
+        autocast=autocast,
     )
+    return Loop(job, **arguments)
 
 
 def _random(make: Any, config: Any, seed: int) -> nn.Module:

@@ -28,10 +28,10 @@ from mtlbench.measuring.models import measured_rows
 from mtlbench.measuring.records import MeasuredInference, MeasuredTraining, Percentiles
 from mtlbench.measuring.request import MeasureRow
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.batches import Batch, collate
+from mtlbench.training.batches import Batch, collator_of
 from mtlbench.training.checkpoints.state import save_adapter
 from mtlbench.training.gradients import Gradients
-from mtlbench.training.loop import Loop
+from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits
 
 REPEATS = 30
@@ -95,13 +95,7 @@ class MeasuredMethod:
         return measured_rows(self.row, vocabulary=vocabulary, count=count)
 
     def batch(self, rows: list[TokenRow]) -> Batch:
-        return collate(
-            rows,
-            architecture=self.backbone.architecture,
-            pad_id=self.backbone.pad_id,
-            decoder_start_id=self.backbone.decoder_start_id,
-            device=self.device,
-        )
+        return collator_of(self.backbone, self.device).padded(rows)
 
 
 class _Clock:
@@ -152,21 +146,18 @@ def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Modu
     model, setup = subject.attached(tasks=row.tasks)
     clock = _Clock(device, warmup=row.warmup)
     rows = subject.rows(max(4 * row.batch_size, 8 * row.tasks))
-    loop = clock.loop = Loop(
+    job = TrainingJob(
         model=model,
         method=subject.method,
         splits=Splits(rows, [], subject.rows(max(row.batch_size, row.tasks))),
         protocol=subject.protocol,
         tasks=row.tasks,
         routing=setup.routing,
-        architecture=subject.backbone.architecture,
-        pad_id=subject.backbone.pad_id,
-        decoder_start_id=subject.backbone.decoder_start_id,
+        collator=collator_of(subject.backbone, device),
         seed=row.seed,
-        device=device,
         autocast=subject.autocast,
-        on_step=clock,
     )
+    loop = clock.loop = Loop(job, on_step=clock)
     attached = trainable_count(model)
     clock.start()
     subject.method.fit(model, loop)

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from mtlbench.backbones.backbone import Backbone
 from mtlbench.errors import RequestError
+from mtlbench.nn.packing import Packing
 from mtlbench.planning.mixing import read_mixing
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.tail import Places
+from mtlbench.training.packing import lay_out, pack, put
+from mtlbench.training.tail import Places, places_by_task
 
 WINDOW = 32
 """Steps within which the tasks have their shares of the mixture, to the row."""
@@ -140,10 +143,38 @@ class Batch:
     """Token slots computed, padding included."""
     contexts: Tensor | None = None
     """Tokens of each row before its answer ``[rows]``; ``None`` for an encoder-decoder, whose inputs hold no answer."""
+    packing: Packing | None = None
+    """How the rows lie end to end: ``input_ids`` are then ``[chunks, width]``, and so are hidden states. ``None`` where
+    rows are padded."""
 
     @property
     def rows(self) -> int:
         return self.tasks.shape[0]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches for one backbone."""
+
+    architecture: str
+    """``causal`` or ``seq2seq``."""
+    pad_id: int
+    decoder_start_id: int | None
+    """First token of a decoder's input; ``None`` for a causal backbone."""
+    device: torch.device
+
+    def padded(self, rows: Sequence[TokenRow]) -> Batch:
+        """As :func:`collate` has it."""
+        return collate(rows, **vars(self))
+
+    def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0) -> Batch:
+        """As :func:`collate_packed` has it."""
+        return collate_packed(rows, **vars(self), by_task=by_task, slots=slots)
+
+
+def collator_of(backbone: Backbone, device: torch.device) -> Collator:
+    """What makes batches for ``backbone``."""
+    return Collator(backbone.architecture, backbone.pad_id, backbone.decoder_start_id, device)
 
 
 def collate(
@@ -176,23 +207,91 @@ def collate(
     label_rows = np.repeat(np.arange(len(rows)), sizes)
     within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
-    def put(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-
     return Batch(
-        tasks=put(np.array([row.task for row in rows], dtype=np.int64)),
-        inputs={name: put(array) for name, array in inputs.items()},
-        label_index=put(label_rows * width + starts[label_rows] + within),
-        label_ids=put(np.concatenate(targets)),
-        label_rows=put(label_rows),
-        label_weights=put((1 / sizes)[label_rows].astype(np.float32)),
+        tasks=put(np.array([row.task for row in rows], dtype=np.int64), device),
+        inputs={name: put(array, device) for name, array in inputs.items()},
+        label_index=put(label_rows * width + starts[label_rows] + within, device),
+        label_ids=put(np.concatenate(targets), device),
+        label_rows=put(label_rows, device),
+        label_weights=put((1 / sizes)[label_rows].astype(np.float32), device),
         answers=None
         if 2 * sizes.max() > width
-        else Places(put(_windows(starts + sizes, width=sizes.max(), length=width))),
+        else Places(put(_windows(starts + sizes, width=sizes.max(), length=width), device)),
         real_tokens=real,
         padded_tokens=padded,
-        contexts=put(starts + 1) if architecture == "causal" else None,
+        contexts=put(starts + 1, device) if architecture == "causal" else None,
     )
+
+
+def collate_packed(
+    rows: Sequence[TokenRow],
+    *,
+    architecture: str,
+    pad_id: int,
+    decoder_start_id: int | None,
+    device: torch.device,
+    by_task: bool,
+    slots: int = 0,
+) -> Batch:
+    """The same rows as :func:`collate`, laid end to end instead of padded.
+
+    Args:
+        by_task: Whether layers ask for the task of a row: the tokens of each task then have chunks of their own.
+        slots: Places before each row of a decoder-only stack or an encoder, for a soft prompt.
+    """
+    tasks = np.array([row.task for row in rows], dtype=np.int64)
+    room = np.full(slots, pad_id, dtype=np.int64)
+    targets = [np.asarray(row.target, dtype=np.int64) for row in rows]
+    sizes = np.array([len(target) for target in targets], dtype=np.int64)
+    whole = torch.zeros(1, 1, 1, 1, device=device)  # a mask that transformers passes on: attention goes by row
+    if architecture == "causal":
+        texts = [np.append(room, row.context + row.target[:-1]) for row in rows]
+        layouts = [lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)]
+        answers = layouts[0].starts + np.array([slots + len(row.context) - 1 for row in rows])
+        inputs = {
+            "input_ids": put(layouts[0].spread(texts, pad_id), device),
+            "position_ids": put(layouts[0].positions(), device),
+            "attention_mask": whole,
+        }
+    else:
+        if decoder_start_id is None:
+            raise ValueError("a seq2seq batch needs decoder_start_id")
+        texts = [np.append(room, row.context) for row in rows]
+        shifted = [np.concatenate(([decoder_start_id], target[:-1])) for target in targets]
+        encoder = lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)
+        decoder = lay_out(sizes, tasks, by_task=by_task)
+        if decoder.places == encoder.places or decoder.chunks == encoder.chunks:
+            decoder = lay_out(sizes, tasks, by_task=by_task, more=1)
+        layouts, answers = [encoder, decoder], decoder.starts
+        inputs = {
+            "input_ids": put(encoder.spread(texts, pad_id), device),
+            "attention_mask": whole,
+            "decoder_input_ids": put(decoder.spread(shifted, pad_id), device),
+            "decoder_attention_mask": whole,
+        }
+    label_rows = np.repeat(np.arange(len(rows)), sizes)
+    within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    labels = answers[label_rows] + within
+    return Batch(
+        tasks=put(tasks, device),
+        inputs=inputs,
+        label_index=put(labels, device),
+        label_ids=put(np.concatenate(targets), device),
+        label_rows=put(label_rows, device),
+        label_weights=put((1 / sizes)[label_rows].astype(np.float32), device),
+        answers=_places(labels, tasks[label_rows], by_task=by_task, device=device),
+        real_tokens=int(sum(layout.lengths.sum() for layout in layouts)) - len(rows) * slots,
+        padded_tokens=sum(layout.places for layout in layouts) - len(rows) * slots,
+        contexts=put(np.array([len(row.context) for row in rows]), device) if architecture == "causal" else None,
+        packing=pack(layouts, device=device),
+    )
+
+
+def _places(labels: NDArray[Any], tasks: NDArray[Any], *, by_task: bool, device: torch.device) -> Places:
+    """The places of the answers, in chunks as those of the stream."""
+    if not by_task:
+        return Places(put(labels[None], device))
+    return places_by_task(labels.tolist(), tasks.tolist(), device=device)
 
 
 def _windows(ends: NDArray[Any], *, width: int, length: int) -> NDArray[np.int64]:
@@ -209,55 +308,3 @@ def _pad(texts: Sequence[NDArray[Any]], pad_id: int) -> tuple[NDArray[Any], NDAr
     ids = np.full(mask.shape, pad_id, dtype=np.int64)
     ids[mask.astype(bool)] = np.concatenate(texts)
     return ids, mask
-
-
-LAYER_FLOP = {"cpu": 0.08e9}
-"""What starting one more forward and backward of a layer costs, as the arithmetic a core does meanwhile (1 ms)."""
-ACCELERATOR_LAYER_FLOP = 500e9
-"""The same on an accelerator. Both are constants, so that the cut, and with it the rounding, is the same everywhere."""
-
-
-def pass_slots(model: nn.Module, device: torch.device) -> float:
-    """The token slots that one more pass over ``model`` costs: below them, padding is cheaper.
-
-    A slot costs two operations forward and two backward for every weight of the layers.
-    """
-    tables = {id(p) for part in _embeddings(model) for p in part.parameters()}
-    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
-    if not weights:
-        return float("inf")
-    config = getattr(model, "config", None)
-    layers = sum(getattr(config, name, None) or 0 for name in ("num_hidden_layers", "num_decoder_layers")) or 1
-    return layers * LAYER_FLOP.get(device.type, ACCELERATOR_LAYER_FLOP) / (4 * weights)
-
-
-def like_length(lengths: Sequence[int], *, extra: float) -> list[slice]:
-    """Where to cut rows, shortest first, so that padding and ``extra`` slots per pass are least.
-
-    Args:
-        lengths: Tokens of each row, in the order of the rows; a pass computes its longest for each of its rows.
-        extra: Slots that each pass costs.
-
-    Returns:
-        Slices that cover all rows in order.
-    """
-    count = len(lengths)
-    sizes = np.asarray(lengths, dtype=np.float64)
-    cost = np.zeros(count + 1)
-    start = np.zeros(count + 1, dtype=np.int64)
-    for end in range(1, count + 1):
-        longest = np.maximum.accumulate(sizes[:end][::-1])[::-1]
-        options = cost[:end] + longest * (end - np.arange(end)) + extra
-        start[end] = int(options.argmin())
-        cost[end] = options[start[end]]
-    cuts = []
-    end = count
-    while end:
-        cuts.append(slice(int(start[end]), end))
-        end = int(start[end])
-    return cuts[::-1]
-
-
-def _embeddings(model: nn.Module) -> list[nn.Module]:
-    found = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
-    return [part for get in found if callable(get) and isinstance(part := get(), nn.Module)]

@@ -13,7 +13,7 @@ from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.training.batches import Batch
-from mtlbench.training.loss import BatchAnswers
+from mtlbench.training.loss import BatchAnswers, running
 from mtlbench.training.tail import narrow_tail
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -46,7 +46,10 @@ class Gradients:
         """
         tasks = torch.cat([batch.tasks for batch in batches])
         if len(batches) == 1:
-            with self.routing.of(tasks), narrow_tail(self.model, batches[0].answers, self.routing):
+            with (
+                running(self.model, batches[0], self.routing),
+                narrow_tail(self.model, batches[0].answers, self.routing),
+            ):
                 losses = self.forward(batches[0])
                 loss = self.method.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
@@ -57,7 +60,7 @@ class Gradients:
         """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
         parts = [weights.new_zeros(0)]
         for batch, weight in zip(batches, torch.split(weights, [batch.rows for batch in batches]), strict=True):
-            with self.routing.of(batch.tasks), narrow_tail(self.model, batch.answers, self.routing):
+            with running(self.model, batch, self.routing), narrow_tail(self.model, batch.answers, self.routing):
                 losses = self.forward(batch)
                 torch.autograd.backward((losses * weight).sum())
             parts.append(losses.detach())

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,13 +22,15 @@ from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.nn.losses import task_means
 from mtlbench.tokens.encode import TokenRow, by_task
-from mtlbench.training.batches import Batch, collate, pass_slots, plan_batches, planned_steps
+from mtlbench.training.batches import Collator, plan_batches, planned_steps
 from mtlbench.training.checkpoints.checkpoint import TrainingPosition
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.run_state import RunState
 from mtlbench.training.checkpoints.savepoints import TrainerState
 from mtlbench.training.checkpoints.state import trainable_state
+from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
+from mtlbench.training.micro_batches import MicroBatcher
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress
@@ -46,14 +49,31 @@ class DivergedError(MtlbenchError):
     """The loss became nan or infinite."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What is trained, on what, and how."""
+
+    model: nn.Module
+    """The backbone with the method attached."""
+    method: Method
+    splits: Splits
+    """``train`` is trained on, ``stop`` stops early, ``search`` feeds :meth:`Loop.search_loss`."""
+    protocol: Protocol
+    tasks: int
+    """Number of tasks."""
+    routing: Routing
+    collator: Collator
+    seed: int
+    autocast: torch.dtype | None = None
+    """Dtype of the forward pass where it is not the backbone's own."""
+
+
 class Loop:
     """Trains what a method attached; the :class:`~mtlbench.api.method.Trainer` that ``Method.fit`` drives.
 
+    Its model ends in evaluation mode.
+
     Args:
-        model: The backbone with the method attached; ends in evaluation mode.
-        splits: ``train`` is trained on, ``stop`` stops early, ``search`` feeds :meth:`search_loss`.
-        tasks: Number of tasks.
-        autocast: Dtype of the forward pass where it is not the backbone's own.
         on_step: Called after each step as ``on_step(step, row_losses, tasks)`` with detached tensors on the device.
         recovery: Where checkpoints go and come from; ``None`` writes none.
         ranks: The processes that share the rows of every step; each has a loop of its own.
@@ -61,42 +81,49 @@ class Loop:
 
     def __init__(
         self,
+        job: TrainingJob,
         *,
-        model: nn.Module,
-        method: Method,
-        splits: Splits,
-        protocol: Protocol,
-        tasks: int,
-        routing: Routing,
-        architecture: str,
-        pad_id: int,
-        decoder_start_id: int | None,
-        seed: int,
-        device: torch.device,
-        autocast: torch.dtype | None = None,
         on_step: OnStep | None = None,
         recovery: CheckpointPolicy | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.method, self.splits, self.protocol, self.tasks = model, method, splits, protocol, tasks
-        self.seed, self.on_step, self._ranks = seed, on_step, ranks
-        self._collate: Callable[[Sequence[TokenRow]], Batch] = partial(
-            collate, architecture=architecture, pad_id=pad_id, decoder_start_id=decoder_start_id, device=device
-        )
-        self._rows_of_task = by_task(splits.train, tasks)
+        self.model, self.method, self.splits, self.protocol = job.model, job.method, job.splits, job.protocol
+        self.tasks, self.seed, self.on_step, self._ranks = job.tasks, job.seed, on_step, ranks
+        self._device = job.collator.device
+        self._gradients = Gradients(model=job.model, method=job.method, routing=job.routing, autocast=job.autocast)
+        self._collator = job.collator
+        self._savepoints = TrainerState(self.model, recovery, self._device, ranks)
+        self._rows_of_task = by_task(self.splits.train, self.tasks)
         self._searches = self._search_batches()
-        self._gradients = Gradients(model=model, method=method, routing=routing, autocast=autocast)
-        extra = pass_slots(model, device)
-        self._parts = micro_batcher_for(
-            ranks, gradients=self._gradients, collate=self._collate, device=device, extra=extra, seed=seed
-        )
-        self._savepoints = TrainerState(model, recovery, device, ranks)
         self._runs = 0
         """Runs begun."""
         self._mark = 0.0
         self._first_step = self._budgets_before = 0
         """Steps done and steps of the budgets before :meth:`turn_to`."""
         self.progress = TrainingProgress()
+
+    @cached_property
+    def form(self) -> RowForm:
+        """How rows go through the model; settled when the first batch is made, with the method attached."""
+        with self._ranks.in_step(self.model):
+            return form_of(
+                self._gradients,
+                self._collator,
+                self.splits.train,
+                attention=self.protocol.attention,
+                longest=self.protocol.max_length,
+            )
+
+    @cached_property
+    def _parts(self) -> MicroBatcher:
+        return micro_batcher_for(
+            self._ranks,
+            gradients=self._gradients,
+            collate=self.form.collate,
+            device=self._device,
+            cut=self.form.cut,
+            seed=self.seed,
+        )
 
     @property
     def total_steps(self) -> int:
@@ -172,7 +199,7 @@ class Loop:
         Raises:
             RequestError: when nothing was held out.
         """
-        batch = self._collate(self._searches.take(size=round(share * self._rows_at_once)))
+        batch = self.form.collate(self._searches.take(size=round(share * self._rows_at_once)))
         training = self.model.training
         self.model.eval()
         loss = self.method.loss(self._gradients.forward(batch), batch.tasks, self.model)
@@ -183,6 +210,7 @@ class Loop:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._savepoints.begin_run()
+        self.progress.row_layout = str(self.form)
         self._mark = time.perf_counter()
         if self._go_on(run):
             self._score(run)

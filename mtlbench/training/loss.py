@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import picked_rows
+from mtlbench.nn.packing import packed
 from mtlbench.training.batches import Batch
 
 
@@ -21,6 +24,13 @@ class ModelReadOut:
     """``[labels, vocabulary]``."""
     hidden: Tensor
     """Last hidden states of the decoder ``[labels, width]``."""
+
+
+@contextmanager
+def running(model: nn.Module, batch: Batch, routing: Routing) -> Iterator[None]:
+    """Inside, layers know the rows of ``batch``; a backward belongs inside too, as it may compute layers again."""
+    with routing.of(batch.tasks, batch.contexts, batch.packing), packed(model, batch.packing):
+        yield
 
 
 class BatchAnswers:
@@ -37,12 +47,9 @@ class BatchAnswers:
     def logits(self) -> Tensor:
         """A forward of the model: logits ``[labels, vocabulary]``, computed only where there are labels.
 
-        A backward of them must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
+        A backward of them must run inside :func:`running` too where the model recomputes layers.
         """
-        with (
-            self._routing.of(self._batch.tasks, self._batch.contexts),
-            picked_rows(self._model, self._batch.label_index),
-        ):
+        with running(self._model, self._batch, self._routing), picked_rows(self._model, self._batch.label_index):
             logits: Tensor = self._model(**self._batch.inputs, use_cache=False).logits
         return logits
 
@@ -76,6 +83,6 @@ class BatchAnswers:
 def row_losses(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
     """Mean token cross entropy of each row, float32 ``[rows]``; logits are computed only where there are labels.
 
-    A backward of the result must run inside ``routing.of(batch.tasks)`` too where the model recomputes layers.
+    A backward of the result must run inside :func:`running` too where the model recomputes layers.
     """
     return BatchAnswers(model, batch, routing).losses()

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtlbench.backbones.machine import NoRoom, free_memory, is_out_of_memory
 from mtlbench.errors import RequestError
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.batches import Batch, like_length
+from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Gradients, Step, clear
 from mtlbench.training.progress import TrainingProgress
@@ -24,7 +24,7 @@ class MicroBatcher:
 
     Args:
         collate: Makes a batch of rows.
-        extra: Token slots that one more pass costs.
+        cut: Where to cut rows, from their lengths, shortest first.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class MicroBatcher:
         *,
         collate: Callable[[Sequence[TokenRow]], Batch],
         device: torch.device,
-        extra: float,
+        cut: Callable[[Sequence[int]], list[slice]],
     ) -> None:
-        self.gradients, self.collate, self._device, self._extra = gradients, collate, device, extra
+        self.gradients, self.collate, self._device, self._cut = gradients, collate, device, cut
         self.most: int | None = None
         """Rows at once in training, where memory ran out with more; ``None`` where it never did."""
         self.most_scored: int | None = None
@@ -115,12 +115,7 @@ class MicroBatcher:
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         if not self._is_linear(rows):
             return parts
-        lengths = [[row.length for row in part] for part in parts]
-        return [
-            part[cut]
-            for part, sizes in zip(parts, lengths, strict=True)
-            for cut in like_length(sizes, extra=self._extra)
-        ]
+        return [part[cut] for part in parts for cut in self._cut([row.length for row in part])]
 
     def _is_linear(self, rows: Sequence[TokenRow]) -> bool:
         return self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device))

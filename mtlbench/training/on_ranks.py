@@ -149,7 +149,7 @@ class ShardedMicroBatcher(RanksMicroBatcher):
     """
 
     def __init__(self, gradients: Gradients, **rest: Any) -> None:
-        super().__init__(gradients, **{**rest, "extra": float("inf")})
+        super().__init__(gradients, **{**rest, "cut": lambda lengths: [slice(0, len(lengths))]})
 
     def _differentiate(
         self, batches: Sequence[Batch], weights: Tensor, rows: Sequence[TokenRow], plan: list[list[Sequence[TokenRow]]]

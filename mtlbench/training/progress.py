@@ -34,6 +34,8 @@ class TrainingProgress:
     real_tokens: int = 0
     padded_tokens: int = 0
     """Token slots computed, padding included."""
+    row_layout: str = ""
+    """``end to end``, or ``padded`` with the reason; empty before the first step."""
     tasks_of_steps: int = 0
     """Sum over the steps of how many tasks each held rows of."""
     largest_of_steps: float = 0.0

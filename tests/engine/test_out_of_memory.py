@@ -14,6 +14,7 @@ from torch import nn
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.backbones.machine import NoRoom, is_out_of_memory
 from mtlbench.cells.failure import failure_of
+from mtlbench.nn.packing import packing_in_flight
 from mtlbench.testing import tiny_causal
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench_methods.lora import Lora
@@ -40,8 +41,9 @@ class SmallModel:
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             if module.training == self.training:
-                self.seen.append(len(output))
-                if len(output) > self.rows:
+                packing = packing_in_flight()
+                self.seen.append(len(output) if packing is None else len(packing.starts))
+                if self.seen[-1] > self.rows:
                     raise self.error
 
         model.model.layers[0].register_forward_hook(hook)  # type: ignore[union-attr, index]

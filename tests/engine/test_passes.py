@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtlbench.testing import tiny_causal, tiny_seq2seq
-from mtlbench.training.batches import like_length, pass_slots
+from mtlbench.training.cuts import like_length, pass_slots
 
 
 def cost(lengths, cuts, extra):

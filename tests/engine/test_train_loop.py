@@ -74,7 +74,7 @@ def step_gradients(method, micro_batch):
                 p += 0.1 * torch.randn(p.shape, generator=draw)
     rows, size = [loop.splits.train[i] for i in loop._plan(loop._stage())[0]], micro_batch or 12
     loop.model.train()
-    loss, losses, tasks = loop._gradients.step([loop._collate(rows[i : i + size]) for i in range(0, 12, size)])
+    loss, losses, tasks = loop._gradients.step([loop.form.collate(rows[i : i + size]) for i in range(0, 12, size)])
     grads = {name: p.grad for name, p in loop.model.named_parameters() if p.requires_grad}
     return loss, losses, tasks, grads
 

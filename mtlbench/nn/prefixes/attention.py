@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mtlbench.nn.attachments import get_state
+from mtlbench.nn.packing import Bucket, attention_by_rows, packing_in_flight
 
 NAME = "mtlbench"
 """Name of the attention function and the mask maker inside transformers."""
@@ -40,6 +41,14 @@ class AttentionSlot:
     gate: Tensor | None = None
     """Weight of the prefix by head ``[heads]``: attention to it then has a softmax of its own. ``None`` is one softmax
     over prefix and tokens."""
+
+    def of(self, bucket: Bucket, queries: int) -> AttentionSlot:
+        """The same for the rows of a bucket whose longest has so many ``queries``."""
+        prefix = self.prefix
+        if prefix is not None and prefix[0].shape[0] > 1:
+            prefix = tuple(own.index_select(0, bucket.rows) for own in prefix)
+        bias = None if self.bias is None else self.bias[:, :, :queries]
+        return replace(self, prefix=prefix, bias=bias)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttentionSlot:
         return AttentionSlot(self.kernel, self.additive)  # a prefix in flight belongs to one autograd graph
@@ -71,10 +80,32 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The stock kernel on the prefix followed by the layer's own keys and values, or with a gated prefix added."""
-    slot = get_state(module, AttentionSlot)
+    slot, packing = get_state(module, AttentionSlot), packing_in_flight()
+    if packing is None:
+        return _with_prefix(module, slot, query, key, value, attention_mask, **kwargs)
+
+    def run(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, **own: Any) -> Tensor:
+        mask, causal = bucket.mask, bucket.causal
+        if causal and slot.prefix is not None and slot.gate is None:
+            at = torch.arange(q.shape[2], device=q.device)
+            mask, causal = (at[None, :] <= at[:, None])[None, None], False
+        return _with_prefix(module, slot.of(bucket, q.shape[2]), q, k, v, mask, is_causal=causal, **own)[0]
+
+    return attention_by_rows(module, query, key, value, packing, run, **kwargs), None
+
+
+def _with_prefix(
+    module: nn.Module,
+    slot: AttentionSlot,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     mask = attention_mask
     if slot.prefix is not None and slot.gate is None:
-        if mask is None and module.is_causal and query.shape[2] > 1:
+        if mask is None and module.is_causal and query.shape[2] > 1 and kwargs.get("is_causal") is not False:
             raise RuntimeError(f"{type(module).__name__} got no attention mask: a prefix would break causality")
         tokens = key.shape[2]
         key, value = (

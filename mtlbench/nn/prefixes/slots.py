@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mtlbench.nn.attachments import get_state
+from mtlbench.nn.packing import packing_in_flight
 from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
 from mtlbench.nn.prefixes.places import AttentionPlace, shape_of
 
@@ -159,7 +160,9 @@ def _make_bias(place: AttentionPlace, args: tuple[Any, ...], kwargs: Mapping[str
     if prefix is None or not hasattr(place.first, "compute_bias"):
         return
     tokens = args[0] if args else kwargs.get("input_ids")
+    packing = packing_in_flight()
     queries = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[1]
+    queries = queries if packing is None else packing.streams[-1].widest
     length, cache = prefix[0].shape[2], kwargs.get("past_key_values")
     seen = 0 if cache is None else cache.get_seq_length()
     shared = None

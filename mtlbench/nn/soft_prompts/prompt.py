@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.nn.attachments import attach_module, find_module
+from mtlbench.nn.packing import Packing, packing_in_flight
 from mtlbench.nn.soft_prompts.rows import among, behind, joined, padding_before, token_places, tokens_of
 
 NAME = "mtlbench_soft_prompt"
@@ -86,6 +87,8 @@ class SoftPrompt(nn.Module):
         if not self.on:
             return None
         given = _by_name(stack, args, kwargs)
+        if (packing := packing_in_flight()) is not None:
+            return (), self._put_into(packing, stack, given)
         slots, mask, positions = self.source.length, given.get("attention_mask"), given.get("position_ids")
         flat = mask is not None and mask.dim() == 2
         before = padding_before(mask) if mask is not None and flat else None
@@ -112,6 +115,8 @@ class SoftPrompt(nn.Module):
         if not self.on:
             return None
         given = _by_name(stack, args, kwargs)
+        if (packing := packing_in_flight()) is not None:
+            return (), self._put_into(packing, stack, given)
         mask = given.get("attention_mask")
         before = None if mask is None else padding_before(mask)
         self._join(stack, given, before)
@@ -124,7 +129,7 @@ class SoftPrompt(nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Forward-pre-hook of a decoder behind an encoder: it sees the encoder's output at the slots too."""
         mask = kwargs.get("encoder_attention_mask")
-        if not self.on or mask is None:
+        if not self.on or mask is None or packing_in_flight() is not None:
             return None
         return args, {**kwargs, "encoder_attention_mask": self._mask(mask, padding_before(mask))}
 
@@ -137,6 +142,25 @@ class SoftPrompt(nn.Module):
             return (tokens_of(output[0], slots=slots, before=before), *output[1:])
         output.last_hidden_state = tokens_of(output.last_hidden_state, slots=slots, before=before)
         return output
+
+    def _put_into(self, packing: Packing, stack: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Put the prompts into the places that a packed batch leaves before each row."""
+        tokens: Tensor = stack.get_input_embeddings()(given["input_ids"])
+        flat, rows = tokens.reshape(-1, tokens.shape[-1]), len(packing.starts)
+        slots = torch.arange(self.source.length, device=flat.device)
+        text, question = flat.new_zeros(rows, 1, flat.shape[-1]), None
+        if self.source.reads_text:
+            sizes = packing.lengths - self.source.length
+            at = torch.arange(packing.streams[0].widest - self.source.length, device=flat.device)
+            places = (packing.starts + self.source.length)[:, None] + torch.minimum(at, sizes[:, None] - 1)
+            text, question = flat[places], at < sizes[:, None]
+        with self.routing.by_row():
+            if question is not None and (contexts := self.routing.contexts(rows)) is not None:
+                question = at < contexts[:, None]
+            prompts = self.source(PromptInput(rows, text, question)).expand(rows, -1, -1)
+        places = (packing.starts[:, None] + slots).reshape(-1)
+        flat = flat.index_copy(0, places, prompts.to(flat.dtype).reshape(-1, flat.shape[-1]))
+        return {**given, "input_ids": None, "inputs_embeds": flat.view_as(tokens)}
 
     def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None) -> Tensor:
         """Put the prompts before the embeddings of ``given``, in place; the embeddings without them."""

@@ -1,0 +1,148 @@
+"""How the rows of a step go through a model: end to end without padding, or padded where that cannot be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlbench.api.method import Method
+from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
+from mtlbench.tokens.encode import TokenRow
+from mtlbench.training.batches import Batch, Collator
+from mtlbench.training.cuts import end_to_end, like_length, pass_slots, pass_tokens
+from mtlbench.training.gradients import Gradients
+
+log = logging.getLogger(__name__)
+
+TRIED = 6
+"""Rows of the trial."""
+NOISE = 0.05
+"""Standard deviation of what moves trainable parameters in the trial, so that zeros at the start hide nothing."""
+MOVED_AT_MOST = 2**26
+"""Trainable parameters that are moved for the trial; with more (full fine-tuning) they stay as they are."""
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest relative difference of row losses, by the dtype of the computation; :data:`COARSE` for others."""
+COARSE = 3e-2
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """What makes batches of rows, and where rows are cut into passes."""
+
+    collate: Callable[[Sequence[TokenRow]], Batch]
+    cut: Callable[[Sequence[int]], list[slice]]
+    """From lengths of rows, shortest first, to the slices of passes."""
+    padded_because: str | None
+    """Why rows are padded; ``None`` where they lie end to end."""
+
+    def __str__(self) -> str:
+        return "end to end" if self.padded_because is None else f"padded: {self.padded_because}"
+
+
+def form_of(
+    gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, attention: str, longest: int
+) -> RowForm:
+    """The form that suits the model and the method attached to it; tried on some of the ``rows``.
+
+    Both give the same losses and gradients beyond rounding, so the choice changes no result.
+
+    Args:
+        attention: The attention that the protocol names.
+        longest: Tokens of the longest row there may be.
+    """
+    model, method = gradients.model, gradients.method
+    most = pass_tokens(model, collator.device)
+    reason = _unsuited(model, method, attention=attention, longest=longest)
+    if reason is None:
+        form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
+        reason = _differs(gradients, collator, form, rows)
+        if reason is None:
+            return form
+    log.info("rows are padded: %s", reason)
+    cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
+    return RowForm(collator.padded, cut, reason)
+
+
+def _packs(model: nn.Module, method: Method, collator: Collator) -> Callable[[Sequence[TokenRow]], Batch]:
+    """Rows end to end, with room for a soft prompt before each while the model has one."""
+
+    def collate(rows: Sequence[TokenRow]) -> Batch:
+        prompt = soft_prompt_of(model)
+        slots = prompt.source.length if prompt is not None and prompt.on else 0
+        return collator.packed(rows, by_task=method.task_routed, slots=slots)
+
+    return collate
+
+
+def _unsuited(model: Any, method: Method, *, attention: str, longest: int) -> str | None:
+    if attention != "sdpa":
+        return f"attention {attention!r} has no kernel for rows of unlike length"
+    if method.reads_rows:
+        return f"layers of {method.name!r} read whole rows"
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest:
+        return f"attention has a sliding window of {window} tokens and rows may have {longest}"
+    return None
+
+
+def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]) -> str | None:
+    """Whether rows laid end to end have other losses than padded ones, with trainable parameters moved a little."""
+    tried = _unlike(rows)
+    if not tried:
+        return None
+    model = gradients.model
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
+            padded = gradients.forward(collator.padded(tried))
+            laid = gradients.forward(form.collate(tried))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    finally:
+        model.train(training)
+    dtype = gradients.autocast or next(model.parameters()).dtype
+    apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
+    if apart <= TOLERANCE.get(dtype, COARSE):
+        return None
+    return f"losses of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"
+
+
+def _unlike(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """A few rows of several tasks and lengths, of the shorter half."""
+    by_length = sorted(rows, key=lambda row: row.length)[: max(1, (len(rows) + 1) // 2)]
+    step = max(1, len(by_length) // TRIED)
+    spread = by_length[::step][: TRIED - 1]
+    tasks = {row.task for row in spread}
+    other = next((row for row in by_length if row.task not in tasks), None)
+    return sorted([*spread, *([] if other is None else [other])], key=lambda row: row.length)
+
+
+class _moved:
+    """Inside, trainable parameters have noise added; afterwards they are what they were, bit for bit."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._params = [p for p in model.parameters() if p.requires_grad]
+        if sum(p.numel() for p in self._params) > MOVED_AT_MOST:
+            self._params = []
+
+    def __enter__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self._before: list[Tensor] = [p.detach().clone() for p in self._params]
+        for p in self._params:
+            noise = torch.randn(p.shape, generator=draw, dtype=torch.float32) * NOISE
+            p.data.add_(noise.to(p))
+
+    def __exit__(self, *_: object) -> None:
+        for p, before in zip(self._params, self._before, strict=True):
+            p.data.copy_(before)
