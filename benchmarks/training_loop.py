@@ -1,10 +1,10 @@
-"""Examples per second of the whole training loop: ours against Hugging Face's Trainer with peft's LoRA.
+"""Examples per second of the whole training loop: ours against loops that a user would write or start.
 
     python benchmarks/training_loop.py --quick
     python benchmarks/training_loop.py --json out.json
 
-Both train LoRA of rank 16 on every linear on the same frozen weights and rows, in batches of 32, without dropout or
-logging. Ours is the training loop of `mtlbench run`. README.md in this folder describes the protocol.
+All train LoRA of rank 16 on every linear on the same frozen weights and rows, without dropout or logging. Ours is the
+loop as `mtlbench run` drives it, each step a draw of the mixture. README.md in this folder describes the sides.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from backbones import TASKS, BackboneShape, build
 from forms import Agreement, agreement, as_peft, pour
-from loops import BATCH, Slots, TrainerSide, as_examples, our_loop, trainer_loop
+from loops import BATCH, Pass, Slots, TrainerSide, as_examples, bare_loop, our_loop, trainer_loop
 from sides import Precision, our_side, peft_lora
 from timing import Quartiles, Taken, interleaved, ratio, spread
 from torch import nn
@@ -39,8 +40,16 @@ SHAPES = {
     "512x6-8k": BackboneShape(512, 6),
     "256x4-8k": BackboneShape(256, 4),
     "256x4-32k": BackboneShape(256, 4, vocabulary=32_000),
+    "135m": BackboneShape(576, 30, vocabulary=49_152),
+    "135m-bf16": BackboneShape(576, 30, vocabulary=49_152),
 }
-GOALS = {"512x6-8k": 4.0, "256x4-8k": 6.0, "256x4-32k": 11.0}
+"""The last two have the shape of SmolLM2-135M but for its grouped queries, with random weights."""
+SIDES = {
+    "sorted": "(d) a bare loop with peft, logits at labels only, batches sorted by length over the whole pass",
+    "drawn": "(c) the same with random batches",
+    "grouped": "(b) the Trainer with train_sampling_strategy='group_by_length'",
+    "trainer": "(a) the Trainer as it comes",
+}
 
 
 def glue_like_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[TokenRow]:
@@ -68,70 +77,85 @@ class LoopResult:
     """Of loss and gradients on one batch, checked before timing."""
     slots: dict[str, float]
     """Token slots computed per real token, by side."""
-    ours: list[Taken]
-    trainer: list[Taken]
+    taken: dict[str, list[Taken]]
+    """By side; ``ours`` among them."""
 
-    def speedup(self, clock: str) -> Quartiles:
-        """Examples per second of ours over the Trainer's."""
-        return ratio(self.trainer, self.ours, clock=clock)
+    def speedup(self, side: str, clock: str) -> Quartiles:
+        """Examples per second of ours over the side's."""
+        return ratio(self.taken[side], self.taken["ours"], clock=clock)
 
 
 def measure(backbone: str, options: argparse.Namespace) -> LoopResult:
-    """Both loops on one backbone.
+    """All loops on one backbone.
 
     Raises:
         RuntimeError: the sides do not give the same loss and gradients.
     """
     device = torch.device(options.device)
-    shape = SHAPES[backbone]
+    shape, low = SHAPES[backbone], backbone.endswith("bf16")
     base: nn.Module = build(shape).to(device)
-    rows = glue_like_rows(options.rows, vocabulary=shape.vocabulary)
-    batch = collate(rows[:BATCH], architecture="causal", pad_id=0, decoder_start_id=None, device=device)
+    count = options.rows if shape.layers < 30 else max(2 * options.batch, options.rows // 8)
+    rows = glue_like_rows(count, vocabulary=shape.vocabulary)
+    batch = collate(rows[: options.batch], architecture="causal", pad_id=0, decoder_start_id=None, device=device)
     method = build_method("lora", {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target": "all"})
     ours = our_side(base, batch, Precision(), method)
     model = peft_lora(base, rank=16, dropout=0.0)
     theirs = TrainerSide(model.base_model.model, batch, Routing(), Precision())
-    theirs.examples = as_examples(rows[:BATCH])
+    theirs.examples = as_examples(rows[: options.batch])
     pour(ours, theirs)
     difference = agreement(ours, theirs, as_peft, all_logits=False)
     if not difference.largest <= 1e-4:
         raise RuntimeError(f"the sides differ on {backbone}: {difference}")
+    if low:
+        for host in (ours.side.model, model):
+            for p in host.parameters():
+                p.data = p.data if p.requires_grad else p.data.to(torch.bfloat16)
+    autocast = torch.bfloat16 if low else None
     with tempfile.TemporaryDirectory() as folder:
-        slots = {"ours": Slots(), "trainer": Slots()}
+        slots = {name: Slots() for name in ("ours", *options.sides)}
+        trainer = partial(trainer_loop, model, folder=Path(folder))
         makers = {
-            "trainer": partial(trainer_loop, model, slots["trainer"], folder=Path(folder), device=device),
-            "ours": partial(our_loop, ours, slots["ours"], device=device),
+            "ours": partial(our_loop, ours),
+            "sorted": partial(bare_loop, model, by_length=True),
+            "drawn": partial(bare_loop, model, by_length=False),
+            "trainer": trainer,
+            "grouped": partial(trainer, options={"train_sampling_strategy": "group_by_length"}),
         }
-        for make in makers.values():
-            make(rows=rows[: 2 * BATCH])()
-        runs = {name: make(rows=rows) for name, make in makers.items()}
-        taken = interleaved(runs, rounds=options.pairs, device=device, warm=False)
+
+        def passes(some: list[TokenRow]) -> dict[str, Callable[[], None]]:
+            what = Pass(some, device, batch=options.batch, autocast=autocast)
+            return {name: makers[name](slots=slots[name], what=what) for name in slots}
+
+        for run in passes(rows[: 2 * options.batch]).values():
+            run()
+        taken = interleaved(passes(rows), rounds=options.pairs, device=device, warm=False)
     return LoopResult(
         backbone=backbone,
         rows=len(rows),
         tokens=sum(row.length for row in rows),
         difference=difference,
         slots={name: counted.per_token for name, counted in slots.items()},
-        ours=taken["ours"],
-        trainer=taken["trainer"],
+        taken=taken,
     )
 
 
-HEADER = (
-    "| backbone | ours / Trainer | goal | examples/s: ours, Trainer | real tokens/s | slots per token | difference |\n"
-    "|---|---|---|---|---|---|---|"
-)
+def header(sides: Sequence[str]) -> str:
+    """The head of the table."""
+    names = " | ".join(f"ours / {side}" for side in sides)
+    return (
+        f"| backbone | {names} | ours: examples/s, real tokens/s | slots per token | difference |\n"
+        + "|---" * (len(sides) + 4)
+        + "|"
+    )
 
 
 def line(result: LoopResult, clock: str) -> str:
     """One row of the table."""
-    ours, trainer = (spread([1 / getattr(t, clock) for t in taken]).median for taken in (result.ours, result.trainer))
-    examples = f"{result.rows * ours:.1f}, {result.rows * trainer:.1f}"
-    tokens = f"{result.tokens * ours:,.0f}, {result.tokens * trainer:,.0f}"
-    goal = f"{GOALS[result.backbone]:g}"
-    slots = f"{result.slots['ours']:.2f}, {result.slots['trainer']:.2f}"
-    cells = (result.backbone, result.speedup(clock), goal, examples, tokens, slots, result.difference)
-    return "| " + " | ".join(map(str, cells)) + " |"
+    passes = spread([1 / getattr(t, clock) for t in result.taken["ours"]]).median
+    slots = ", ".join(f"{name} {count:.2f}" for name, count in result.slots.items())
+    ratios = [str(result.speedup(side, clock)) for side in result.taken if side != "ours"]
+    rates = f"{result.rows * passes:.1f}, {result.tokens * passes:,.0f}"
+    return "| " + " | ".join([result.backbone, *ratios, rates, slots, str(result.difference)]) + " |"
 
 
 def main() -> int:
@@ -139,7 +163,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one small backbone and three pairs")
     parser.add_argument("--backbones", help=f"of {', '.join(SHAPES)}; default: all, 256x4-8k with --quick")
     parser.add_argument("--pairs", type=int, help="default 7, 3 with --quick")
-    parser.add_argument("--rows", type=int, default=512, help="examples of one pass, a multiple of 32")
+    parser.add_argument("--sides", default=",".join(SIDES), help="; ".join(f"{k}: {v}" for k, v in SIDES.items()))
+    parser.add_argument("--rows", type=int, default=512, help="examples of one pass; an eighth of them on 135m")
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--clock", choices=("wall", "cpu"), help="default: cpu for one thread of a processor")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -153,7 +179,13 @@ def main() -> int:
     unknown = [name for name in names if name not in SHAPES]
     if unknown:
         parser.error(f"unknown backbone {unknown[0]!r}; known: {', '.join(SHAPES)}")
-    print(f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n\n{HEADER}")
+    options.sides = options.sides.split(",")
+    wrong = [side for side in options.sides if side not in SIDES]
+    if wrong:
+        parser.error(f"unknown side {wrong[0]!r}; known: {', '.join(SIDES)}")
+    print(
+        f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n\n{header(options.sides)}"
+    )
     results = []
     for name in names:
         results.append(measure(name, options))
