@@ -12,7 +12,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import RequestError
 from mtlbench.planning.protocols import about, choose_protocol, fields_of, names
 from mtlbench.results.study import study_of
-from mtlbench.tuning.tuning import Words, make_tuning
+from mtlbench.tuning.tuning import TuningOptions, make_tuning
 
 HASHES = {
     "commonsense_170k": "16ebdedaae71",
@@ -176,7 +176,9 @@ def test_targets_are_the_columns_of_a_table_and_sources_are_in_its_title():
 
 
 def test_tuning_under_a_protocol_leaves_its_evaluation_rows_alone_and_prints_its_name():
-    words = Words(method="lora", tasks="glue/rte", budget="quick", protocol={"name": "peml_holdout", "max_length": 64})
+    words = TuningOptions(
+        method="lora", tasks="glue/rte", budget="quick", protocol={"name": "peml_holdout", "max_length": 64}
+    )
     tuning = make_tuning(words)
     trial = tuning.template.protocol
     assert (trial.holdout, trial.eval_from_train, trial.epochs, trial.max_length) == (0.1, 0.25, 1.0, 64)

@@ -198,15 +198,15 @@ def test_progress_in_a_log_is_plain_lines(tmp_path: Path, capsys: pytest.Capture
 
 def test_time_left_follows_from_the_steps() -> None:
     running = Running(cell=toy_cell(), label="x", total=None)
-    assert running.words() == "starting"
+    assert running.text() == "starting"
     for line in [{"started": "t"}, {"total": 100}, {"step": 1, "loss": 2.0, "seconds": 30.0}]:
-        running.see(line)
+        running.update(line)
     assert running.left_s is None, "one step tells no speed"
-    running.see({"step": 11, "loss": 1.0, "seconds": 40.0})
+    running.update({"step": 11, "loss": 1.0, "seconds": 40.0})
     assert running.left_s == pytest.approx(89.0)
-    assert running.words() == "step 11/100, loss 1.000, 1 min 29 s left"
-    running.see({"started": "t"})
-    assert running.words() == "starting" and running.share == 0.0
+    assert running.text() == "step 11/100, loss 1.000, 1 min 29 s left"
+    running.update({"started": "t"})
+    assert running.text() == "starting" and running.share == 0.0
 
 
 def test_progress_on_a_terminal_shows_bars(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_progress_on_a_terminal_shows_bars(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    shown = progress.Progress()
+    shown = progress.ProgressObserver()
     cells = [toy_cell(0), toy_cell(1)]
     shown.mtlbench_run_started(cells)
     assert isinstance(shown._display, Bars)
@@ -236,7 +236,7 @@ def test_progress_on_a_terminal_shows_bars(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_progress_is_silent_where_no_run_started(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = progress.Progress()
+    shown = progress.ProgressObserver()
     shown.mtlbench_cell_started(toy_cell())
     shown.mtlbench_step_logged(toy_cell(), {"step": 1})
     shown.mtlbench_cell_finished(Record(cell=toy_cell(), status="ok"))

@@ -8,7 +8,7 @@ import pytest
 from tuning_builder import Killed, Runner, folder_at, near, searched, tuning
 
 from mtlbench.api.cell import Cell
-from mtlbench.tuning.pruning import goes_on
+from mtlbench.tuning.pruning import promoted
 from mtlbench.tuning.search import Outcome, search
 
 
@@ -107,11 +107,11 @@ def test_interrupted_or_without_workers_it_keeps_what_is_settled(tmp_path: Path)
     for code, wanted in ((130, 130), (1, 1)):
         # One cell of the batch gets its record, then no worker is left.
         outcome = search(
-            made, folder, lambda cells, code=code: runner(cells[:1]) or code, tell=lambda t: told.append(t.number)
+            made, folder, lambda cells, code=code: runner(cells[:1]) or code, on_settled=lambda t: told.append(t.number)
         )
         assert outcome.code == wanted
     assert [trial.state for trial in outcome.trials] == ["complete", "complete", "running"]
-    assert told == [0, 0, 1], "each call tells what it finds settled"
+    assert told == [0, 0, 1], "each call reports all settled trials"
 
 
 def test_halving_gives_the_whole_budget_to_few(tmp_path: Path):
@@ -132,8 +132,8 @@ def test_shares_that_round_to_the_same_steps_run_once(tmp_path: Path):
 
 
 def test_rules_of_pruning():
-    assert goes_on("none", 0.0, [99.0])
-    assert goes_on("median", 1.0, [2.0] * 4), "it waits for five"
-    assert goes_on("median", 2.0, [1.0, 2.0, 3.0, 2.0, 9.0]) and not goes_on("median", 1.9, [1.0, 2.0, 3.0, 2.0, 9.0])
-    assert goes_on("halving", 1.0, []) and not goes_on("halving", 1.0, [1.0]), "the first of equals"
-    assert goes_on("halving", 5.0, [1.0, 2.0, 9.0]) and not goes_on("halving", 2.0, [1.0, 2.0, 9.0])
+    assert promoted("none", 0.0, [99.0])
+    assert promoted("median", 1.0, [2.0] * 4), "it waits for five"
+    assert promoted("median", 2.0, [1.0, 2.0, 3.0, 2.0, 9.0]) and not promoted("median", 1.9, [1.0, 2.0, 3.0, 2.0, 9.0])
+    assert promoted("halving", 1.0, []) and not promoted("halving", 1.0, [1.0]), "the first of equals"
+    assert promoted("halving", 5.0, [1.0, 2.0, 9.0]) and not promoted("halving", 2.0, [1.0, 2.0, 9.0])

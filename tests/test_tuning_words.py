@@ -13,7 +13,7 @@ from mtlbench.errors import PluginError, RequestError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_method
 from mtlbench.tuning.sampler import suggest
-from mtlbench.tuning.space import BUDGETS, Space, search_space, space_words
+from mtlbench.tuning.space import BUDGETS, Space, search_space, space_text
 from mtlbench.tuning.trials import Trial
 
 
@@ -28,7 +28,7 @@ def test_any_method_has_a_learning_rate_to_search_and_more_on_request():
         "dropout": CategoricalDistribution((0.0, 0.1, 0.2)),
         "rslora": CategoricalDistribution((True, False)),
     }
-    assert [space_words(space[name]) for name in ("rank", "dropout", "rslora")] == [
+    assert [space_text(space[name]) for name in ("rank", "dropout", "rslora")] == [
         "4:64:log",
         "0.0,0.1,0.2",
         "true,false",
@@ -67,10 +67,10 @@ def test_a_method_that_suggests_under_another_name_is_told():
         def search_space(self, trial: Any) -> dict[str, Any]:
             return {"rank": 2 ** trial.suggest_int("log_rank", 1, 6)}
 
-    from mtlbench.tuning.space import _own_space
+    from mtlbench.tuning.space import _method_space
 
     with pytest.raises(PluginError, match=r"gives rank and suggests log_rank"):
-        _own_space(Odd())
+        _method_space(Odd())
 
 
 def test_budgets_are_what_the_documentation_says():
@@ -105,7 +105,7 @@ WRONG = [
     ({"searches": ("rank=4:",)}, "rank must be a whole number, got ''"),
     ({"searches": ("rank=8:4",)}, "must rise"),
     ({"searches": ("rank=0:4",)}, "rank=0"),
-    ({"searches": ("rank=4:8:ln",)}, "nothing or :log, not 'ln'"),
+    ({"searches": ("rank=4:8:ln",)}, "followed by :log, not 'ln'"),
     ({"searches": ("rank=4:8:log:2",)}, "not 'log:2'"),
     ({"searches": ("alpha=0.1:inf",)}, "inf"),
     ({"searches": ("dropout=0:0.5:log",)}, "a log range starts above 0"),
@@ -128,6 +128,10 @@ def test_a_wrong_word_is_refused_with_what_to_write(words: dict[str, Any], messa
 
 
 def test_settings_are_rounded_to_what_can_be_typed():
-    space = Space(method=build("lora", {}), fields={"alpha": FloatDistribution(1.2344, 99.0)}, own=tuning().space.own)
+    space = Space(
+        method=build("lora", {}),
+        fields={"alpha": FloatDistribution(1.2344, 99.0)},
+        method_fields=tuning().space.method_fields,
+    )
     assert space.settle({"alpha": 12.345678}) == {"alpha": 12.35}
     assert space.settle({"alpha": 1.23441}) == {"alpha": 1.2344}, "never below the range"

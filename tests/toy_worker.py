@@ -22,7 +22,7 @@ from pathlib import Path
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Failure, Record
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.workers.arguments import WorkerArguments
@@ -104,7 +104,9 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     return Record(cell=cell, status="ok", notes=notes)
 
 
-def toy_engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
+def toy_engine(
+    given: WorkerArguments, folder: RunFolder, events: Events, stop: StopRequest
+) -> Callable[[Cell], Record]:
     if (folder.path / "broken-engine").exists():
         raise RuntimeError("this engine cannot start")
     return lambda cell: toy_run(cell, folder, events)

@@ -13,7 +13,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Failure, Record
 from mtlbench.store import RunFolder
 from mtlbench.tuning.search import Outcome, search
-from mtlbench.tuning.tuning import Tuning, Words, make_tuning
+from mtlbench.tuning.tuning import Tuning, TuningOptions, make_tuning
 
 
 class Killed(Exception):
@@ -21,7 +21,7 @@ class Killed(Exception):
 
 
 def tuning(**words: Any) -> Tuning:
-    return make_tuning(Words(**{"method": "lora", "tasks": "glue/rte,glue/sst2", "budget": "quick", **words}))
+    return make_tuning(TuningOptions(**{"method": "lora", "tasks": "glue/rte,glue/sst2", "budget": "quick", **words}))
 
 
 def near(rate: float) -> Callable[[Cell], float]:
@@ -79,4 +79,4 @@ def searched(
     """The search in the folder at ``path``; without ``score`` a learning rate of 1e-3 is best."""
     folder = folder_at(path)
     runner = Runner(folder, score or near(1e-3), dies_at)
-    return search(made, folder, runner, tell=lambda trial: None), runner
+    return search(made, folder, runner, on_settled=lambda trial: None), runner

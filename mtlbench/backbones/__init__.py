@@ -1,1 +1,1 @@
-"""Pretrained models: found, loaded, checked."""
+"""Loading of pretrained models."""

@@ -1,4 +1,4 @@
-"""Loading a frozen backbone, and copies of it that share its weights."""
+"""Loading of a frozen backbone, and copies that share its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtlbench.errors import RequestError
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen pretrained model. Nothing may be attached to ``model``: take :meth:`fresh` for that."""
+    """A frozen pretrained model. Never attach anything to ``model``; use :meth:`fresh` for that."""
 
     name: str
     model: nn.Module
@@ -29,14 +29,14 @@ class Backbone:
     fingerprint: str
     """SHA-256 of names and bytes of all weights and buffers."""
     checksum: Checksum = field(init=False)
-    """Tells whether a weight was written to since."""
+    """Detects changes of weights since loading."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checksum", Checksum(self.model))
 
     @property
     def pad_id(self) -> int:
-        """Token that fills rows; the end token where the backbone has no padding token."""
+        """Padding token; the end-of-sequence token where the backbone has none."""
         for value in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
             if value is not None:
                 return int(value)
@@ -49,7 +49,7 @@ class Backbone:
         return config.decoder_start_token_id if self.architecture == "seq2seq" else None
 
     def fresh(self) -> nn.Module:
-        """A copy of the structure over the same storage: no weight is copied, and tied weights stay tied."""
+        """A copy of the modules over the same storage: no weight is copied, and tied weights stay tied."""
         memo: dict[int, Any] = {}
         for module in self.model.modules():
             for p in module.parameters(recurse=False):
@@ -63,7 +63,7 @@ class Backbone:
 def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> Backbone:
     """The backbone ``name``, frozen and in evaluation mode.
 
-    The words are those of :func:`load_model`.
+    The arguments are those of :func:`load_model`.
 
     Raises:
         RequestError: as :func:`load_model`.
@@ -87,7 +87,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
         attention: ``sdpa`` or ``eager``.
 
     Raises:
-        RequestError: when it is not there, the hub cannot be reached, or it is neither causal nor seq2seq.
+        RequestError: it does not exist, the hub cannot be reached, or it is neither causal nor seq2seq.
     """
     where = _locate(name)
     from transformers import AutoConfig, AutoTokenizer
@@ -97,14 +97,12 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
-        # accelerate puts each weight straight on the device: no second copy on the host
-        placed = {"": str(device)}
         model = auto.from_pretrained(
             where,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
-            device_map=placed,
+            device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -114,7 +112,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
 
 
 def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
-    """The structure of a backbone on the meta device, frozen, and its architecture; no weight is read.
+    """A frozen backbone on the meta device, and its architecture; no weight is read.
 
     Raises:
         RequestError: as :func:`load_backbone`.
@@ -161,7 +159,7 @@ def _bytes(tensor: Tensor) -> Any:
 
 
 def _locate(name: str) -> str:
-    """What transformers can load: a folder, or a hub id."""
+    """The folder or hub id that transformers loads."""
     check_model(name)
     return str(BACKBONES / name) if is_embedded(name) else name
 
@@ -177,7 +175,7 @@ def _auto_class(name: str, config: Any) -> tuple[Any, str]:
     classes = config.architectures or []
     if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return AutoModelForSeq2SeqLM, "seq2seq"
-    masked = any("MaskedLM" in word or "PreTraining" in word for word in classes)
+    masked = any("MaskedLM" in name or "PreTraining" in name for name in classes)
     if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked:
         return AutoModelForCausalLM, "causal"
     raise RequestError(
@@ -194,5 +192,5 @@ def _unloadable(name: str, error: Exception) -> str:
         return f"The backbone in {name!r} cannot be loaded: {first}"
     return (
         f"The backbone {name!r} cannot be loaded from the hub: {first} "
-        "Check the id and the network, or give a local folder, or use the embedded `demo`."
+        "Check the id and the network, or use a local folder or the embedded `demo`."
     )

@@ -1,4 +1,4 @@
-"""What the device can do, measured at start, and the dtype that follows from it."""
+"""Speed of the device, measured at start; the dtype that follows from it; out-of-memory errors; seeds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from mtlbench.errors import RequestError
 
 BUDGET_S = 0.02
-"""Time for each dtype's products; one product more is made to warm up."""
+"""Seconds to measure each dtype, after one product to warm up."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device as measured. Rates in GFLOP/s of square matrix products."""
+    """A device and its speed in GFLOP/s of square matrix products."""
 
     device: str
     name: str
@@ -28,7 +28,7 @@ class Machine:
 
 
 def probe(device: torch.device) -> Machine:
-    """Measure the matrix rate of ``device`` in float32 and bfloat16, in about 50 ms."""
+    """Measure the speed of matrix products on ``device`` in float32 and bfloat16, in about 50 ms."""
     on_cpu = device.type == "cpu"
     return Machine(
         device=str(device),
@@ -39,13 +39,13 @@ def probe(device: torch.device) -> Machine:
     )
 
 
-def choose_dtype(asked: str, machine: Machine) -> torch.dtype:
-    """``auto`` takes bfloat16 only on an accelerator that measured faster in it; otherwise what was asked.
+def choose_dtype(requested: str, machine: Machine) -> torch.dtype:
+    """The requested dtype; ``auto`` is bfloat16 on an accelerator where that was measured to be faster, else float32.
 
     Raises:
-        RequestError: for another word.
+        RequestError: it is unknown.
     """
-    match asked:
+    match requested:
         case "float32":
             return torch.float32
         case "bfloat16":
@@ -53,7 +53,7 @@ def choose_dtype(asked: str, machine: Machine) -> torch.dtype:
         case "auto":
             faster = not machine.device.startswith("cpu") and machine.bfloat16_gflops > 1.2 * machine.float32_gflops
             return torch.bfloat16 if faster else torch.float32
-    raise RequestError(f"dtype={asked!r} is not known. Known: auto, float32, bfloat16.")
+    raise RequestError(f"dtype={requested!r} is not known. Known: auto, float32, bfloat16.")
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -69,7 +69,7 @@ def _rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Seconds of one product, the device idle before and after."""
+    """Seconds of one product, with the device synchronised before and after."""
     if a.is_cuda:
         torch.cuda.synchronize(a.device)
     started = time.perf_counter()
@@ -79,23 +79,23 @@ def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-_WORDS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""CUDA and other accelerators; torch's allocator of the processor; cuBLAS and cuDNN."""
+_PHRASES = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""Phrases in errors of CUDA and other accelerators, of torch's CPU allocator, and of cuBLAS and cuDNN."""
 
 
 class NoRoom(MemoryError):
-    """There is too little memory even for the smallest part."""
+    """Memory is too small even for the smallest micro-batch."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on the device or on the host."""
+    """Whether ``error`` means out of memory, on the device or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _PHRASES)
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the allocator keeps. Call it outside the ``except``: the error holds the tensors of its frames."""
+    """Release cached memory. Call it outside the ``except`` block, as the error refers to tensors in its frames."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -104,6 +104,6 @@ def free_memory(device: torch.device) -> None:
 def axis_seed(seed: int, axis: str) -> int:
     """A seed in ``[0, 2**63)`` from the SHA-256 of ``seed`` and ``axis``.
 
-    ``axis`` names what is drawn: ``data-order``, ``split``, ``dropout``, ``search-order``, ``init/<layer name>``.
+    ``axis`` names the purpose: ``data-order``, ``split``, ``dropout``, ``search-order``, ``init/<layer name>``.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{axis}".encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""What a model's name means, decided without loading anything: embedded, local folder or hub id."""
+"""Model names: embedded backbone, local folder or hub id, resolved without loading anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from mtlbench.errors import RequestError, did_you_mean
 
 BACKBONES = Path(__file__).parents[1] / "demo" / "backbones"
-"""Folder of the embedded backbones; each has a folder of its own."""
+"""Folder of the embedded backbones, one subfolder each."""
 
 _WHOLE, _EDGE = 64 * 2**20, 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
@@ -31,7 +31,7 @@ def is_embedded(model: str) -> bool:
 def weights_digest(model: str) -> str:
     """Short digest of the files of an embedded or local backbone; empty for a hub id.
 
-    Of a file larger than 64 MiB its size, its first and its last MiB count: enough to tell checkpoints apart without
+    For a file larger than 64 MiB only its size, first and last MiB are read: enough to distinguish checkpoints without
     reading gigabytes.
     """
     folder = BACKBONES / model if is_embedded(model) else Path(model)
@@ -54,10 +54,10 @@ def weights_digest(model: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Fail early when ``model`` can be neither an embedded backbone, a model folder nor a hub id.
+    """Fail early when ``model`` is neither an embedded backbone, a model folder nor a possible hub id.
 
     Raises:
-        RequestError: with what is wrong and what to name instead.
+        RequestError: what is wrong and what to use instead.
     """
     if is_embedded(model):
         return
@@ -75,10 +75,10 @@ def check_model(model: str) -> None:
 
 
 def check_reachable(model: str) -> None:
-    """Prove that a hub model can be had: cached here, or its config can be fetched. Opens a socket only for hub ids.
+    """Check that a hub model is cached or reachable. Accesses the network only for hub ids that are not cached.
 
     Raises:
-        RequestError: saying how to go on without the hub.
+        RequestError: with alternatives that need no hub.
     """
     if is_embedded(model) or Path(model).is_dir():
         return
@@ -107,28 +107,28 @@ def _check_folder(path: Path) -> None:
             f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote."
         )
     try:
-        told = json.loads(config.read_text())
+        body = json.loads(config.read_text())
     except ValueError as error:
         raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
-    if isinstance(told, dict) and "AutoConfig" in (told.get("auto_map") or {}) and not _known(told.get("model_type")):
+    if isinstance(body, dict) and "AutoConfig" in (body.get("auto_map") or {}) and not _known(body.get("model_type")):
         raise RequestError(remote_code(str(path)))
 
 
 def remote_code(model: str) -> str:
-    """Why a model that brings its own Python code is refused."""
+    """The message for a model that needs its own Python code, which is refused."""
     return (
-        f"The model {model!r} needs Python code that it brings along, and mtlbench runs no code of a model. Name one "
-        "of an architecture that transformers has, or a version of this one that was converted to it."
+        f"The model {model!r} needs its own Python code (trust_remote_code), and mtlbench runs no code of a model. Use "
+        "one whose architecture is part of transformers, or a version of this one that was converted to it."
     )
 
 
 def _known(architecture: object) -> bool:
-    """Whether transformers has a package for a ``model_type``; told from its files, without importing it."""
-    found = importlib.util.find_spec("transformers")
-    if found is None or not found.submodule_search_locations or not isinstance(architecture, str):
+    """Whether transformers has a package for a ``model_type``, by its files, without importing it."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations or not isinstance(architecture, str):
         return False
     name = architecture.replace("-", "_").lower()
-    return name.isidentifier() and (Path(found.submodule_search_locations[0]) / "models" / name).is_dir()
+    return name.isidentifier() and (Path(spec.submodule_search_locations[0]) / "models" / name).is_dir()
 
 
 def _names() -> str:

@@ -1,4 +1,4 @@
-"""What a token costs in a backbone, read off its structure, on the meta device too."""
+"""Cost of a token in a backbone, derived from its modules, also on the meta device."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-KEPT_PER_NORM = 2
-"""Times its width that a norm keeps for backward: its input, and the same in float32 or normalised."""
+ACTIVATIONS_PER_NORM = 2
+"""Multiples of its width that a norm saves for backward: its input, and the same in float32 or normalised."""
 
 
 @dataclass(frozen=True)
 class BackboneSize:
-    """What one token costs in a backbone. An encoder-decoder's row is nearly all encoder: its decoder is left out."""
+    """Cost of one token in a backbone. The decoder of an encoder-decoder is ignored: targets are short."""
 
     parameters: int
     multiplied: int
-    """Weights that each token is multiplied with."""
-    kept: int
-    """Numbers kept for backward for each token."""
-    kept_checkpointed: int
-    """The same where layers are computed again in backward: the input of every layer, and one layer's own."""
+    """Weights multiplied per token."""
+    activations: int
+    """Values saved for backward per token."""
+    activations_checkpointed: int
+    """The same with activation checkpointing: the input of every layer, and all values of one layer."""
 
 
 def backbone_size(model: nn.Module) -> BackboneSize:
-    """The outputs of linear layers and the inputs of norms stay for backward; the head is computed on few tokens."""
+    """Assumes that outputs of linear layers and inputs of norms are saved; ignores the head, which sees few tokens."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linears = norms = 0
     multiplied = 0
@@ -39,12 +39,12 @@ def backbone_size(model: nn.Module) -> BackboneSize:
         elif "norm" in type(module).__name__.lower():
             norms += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 1)
     layers = _layers(model)
-    kept = linears + KEPT_PER_NORM * norms
+    activations = linears + ACTIVATIONS_PER_NORM * norms
     return BackboneSize(
         parameters=len({id(p) for p in model.parameters()}) and sum(p.numel() for p in model.parameters()),
         multiplied=multiplied,
-        kept=kept,
-        kept_checkpointed=layers * width + kept // max(layers, 1),
+        activations=activations,
+        activations_checkpointed=layers * width + activations // max(layers, 1),
     )
 
 

@@ -1,1 +1,1 @@
-"""Data, models and a manifest of hashes in one folder, for machines without a network."""
+"""Bundles: data, models and a manifest of hashes in one folder, for machines without a network."""

@@ -1,4 +1,4 @@
-"""Copying that does not follow a link out of its folder."""
+"""Copying of files without following links out of their folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from mtlbench.errors import DataError
 
 
 def copy_inside(path: Path, to: Path, *, root: Path) -> None:
-    """Copy a file whose content lies under ``root``.
+    """Copy a file that resolves to a path under ``root``.
 
     Raises:
-        DataError: it is a link that leads elsewhere.
+        DataError: it is a link to somewhere else.
     """
     real = path.resolve()
     if not real.is_relative_to(root.resolve()):
         raise DataError(
-            f"{str(path)!r} is a link that leads out of {str(root)!r}, to {str(real)!r}. Put the file itself there, or "
+            f"{str(path)!r} is a link that leads out of {str(root)!r}, to {str(real)!r}. Replace it by the file, or "
             "copy the folder with its links resolved (cp -rL)."
         )
     shutil.copyfile(real, to)

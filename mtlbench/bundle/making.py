@@ -1,4 +1,4 @@
-"""Collect a bundle: rows of tasks as parquet under their hub ids, models with their tokenizers, a manifest."""
+"""Creation of a bundle: data of tasks as Parquet under hub ids, models with tokenizers, and a manifest."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mtlbench.bundle.copying import copy_inside
 from mtlbench.bundle.models import collect_model
 from mtlbench.data import manifest
 from mtlbench.data.folder import FolderSource, relative_path
-from mtlbench.data.source import Source, wanted_splits
+from mtlbench.data.source import Source, required_splits
 from mtlbench.errors import DataError, RequestError
 
 _PACKAGES = ("mtlbench", "datasets", "huggingface_hub", "lm_eval", "transformers")
 
 
 def make(
-    folder: Path, *, tasks: Mapping[str, Task], source: Source | None, models: Sequence[str], say: Callable[[str], None]
+    folder: Path, *, tasks: Mapping[str, Task], source: Source | None, models: Sequence[str], log: Callable[[str], None]
 ) -> manifest.Manifest:
-    """Write a bundle to ``folder``, which must be new or empty; it appears there when it is whole.
+    """Write a bundle to ``folder``, which must be new or empty; it appears there only when it is complete.
 
     Args:
         tasks: Full name to task.
-        source: Where their rows come from.
+        source: Source of their data.
         models: Embedded backbones, model folders or hub ids.
-        say: Told what is collected.
+        log: Receives progress messages.
 
     Raises:
-        DataError, RequestError: something is not there, or would lead outside; ``folder`` is then left as it was.
+        DataError, RequestError: something is missing, or a path leads outside; ``folder`` is then unchanged.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{str(folder)!r} is not an empty folder. Name a new one for the bundle.")
@@ -41,15 +41,15 @@ def make(
     try:
         for name, task in tasks.items():
             assert source is not None
-            say(f"data: {name} ({task.dataset} {task.config or 'default'})")
+            log(f"data: {name} ({task.dataset} {task.config or 'default'})")
             _collect_rows(task, source, work / "data")
         revisions = {}
         for model in models:
-            say(f"model: {model}")
+            log(f"model: {model}")
             name, revision = collect_model(model, work / "models")
             revisions[name] = revision
         files, sizes = manifest.measure(work)
-        made = manifest.Manifest(
+        written = manifest.Manifest(
             tasks=list(tasks),
             source=source.name if source else "",
             files=files,
@@ -58,19 +58,19 @@ def make(
             models=revisions,
             versions={package: metadata.version(package) for package in _PACKAGES},
         )
-        manifest.write(work, made)
+        manifest.write(work, written)
         work.replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return made
+    return written
 
 
 def _collect_rows(task: Task, source: Source, to: Path) -> None:
-    """The splits of a task as parquet files; those of a folder byte by byte, so that cells keep their keys."""
-    targets = {split: relative_path(task, split) for split in wanted_splits(task)}
+    """Write the splits of a task as Parquet; files of a folder are copied unchanged, so that cells keep their keys."""
+    targets = {split: relative_path(task, split) for split in required_splits(task)}
     for name in targets.values():
         if not manifest.is_inside(name):
-            raise DataError(f"Task {task.name!r} would be written to {name!r}, outside the bundle. Leave the task out.")
+            raise DataError(f"Task {task.name!r} would be written to {name!r}, outside the bundle. Omit the task.")
     missing = {split: name for split, name in targets.items() if not (to / name).exists()}
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""The files of a backbone and its tokenizer, from the package, a folder or the hub."""
+"""Collects the files of a backbone and its tokenizer, from the package, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from mtlbench.bundle.copying import copy_inside
 from mtlbench.errors import DataError, RequestError
 
 PLAIN = (".json", ".model", ".txt", ".jinja", ".md")
-"""Endings of what a model needs beside its weights; code of a model is left out, as it is never run."""
+"""Suffixes of files that a model needs besides weights; its Python code is not copied, as it is never run."""
 WEIGHTS = (".safetensors", ".bin")
-"""Endings of weights: the first one there is."""
+"""Suffixes of weights; the first one that exists is used."""
 
 
 def collect_model(name: str, to: Path) -> tuple[str, str]:
-    """Copy the model ``name`` into a folder of its own under ``to``; gives that folder's name there and the revision.
+    """Copy the model ``name`` into its own folder under ``to``; returns that folder's name and the revision.
 
     Raises:
         RequestError: there is no such model.
-        DataError: it holds no weights, a link leads out of it, or another model has its name.
+        DataError: it has no weights, a link leads out of it, or another model has the same name.
     """
     check_model(name)
     if is_embedded(name):
-        folder, root, own, revision = BACKBONES / name, BACKBONES / name, name, ""
+        folder, root, target, revision = BACKBONES / name, BACKBONES / name, name, ""
     elif Path(name).is_dir():
         folder = root = Path(name)
-        own, revision = folder.resolve().name, ""
+        target, revision = folder.resolve().name, ""
     else:
         folder = _from_hub(name)
-        # A snapshot of the hub's cache links to the files that all snapshots of the model share.
-        root, own, revision = folder.parent.parent, name, folder.name
-    _copy(name, folder, to / own, root=root)
-    return own, revision
+        # A snapshot in the hub's cache consists of links to files outside of it.
+        root, target, revision = folder.parent.parent, name, folder.name
+    _copy(name, folder, to / target, root=root)
+    return target, revision
 
 
 def _copy(name: str, folder: Path, to: Path, *, root: Path) -> None:
     if to.exists():
-        raise DataError(f"Two models would be put into {to.name!r}. Make a bundle for each.")
+        raise DataError(f"Two models have the folder name {to.name!r}. Make a bundle for each.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    weights = next((found for end in WEIGHTS if (found := [path for path in files if path.suffix == end])), [])
+    weights = next((paths for end in WEIGHTS if (paths := [path for path in files if path.suffix == end])), [])
     if not weights:
         raise DataError(f"The model {name!r} has no weights ({' or '.join('*' + end for end in WEIGHTS)}).")
     to.mkdir(parents=True)
@@ -48,7 +48,7 @@ def _copy(name: str, folder: Path, to: Path, *, root: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    """The folder of the newest snapshot of a hub model, fetched if it is not cached."""
+    """The newest snapshot of a hub model, downloaded if it is not cached."""
     from huggingface_hub import snapshot_download
 
     plain = [f"*{ending}" for ending in PLAIN]

@@ -22,7 +22,7 @@ from mtlbench.cells.rebuild import setup_of
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import RequestError
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.planning.settings import build
 from mtlbench.store import RunFolder
 from mtlbench.training.batches import collator_of
@@ -38,7 +38,7 @@ class TrainingContext:
 
     bench: Bench
     folder: RunFolder
-    stop: Stop
+    stop: StopRequest
     checkpoint_s: float = EVERY_S
     """Seconds between two checkpoints."""
     ranks: Ranks = ALONE

@@ -22,7 +22,7 @@ from mtlbench.cells.provenance import notes_of, provenance_of
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.evaluation.evaluate import Evaluation, evaluate
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.training.batches import Batch, collator_of
@@ -49,7 +49,7 @@ def run_cell(
     bench: Bench,
     folder: RunFolder,
     events: Events,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     checkpoint_s: float = EVERY_S,
     ranks: Ranks = ALONE,
 ) -> Record:
@@ -65,7 +65,7 @@ def run_cell(
     around = TrainingContext(
         bench=bench,
         folder=folder,
-        stop=Stop() if stop is None else stop,
+        stop=StopRequest() if stop is None else stop,
         checkpoint_s=checkpoint_s,
         ranks=ranks,
     )

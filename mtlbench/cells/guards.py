@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
-from mtlbench.backbones.head import picked_rows
+from mtlbench.backbones.head import logits_at
 from mtlbench.training.batches import Batch
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -30,7 +30,7 @@ def label_logits(model: nn.Module, batch: Batch, routing: Routing) -> Tensor:
     """Logits ``[labels, vocabulary]`` in float32 where ``batch`` has labels, in evaluation mode."""
     training = model.training
     model.eval()
-    with routing.of(batch.tasks, batch.contexts), picked_rows(model, batch.label_index):
+    with routing.of(batch.tasks, batch.contexts), logits_at(model, batch.label_index):
         logits: Tensor = model(**batch.inputs, use_cache=False).logits
     model.train(training)
     return logits.float()

@@ -33,7 +33,7 @@ def make(folder: Path, tasks: str | None, models: tuple[str, ...], data: str) ->
         )
     wanted, suites = resolve_tasks(tasks) if tasks is not None else ({}, {})
     source = open_source(data, suites=suites) if wanted else None
-    made = collect(folder, tasks=wanted, source=source, models=models, say=lambda line: click.echo(line, err=True))
+    made = collect(folder, tasks=wanted, source=source, models=models, log=lambda line: click.echo(line, err=True))
     click.echo(f"{len(made.files)} files, {sum(made.bytes.values()):,} bytes in {folder}")
     argv = ["mtlbench", "run", "--methods", "lora", "--tasks", tasks or "glue"]
     argv += ["--data", str(folder / "data")] if wanted else []

@@ -42,7 +42,7 @@ def measure(out: Path, show: bool, preset: str | None, **options: Any) -> None:
     complete = True
     if not show:
         rows = make_rows(with_preset(preset, given))
-        complete = measure_rows(rows, out, tell=lambda line: click.echo(line, err=True))
+        complete = measure_rows(rows, out, log=lambda line: click.echo(line, err=True))
     measured = read_measured(out)
     if not measured:
         raise RequestError(f"{str(out)!r} holds no measurement. Make one: mtlbench measure --methods lora,peml")

@@ -42,11 +42,11 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
             click.echo(line)
     if forecast:
         from mtlbench.executors.devices import Nvidia
-        from mtlbench.forecasting.forecast import forecast_lines, forecasts, refuse_what_cannot_fit, target_of
+        from mtlbench.forecasting.forecast import check_fits, forecast_lines, forecasts, target_of
 
         todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
-        place = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
-        expected, refused = forecasts(todo, records, place=place, data=made.request.data_name)
-        for line in forecast_lines(expected, refused, place=place, folder=path):
+        target = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
+        expected, refused = forecasts(todo, records, target=target, data=made.request.data_name)
+        for line in forecast_lines(expected, refused, target=target, folder=path):
             click.echo(line)
-        refuse_what_cannot_fit(expected, place=place, folder=path)
+        check_fits(expected, target=target, folder=path)

@@ -41,7 +41,7 @@ def tune(
     """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command resumes it."""
     from mtlbench.errors import RequestError
     from mtlbench.tuning.command import tune as search
-    from mtlbench.tuning.tuning import Words
+    from mtlbench.tuning.tuning import TuningOptions
 
     limits = limits_from(options)
     given = {name: value for name, value in options.items() if value is not None}
@@ -50,9 +50,9 @@ def tune(
             raise RequestError(
                 f"--{needed} is missing. Example: mtlbench tune --method peml --tasks glue --budget quick"
             )
-    named = {name: given.pop(name) for name in Words.names() if name in given}
+    named = {name: given.pop(name) for name in TuningOptions.names() if name in given}
     code = search(
-        Words(**named, protocol=given),
+        TuningOptions(**named, protocol=given),
         out=out,
         to_optuna=to_optuna,
         executor=executor,
@@ -60,7 +60,7 @@ def tune(
         device=device,
         track=track,
         limits=limits,
-        say=click.echo,
-        tell=lambda line: click.echo(line, err=True),
+        echo=click.echo,
+        log=lambda line: click.echo(line, err=True),
     )
     sys.exit(code)

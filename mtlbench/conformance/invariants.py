@@ -8,7 +8,7 @@ from mtlbench.cells.guards import label_logits
 from mtlbench.conformance.findings import NotApplicable, PromiseBroken, expect_equal, expect_same, some
 from mtlbench.conformance.fixture import SAMPLE, STEPS, Case, Fixture, begin, fit, loop_of
 from mtlbench.conformance.randomness import scramble
-from mtlbench.files.stop_request import Stop, Stopped
+from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
@@ -98,10 +98,10 @@ def resume(fixture: Fixture) -> None:
     if not fixture.method.resumes():
         raise NotApplicable("it restarts from the beginning after an interruption: no class says resumable = True")
     whole = fixture.trained.trained
-    stop = Stop()
+    stop = StopRequest()
 
     def ask(step: int, losses: Tensor, tasks: Tensor) -> None:
-        stop.asked = step + 1 >= AT
+        stop.requested = step + 1 >= AT
 
     first = CheckpointPolicy(_files(fixture), stop=stop, every_s=float("inf"))
     try:
@@ -112,7 +112,7 @@ def resume(fixture: Fixture) -> None:
     if first.problems:
         raise NotApplicable(f"it restarts from the beginning after an interruption: {first.problems[0]}")
     scramble(2)
-    again = CheckpointPolicy(_files(fixture), stop=Stop(), every_s=float("inf"))
+    again = CheckpointPolicy(_files(fixture), stop=StopRequest(), every_s=float("inf"))
     seen: list[int] = []
     try:
         resumed = _train(fixture, again, lambda step, losses, tasks: seen.append(step + 1))

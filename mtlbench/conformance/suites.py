@@ -14,7 +14,7 @@ from mtlbench.conformance.label_meaning import exchanged, renamed
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import load_lm_task
-from mtlbench.data.source import wanted_splits
+from mtlbench.data.source import required_splits
 from mtlbench.errors import MtlbenchError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _statement(state: dict[str, Any]) -> None:
 def _splits(state: dict[str, Any]) -> None:
     state["source"].check(state["task"])
     state["splits"] = state["source"].splits(state["task"])
-    wanted = set(wanted_splits(state["task"]))
+    wanted = set(required_splits(state["task"]))
     _require(set(state["splits"]) == wanted, f"the source gives {sorted(state['splits'])}, not {sorted(wanted)}")
 
 

@@ -1,1 +1,1 @@
-"""Rows from the hub, a folder or the demo generator, and lm-eval task objects made from them. No torch."""
+"""Data sets from the hub, a folder or the demo generator, and lm-eval task objects made of them. No torch."""

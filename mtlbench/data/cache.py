@@ -1,4 +1,4 @@
-"""Where work is kept for later studies, and generated tables kept there."""
+"""The cache folder, shared by all studies of a user, and cached tables of generated data."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """``$MTLBENCH_CACHE``, else ``$XDG_CACHE_HOME/mtlbench``, else ``~/.cache/mtlbench``.
 
-    What lies there can be deleted at any time, by entry or as a whole; it is made again.
+    Entries, or the whole folder, can be deleted at any time; they are made again.
     """
-    own = os.environ.get("MTLBENCH_CACHE")
-    if own:
-        return Path(own).expanduser()
+    folder = os.environ.get("MTLBENCH_CACHE")
+    if folder:
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
 
 
 def write_cached(path: Path, content: bytes) -> None:
-    """Write an entry so that readers see all of it or nothing; two writers of one entry write the same.
+    """Write an entry atomically; concurrent writers of one entry write the same content.
 
-    A folder that cannot be written to is told in the log, and nothing is kept.
+    If the folder is not writable, a warning is logged and nothing is cached.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +46,16 @@ def write_cached(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("nothing is kept for the next study: %s", error)
+        logger.warning("nothing is cached for the next study: %s", error)
 
 
 def unusable(path: Path, error: Exception) -> None:
-    """Say why an entry is made again."""
+    """Log why an entry is made again."""
     logger.warning("the cache entry %s cannot be used (%s) and is made again", path, error)
 
 
 def cached_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
-    """The table under ``key``, or else of the rows that ``make`` gives, which is kept as parquet with checksums."""
+    """The table cached under ``key``, else that of the rows from ``make``, then cached as Parquet with checksums."""
     import pyarrow
     import pyarrow.parquet as parquet
 

@@ -1,4 +1,4 @@
-"""From the word of a request to the source of its rows."""
+"""From the value of ``--data`` to a source."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mtlbench.api.task import TaskSuite
 from mtlbench.data.source import Source
 
 
-def open_source(words: str, *, suites: Mapping[str, TaskSuite]) -> Source:
-    """The source named ``demo`` or ``hub``, or the folder at the path ``words``.
+def open_source(data: str, *, suites: Mapping[str, TaskSuite]) -> Source:
+    """The source ``demo`` or ``hub``, or the folder at the path ``data``.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist.
     """
-    if words == "demo":
+    if data == "demo":
         from mtlbench.data.demo import DemoSource
 
         return DemoSource(suites)
-    if words == "hub":
+    if data == "hub":
         from mtlbench.data.hub import HubSource
 
         return HubSource()
     from mtlbench.data.folder import FolderSource
 
-    return FolderSource(Path(words))
+    return FolderSource(Path(data))

@@ -1,4 +1,4 @@
-"""Whether rows hold what a task reads, said by file, column and row."""
+"""Checks that data has the columns, types and values that a task needs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def check_schema(task: Task, schema: pyarrow.Schema, *, where: str, split: str, rows: int) -> None:
-    """Fail when a split is empty, or a column that the task reads is missing or of another type.
+    """Fail when a split is empty, or a column that the task reads is missing or has another type.
 
     Raises:
-        DataError: ``where`` says which file or data set it is.
+        DataError: naming the file or data set ``where``.
     """
     if rows == 0:
-        raise DataError(f"Split {split!r} of task {task.name!r} is empty: {where}. Give it rows or leave the task out.")
-    found = {name: _type_of(schema, name) for name in task.columns}
-    missing = [name for name, held in found.items() if held is None]
+        raise DataError(f"Split {split!r} of task {task.name!r} is empty: {where}. Add rows or omit the task.")
+    types = {name: _type_of(schema, name) for name in task.columns}
+    missing = [name for name, actual in types.items() if actual is None]
     if missing:
         raise DataError(
             f"{where} (split {split!r}) lacks the column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} "
@@ -28,20 +28,20 @@ def check_schema(task: Task, schema: pyarrow.Schema, *, where: str, split: str, 
             f"Use the columns of {task.dataset} on the hub."
         )
     for name, kind in task.columns.items():
-        held = found[name]
-        assert held is not None
-        if not _fits(held, kind):
+        actual = types[name]
+        assert actual is not None
+        if not _fits(actual, kind):
             raise DataError(
-                f"{where} (split {split!r}): column {name!r} of task {task.name!r} must hold {_told(kind)}, "
-                f"its type is {held}. Write the column with the type of {task.dataset} on the hub."
+                f"{where} (split {split!r}): column {name!r} of task {task.name!r} must hold {_describe(kind)}, "
+                f"its type is {actual}. Write the column with the type of {task.dataset} on the hub."
             )
 
 
 def check_values(task: Task, table: pyarrow.Table, *, where: str, split: str) -> None:
-    """Fail at the first value of a column of ``table`` that is none, or not among the values the column may hold.
+    """Fail at the first value that is null, or not among the allowed values of its column.
 
     Raises:
-        DataError: with column and row, counted from 0.
+        DataError: naming column and row, counted from 0.
     """
     import pyarrow.compute as compute
 
@@ -53,12 +53,12 @@ def check_values(task: Task, table: pyarrow.Table, *, where: str, split: str) ->
         if row >= 0:
             raise DataError(
                 f"{where} (split {split!r}), row {row}, column {name!r} of task {task.name!r}: "
-                f"{values[row].as_py()!r} is not {_told(kind)}. Repair or remove the row."
+                f"{values[row].as_py()!r} is not {_describe(kind)}. Repair or remove the row."
             )
 
 
 def answer_columns(task: Task) -> list[str]:
-    """The columns that may hold a few values only: quick to read whole."""
+    """The columns with a fixed set of values, which are quick to read completely."""
     return [name for name, kind in task.columns.items() if isinstance(kind, tuple)]
 
 
@@ -74,34 +74,34 @@ def _type_of(schema: pyarrow.Schema, name: str) -> pyarrow.DataType | None:
     from pyarrow import types
 
     top, *inner = name.split(".")
-    found = schema.field(top).type if top in schema.names else None
-    for part in inner:
-        if found is None or not types.is_struct(found) or found.get_field_index(part) < 0:
+    current = schema.field(top).type if top in schema.names else None
+    for field in inner:
+        if current is None or not types.is_struct(current) or current.get_field_index(field) < 0:
             return None
-        found = found.field(part).type
-    return found
+        current = current.field(field).type
+    return current
 
 
-def _fits(held: pyarrow.DataType, kind: Kind) -> bool:
+def _fits(actual: pyarrow.DataType, kind: Kind) -> bool:
     from pyarrow import types
 
     if kind == "texts":
-        return (types.is_list(held) or types.is_large_list(held)) and _is_text(held.value_type)
+        return (types.is_list(actual) or types.is_large_list(actual)) and _is_text(actual.value_type)
     if kind == "number":
-        return bool(types.is_integer(held) or types.is_floating(held))
+        return bool(types.is_integer(actual) or types.is_floating(actual))
     if kind != "text" and isinstance(kind[0], int):
-        return bool(types.is_integer(held))
-    return _is_text(held)
+        return bool(types.is_integer(actual))
+    return _is_text(actual)
 
 
-def _is_text(held: pyarrow.DataType) -> bool:
+def _is_text(actual: pyarrow.DataType) -> bool:
     from pyarrow import types
 
-    return bool(types.is_string(held) or types.is_large_string(held))
+    return bool(types.is_string(actual) or types.is_large_string(actual))
 
 
 def _wrong(values: pyarrow.ChunkedArray, kind: Kind) -> pyarrow.Array:
-    """One flag per row."""
+    """One flag per row: whether its value is not allowed."""
     import pyarrow
     import pyarrow.compute as compute
 
@@ -116,7 +116,7 @@ def _wrong(values: pyarrow.ChunkedArray, kind: Kind) -> pyarrow.Array:
     return compute.is_null(values, nan_is_null=True)
 
 
-def _told(kind: Kind) -> str:
+def _describe(kind: Kind) -> str:
     if isinstance(kind, tuple):
         return f"one of {', '.join(map(repr, kind))}"
     return {"text": "text", "texts": "a list of texts", "number": "a number"}[kind]

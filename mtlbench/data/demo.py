@@ -1,4 +1,4 @@
-"""Rows from the generator that a suite brings along."""
+"""Data from the generator of a suite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtlbench.api.cell import digest
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.data.cache import cached_table
 from mtlbench.data.columns import check_schema, check_values
-from mtlbench.data.source import Source, dataset_of, wanted_splits
+from mtlbench.data.source import Source, dataset_of, required_splits
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DemoSource(Source):
-    """Generated rows: deterministic, offline, and no benchmark."""
+    """Generated data: deterministic, offline, and not a benchmark."""
 
     name = "demo"
 
@@ -45,15 +45,15 @@ class DemoSource(Source):
         suite = self._suite(task)
         demo = suite.demo
         assert demo is not None
-        found = {}
-        for split in wanted_splits(task):
-            words = [self._fingerprints([task]), task.dataset, task.config, split]
-            table = _table(demo, words)
+        loaded = {}
+        for split in required_splits(task):
+            identity = [self._fingerprints([task]), task.dataset, task.config, split]
+            table = _table(demo, identity)
             where = f"The demo of suite {suite.name!r}"
             check_schema(task, table.schema, where=where, split=split, rows=len(table))
             check_values(task, table, where=where, split=split)
-            found[split] = dataset_of(table, fingerprint=digest(words))
-        return found
+            loaded[split] = dataset_of(table, fingerprint=digest(identity))
+        return loaded
 
     def _suite(self, task: Task) -> TaskSuite:
         suite = next((suite for suite in self.suites.values() if task in suite.tasks), None)
@@ -66,12 +66,12 @@ class DemoSource(Source):
         return {name: suite.demo_fingerprint() if suite.demo_fingerprint else "" for name, suite in suites.items()}
 
 
-def _table(demo: Callable[..., Rows], words: Sequence[Any]) -> pyarrow.Table:
-    """The rows, from the cache where they were generated before; those of a function without a name are not kept."""
+def _table(demo: Callable[..., Rows], identity: Sequence[Any]) -> pyarrow.Table:
+    """The generated rows, cached unless the generator is not importable by name."""
     import pyarrow
 
     name = getattr(demo, "__qualname__", "")
-    make = partial(demo, *words[1:])
+    make = partial(demo, *identity[1:])
     if getattr(sys.modules.get(demo.__module__), name, None) is not demo:
         return pyarrow.Table.from_pylist(make())
-    return cached_table(digest([demo.__module__, name, *words], length=32), make)
+    return cached_table(digest([demo.__module__, name, *identity], length=32), make)

@@ -1,4 +1,4 @@
-"""Training pairs from the same lm-eval task object that makes the evaluation prompts."""
+"""Training examples from the same lm-eval task object that makes the evaluation prompts."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What a backbone reads and what it must answer, as text."""
+    """Prompt and answer of an example, as text."""
 
     context: str
     target: str
 
 
 def training_pairs(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[Pair]:
-    """Context and gold answer of the training rows numbered ``rows``, or of all, as lm-eval scores them.
+    """Context and gold answer of the training examples with the indices ``rows``, or of all, as lm-eval scores them.
 
-    Multiple choice gives the request of the gold choice, delimiter included; free generation gives the target text.
+    Multiple choice uses the request of the gold choice, including the delimiter; generation uses the target text.
 
     Raises:
-        DataError: naming the row whose label or text cannot be used.
+        DataError: naming the row with an invalid label or text.
     """
     with quiet_lm_eval():
         docs = lm_task.training_docs()
@@ -37,10 +37,10 @@ def training_pairs(lm_task: ConfigurableTask, rows: Sequence[int] | None = None)
 
 
 def evaluation_golds(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[int] | None:
-    """Gold choice of the evaluation rows numbered ``rows``, or of all; ``None`` where the task has no choices.
+    """Gold choices of the evaluation examples with the indices ``rows``, or of all; ``None`` for tasks without choices.
 
     Raises:
-        DataError: naming the row whose label cannot be used.
+        DataError: naming the row with an invalid label.
     """
     if lm_task.OUTPUT_TYPE != "multiple_choice":
         return None
@@ -50,10 +50,10 @@ def evaluation_golds(lm_task: ConfigurableTask, rows: Sequence[int] | None = Non
 
 
 def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any]) -> Pair:
-    """The pair of one row.
+    """The training pair of one row.
 
     Raises:
-        ValueError: the label is no choice, or the kind of task has no answer to learn.
+        ValueError: the label is not one of the choices, or the output type has no gold answer.
     """
     context = lm_task.fewshot_context(doc, lm_task.config.num_fewshot, gen_prefix=lm_task.doc_to_prefix(doc))
     if lm_task.OUTPUT_TYPE == "generate_until":
@@ -67,19 +67,19 @@ def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any]) -> Pair:
 
 
 def gold_index(lm_task: ConfigurableTask, doc: dict[str, Any]) -> int:
-    """Number of the gold choice of one row; of several, the first, as lm-eval's few-shot examples do.
+    """Index of the gold choice of one row; of several the first, as in lm-eval's few-shot examples.
 
     Raises:
-        ValueError: the label is no choice.
+        ValueError: the label is not one of the choices.
     """
     return gold_indices(lm_task, doc)[0]
 
 
 def gold_indices(lm_task: ConfigurableTask, doc: dict[str, Any]) -> list[int]:
-    """Numbers of all gold choices of one row, at least one.
+    """Indices of all gold choices of one row, at least one.
 
     Raises:
-        ValueError: a label is no choice, or there is none.
+        ValueError: a label is not one of the choices, or there is none.
     """
     choices = lm_task.doc_to_choice(doc)
     gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else lm_task.doc_to_target(doc)
@@ -101,10 +101,10 @@ def _choice(label: Any, choices: list[str]) -> int:
 
 
 def gold_text(lm_task: ConfigurableTask, doc: dict[str, Any]) -> str:
-    """The text that a generated answer of one row is compared with; of several, the first.
+    """The reference text for a generated answer of one row; of several the first.
 
     Raises:
-        ValueError: the label is no choice.
+        ValueError: the label is not one of the choices.
     """
     if lm_task.config.doc_to_choice is not None:
         return str(lm_task.doc_to_choice(doc)[gold_index(lm_task, doc)])
@@ -120,13 +120,13 @@ def _each(
     make: Callable[[ConfigurableTask, dict[str, Any]], T],
 ) -> list[T]:
     numbers = range(len(docs)) if rows is None else rows
-    made: list[T] = []
+    results: list[T] = []
     for number, doc in zip(numbers, docs if rows is None else docs.select(rows), strict=True):
         try:
-            made.append(make(lm_task, doc))
+            results.append(make(lm_task, doc))
         except Exception as error:
             raise DataError(
                 f"Row {number} of split {split!r} of task {lm_task.config.task!r} cannot be used: {error}. "
                 "Repair or remove the row."
             ) from error
-    return made
+    return results

@@ -1,7 +1,7 @@
-"""Rows from a folder that mirrors hub ids: ``DIR/nyu-mll/glue/rte/train.parquet``.
+"""Data from a folder that mirrors hub ids: ``DIR/nyu-mll/glue/rte/train.parquet``.
 
-Parquet files are read directly. ``datasets.load_dataset`` keys its cache of a local folder by the header of the
-folder's README only, so a changed file or a second folder would silently give old rows.
+Parquet files are read directly: the cache of ``datasets.load_dataset`` depends only on the header of the folder's
+README, so a changed file or a second folder would silently yield old data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Task
 from mtlbench.data.columns import answer_columns, check_schema, check_values
-from mtlbench.data.source import Source, dataset_of, wanted_splits
+from mtlbench.data.source import Source, dataset_of, required_splits
 from mtlbench.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def relative_path(task: Task, split: str) -> str:
-    """Where a split lies in a folder that mirrors hub ids."""
+    """Path of a split in a folder that mirrors hub ids."""
     return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"
 
 
@@ -36,26 +36,26 @@ class FolderSource(Source):
         if not folder.is_dir():
             parent = next((p for p in folder.resolve().parents if p.is_dir()), Path("/"))
             raise DataError(
-                f"There is no data folder {str(folder)!r}; the nearest folder there is, is {str(parent)!r}. "
-                "Name a folder that mirrors hub ids, or say demo or hub."
+                f"There is no data folder {str(folder)!r}; the nearest existing folder is {str(parent)!r}. "
+                "Name a folder that mirrors hub ids, or use demo or hub."
             )
         self.folder = folder
 
     def identity(self, tasks: Sequence[Task]) -> str:
-        found = hashlib.sha256()
-        for name in sorted({relative_path(task, split) for task in tasks for split in wanted_splits(task)}):
+        total = hashlib.sha256()
+        for name in sorted({relative_path(task, split) for task in tasks for split in required_splits(task)}):
             with (self.folder / name).open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            found.update(f"{name} {content}\n".encode())
+            total.update(f"{name} {content}\n".encode())
         bundle = self._bundle()
         kind = "demo-folder" if bundle is not None and bundle.source == "demo" else "folder"
-        return f"{kind}:{found.hexdigest()[:16]}"
+        return f"{kind}:{total.hexdigest()[:16]}"
 
     def check(self, task: Task) -> None:
         import pyarrow
         import pyarrow.parquet as parquet
 
-        for split in wanted_splits(task):
+        for split in required_splits(task):
             path = self._path(task, split)
             try:
                 file = parquet.ParquetFile(path)
@@ -70,22 +70,22 @@ class FolderSource(Source):
         import pyarrow.parquet as parquet
 
         self.check(task)
-        found = {}
-        for split in wanted_splits(task):
+        loaded = {}
+        for split in required_splits(task):
             path = self._path(task, split)
             table = parquet.ParquetFile(path).read()
             check_values(task, table, where=repr(str(path)), split=split)
-            found[split] = dataset_of(table, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-        return found
+            loaded[split] = dataset_of(table, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        return loaded
 
     def revisions(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """Those that the manifest of a bundle names, where the folder is a bundle's."""
+        """The revisions in the manifest, if the folder belongs to a bundle."""
         bundle = self._bundle()
         known = {} if bundle is None else bundle.datasets
         return {task.dataset: known[task.dataset] for task in tasks if task.dataset in known}
 
     def _bundle(self) -> Manifest | None:
-        """The manifest of the bundle whose data this is, if it is one's."""
+        """The manifest, if the folder belongs to a bundle."""
         from mtlbench.data import manifest
 
         parent = self.folder.resolve().parent
@@ -96,5 +96,5 @@ class FolderSource(Source):
         if path.is_file():
             return path
         splits = [p.stem for p in path.parent.glob("*.parquet")]
-        hint = did_you_mean(split, splits) if splits else "Put it there, or leave the task out."
-        raise DataError(f"Task {task.name!r} needs {str(path)!r}, which is not there. {hint}")
+        hint = did_you_mean(split, splits) if splits else "Put it there, or omit the task."
+        raise DataError(f"Task {task.name!r} needs {str(path)!r}, which does not exist. {hint}")

@@ -1,8 +1,8 @@
-"""Evaluation on training rows: the evaluation split of a task replaced by rows kept from training.
+"""Evaluation splits taken from the training split, in place of the official evaluation split.
 
-Two reasons, two functions. ``holdout`` makes a protocol's evaluation split of the training split, for comparison with
-papers that did; ``eval_from_train`` scores the trials of a tuning. Trials of a holdout protocol are scored on rows of
-what the holdout left, so that the final evaluation rows choose nothing.
+There are two purposes. ``holdout`` defines the evaluation split of a protocol, for comparison with papers that did so;
+``eval_from_train`` is for scoring trials of ``mtlbench tune``. With both, trials are scored on examples outside the
+holdout, so that the final evaluation examples influence no choice.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 def splits_under(
     task: Task, splits: Mapping[str, datasets.Dataset], protocol: Protocol
 ) -> Mapping[str, datasets.Dataset]:
-    """The splits that a cell under ``protocol`` has: the official ones, or divided training rows.
+    """The splits of a cell under ``protocol``: the official ones, or parts of the training split.
 
     Raises:
-        DataError: the training rows cannot be divided.
+        DataError: the training split cannot be divided.
     """
     if protocol.holdout:
-        splits = held_out(task, splits, share=protocol.holdout)
+        splits = holdout_splits(task, splits, share=protocol.holdout)
     if protocol.eval_from_train:
-        splits = scored_from_train(task, splits, share=protocol.eval_from_train, train_rows=protocol.train_rows)
+        splits = eval_from_train_splits(task, splits, share=protocol.eval_from_train, train_rows=protocol.train_rows)
     return splits
 
 
-def held_out(task: Task, splits: Mapping[str, datasets.Dataset], *, share: float) -> dict[str, datasets.Dataset]:
-    """The splits of ``task`` with ``share`` of its whole training split as its evaluation split.
+def holdout_splits(task: Task, splits: Mapping[str, datasets.Dataset], *, share: float) -> dict[str, datasets.Dataset]:
+    """The splits of ``task`` with ``share`` of its whole training split as evaluation split.
 
-    The number of rows is rounded up, as common splitting functions do. Rows are drawn from a fixed seed, whatever
-    other limits a cell has, so that every cell of the protocol is scored on the same ones.
+    The number of examples is rounded up, as common splitting functions do. They are drawn with a fixed seed,
+    independent of other limits, so that every cell of the protocol is scored on the same ones.
 
     Raises:
-        DataError: there are fewer than two training rows, or the task trains and evaluates on one split.
+        DataError: there are fewer than two training examples, or the task trains and evaluates on one split.
     """
     rows = len(splits[task.train_split])
     count = min(max(1, math.ceil(round(share * rows, 6))), rows - 1)
@@ -51,17 +51,17 @@ def held_out(task: Task, splits: Mapping[str, datasets.Dataset], *, share: float
     return _divided(task, splits, usable=range(rows), scored=drawn)
 
 
-def scored_from_train(
+def eval_from_train_splits(
     task: Task, splits: Mapping[str, datasets.Dataset], *, share: float, train_rows: int | None
 ) -> dict[str, datasets.Dataset]:
-    """The splits of ``task`` with ``share`` of its training rows in place of its evaluation split.
+    """The splits of ``task`` with ``share`` of its training examples in place of its evaluation split.
 
-    The evaluation rows are dropped here, before anything is made of them, so nothing chosen by these scores can have
-    seen them. Rows are drawn from a fixed seed: every cell of a study is scored on the same ones. With ``train_rows``
-    they come out of those rows, so that no more labels are used than a cell with that limit may.
+    The official evaluation split is dropped here, before any prompt is made of it, so no choice by these scores can
+    depend on it. Examples are drawn with a fixed seed: every cell of a study is scored on the same ones. With
+    ``train_rows`` they are among those, so that no more labels are used than the limit allows.
 
     Raises:
-        DataError: there are fewer than two training rows, or the task trains and evaluates on one split.
+        DataError: there are fewer than two training examples, or the task trains and evaluates on one split.
     """
     usable = choose_rows(len(splits[task.train_split]), train_rows)
     at = choose_rows(len(usable), min(max(1, round(share * len(usable))), len(usable) - 1)) if len(usable) > 1 else []
@@ -71,18 +71,20 @@ def scored_from_train(
 def _divided(
     task: Task, splits: Mapping[str, datasets.Dataset], *, usable: Sequence[int], scored: Sequence[int]
 ) -> dict[str, datasets.Dataset]:
-    """The training rows ``usable`` without and with those ``scored``, and worked examples; other rows are dropped."""
+    """Splits of the training rows ``usable``: ``scored`` for evaluation, the rest for training; and few-shot rows."""
     if task.train_split == task.eval_split:
         raise DataError(
-            f"Task {task.name!r} trains and evaluates on one split, {task.train_split!r}: no training rows can be set "
-            "apart to score on. Leave the task out."
+            f"Task {task.name!r} trains and evaluates on one split, {task.train_split!r}: no training rows can be "
+            "held out for scoring. Omit the task."
         )
     if len(usable) < 2:
-        raise DataError(f"Task {task.name!r} has {len(usable)} training row to divide: give it at least two.")
-    rows, apart = splits[task.train_split], set(scored)
+        raise DataError(
+            f"Task {task.name!r} has {len(usable)} training row, and at least two are needed to hold one out."
+        )
+    rows, evaluated = splits[task.train_split], set(scored)
     examples = {task.shots_split: splits[task.shots_split]} if task.shots_split else {}
     return {
         **examples,
-        task.train_split: rows.select([row for row in usable if row not in apart]),
-        task.eval_split: rows.select([row for row in usable if row in apart]),
+        task.train_split: rows.select([row for row in usable if row not in evaluated]),
+        task.eval_split: rows.select([row for row in usable if row in evaluated]),
     }

@@ -1,4 +1,4 @@
-"""Rows from the Hugging Face hub, or from what an earlier run cached of it."""
+"""Data from the Hugging Face hub or its local cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task
 from mtlbench.data.columns import check_schema, check_values
-from mtlbench.data.source import Source, wanted_splits
+from mtlbench.data.source import Source, required_splits
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class HubSource(Source):
 
     def __init__(self) -> None:
         self._revisions: dict[tuple[str, str | None], str] = {}
-        """Commit of the hub by data set and configuration; empty where it cannot be told."""
+        """Commit by data set and configuration; empty where unknown."""
 
     def identity(self, tasks: Sequence[Task]) -> str:
         for task in tasks:
@@ -45,16 +45,16 @@ class HubSource(Source):
         return {task.dataset: self._revisions[task.dataset, task.config] for task in tasks}
 
     def check(self, task: Task) -> None:
-        """Prove that the data set is cached here or that the hub has it, and settle its revision: the newest that is
-        cached, or the hub's. Columns only show in :meth:`splits`."""
+        """Check that the data set is cached or on the hub, and fix its revision: the newest cached one, else that of
+        the hub. Columns are checked in :meth:`splits`."""
         if Path(task.dataset).exists():
             raise DataError(
                 f"A folder {task.dataset!r} in the working directory would be read instead of the hub. "
-                "Start from another directory, or use --data . if it is the data you want."
+                "Start from another directory, or use --data . if you want that data."
             )
         key = (task.dataset, task.config)
         if key not in self._revisions:
-            self._revisions[key] = _cached_revision(task) or _ask_hub(task)
+            self._revisions[key] = _cached_revision(task) or _hub_revision(task)
 
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
         import datasets
@@ -62,46 +62,46 @@ class HubSource(Source):
         self.check(task)
         where = f"{task.dataset} ({task.config or 'default'}) on the hub"
         try:
-            wanted = self._revisions[task.dataset, task.config]
-            found = datasets.load_dataset(
-                task.dataset, task.config, revision=wanted if _COMMIT.fullmatch(wanted) else None
+            revision = self._revisions[task.dataset, task.config]
+            dataset = datasets.load_dataset(
+                task.dataset, task.config, revision=revision if _COMMIT.fullmatch(revision) else None
             )
         except Exception as error:
             raise DataError(f"Task {task.name!r}: {where} cannot be loaded: {error}. {WITHOUT}") from error
-        loaded = {Path(file["filename"]).parent.name for rows in found.values() for file in rows.cache_files}
-        if _COMMIT.fullmatch(wanted) and loaded - {wanted}:
+        loaded = {Path(file["filename"]).parent.name for rows in dataset.values() for file in rows.cache_files}
+        if _COMMIT.fullmatch(revision) and loaded - {revision}:
             raise DataError(
-                f"Task {task.name!r}: revision {wanted} of {where} was settled on and {', '.join(loaded)} was loaded. "
+                f"Task {task.name!r}: revision {revision} of {where} was expected, but {', '.join(loaded)} was loaded. "
                 "Start the same command again."
             )
-        for split in wanted_splits(task):
-            if split not in found:
-                raise DataError(f"Task {task.name!r}: {where} has no split {split!r}. It has: {', '.join(found)}.")
-            table = found[split].data.table
+        for split in required_splits(task):
+            if split not in dataset:
+                raise DataError(f"Task {task.name!r}: {where} has no split {split!r}. It has: {', '.join(dataset)}.")
+            table = dataset[split].data.table
             check_schema(task, table.schema, where=where, split=split, rows=len(table))
             check_values(task, table, where=where, split=split)
-        return {split: found[split] for split in wanted_splits(task)}
+        return {split: dataset[split] for split in required_splits(task)}
 
 
 def _cached_revision(task: Task) -> str:
-    """The revision of the copy that an earlier run cached last, as ``datasets`` picks it; empty if there is none."""
+    """The most recently cached revision, which ``datasets`` would use; empty if there is none."""
     from huggingface_hub.constants import HF_HOME
 
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets")
     *owner, name = task.dataset.split("/")
     folder = cache / "___".join([*owner, _snake(name)]) / (task.config or "default")
-    found = sorted(folder.glob("*/*/dataset_info.json"), key=lambda path: path.parent.stat().st_mtime)
-    return found[-1].parent.name if found else ""
+    cached = sorted(folder.glob("*/*/dataset_info.json"), key=lambda path: path.parent.stat().st_mtime)
+    return cached[-1].parent.name if cached else ""
 
 
 def _snake(name: str) -> str:
-    """As ``datasets.naming.camelcase_to_snakecase`` names cache folders, without loading ``datasets``."""
+    """Name of a cache folder as by ``datasets.naming.camelcase_to_snakecase``, without loading ``datasets``."""
     name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()
 
 
-def _ask_hub(task: Task) -> str:
-    """The commit that the hub has."""
+def _hub_revision(task: Task) -> str:
+    """The current commit on the hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""Which training rows a cell uses: all, some drawn once for every cell, or k shots drawn by the cell's seed."""
+"""Selection of training examples: all, a fixed subset for every cell, or k shots drawn with the cell's seed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 
-def read_k_shot(words: str) -> tuple[int, bool]:
-    """``16`` or ``16:class`` as the number of rows and whether that many are of each label.
+def read_k_shot(text: str) -> tuple[int, bool]:
+    """Parse ``16`` or ``16:class``: the number of examples, and whether it is per label.
 
     Raises:
-        RequestError: for anything else.
+        RequestError: it is neither.
     """
-    count, _, per = words.partition(":")
-    if not (count.isascii() and count.isdigit()) or int(count) < 1 or (words != count and per != "class"):
-        raise RequestError(f"k_shot={words!r} must be K (rows of each task) or K:class (rows of each label), K >= 1.")
+    count, _, per = text.partition(":")
+    if not (count.isascii() and count.isdigit()) or int(count) < 1 or (text != count and per != "class"):
+        raise RequestError(f"k_shot={text!r} must be K (rows of each task) or K:class (rows of each label), K >= 1.")
     return int(count), per == "class"
 
 
 def chosen_rows(lm_task: ConfigurableTask, *, limit: int | None, k_shot: str, seed: int) -> list[int]:
-    """Numbers of the training rows to use, in order: at most ``limit``, of which ``k_shot`` draws by ``seed``.
+    """Indices of the training examples to use, in order: at most ``limit``, of which ``k_shot`` are drawn by ``seed``.
 
-    Shots are drawn uniformly from a task's training rows with a seed of their own, apart from initial values, as
+    Shots are drawn uniformly from a task's training examples, with a seed independent of initialisation, as
     AkariAsai/ATTEMPT@613f700:attempt/data/tasks.py does (``n_obs`` rows of a permutation by ``data_seed``).
 
     Raises:
-        DataError: a task has fewer rows than shots, or no fixed labels where each label is to get its shots.
+        DataError: a task has fewer examples than shots, or no fixed labels where shots are per label.
     """
     with quiet_lm_eval():
         docs = lm_task.training_docs()
@@ -57,18 +57,18 @@ def _of_each_label(
     if not isinstance(labels, list):
         raise DataError(
             f"Task {name!r} has no fixed labels: its choices differ from row to row. Take k_shot={count}, rows of each "
-            "task, or leave the task out."
+            "task, or omit the task."
         )
-    found: dict[int, list[int]] = {label: [] for label in range(len(labels))}
+    by_label: dict[int, list[int]] = {label: [] for label in range(len(labels))}
     for row in order:
-        held = found[gold_index(lm_task, docs[row])]
-        if len(held) < count:
-            held.append(row)
-        if all(len(rows) == count for rows in found.values()):
+        shots = by_label[gold_index(lm_task, docs[row])]
+        if len(shots) < count:
+            shots.append(row)
+        if all(len(rows) == count for rows in by_label.values()):
             break
-    for label, rows in found.items():
+    for label, rows in by_label.items():
         if len(rows) < count:
             raise DataError(
                 f"Task {name!r} has {len(rows)} training rows labelled {labels[label]!r}: fewer than {count}."
             )
-    return sorted(row for rows in found.values() for row in rows)
+    return sorted(row for rows in by_label.values() for row in rows)

@@ -1,7 +1,7 @@
-"""One lm-eval task object from one YAML file, over rows we hand it.
+"""An lm-eval task object from one YAML file and given splits.
 
-lm-eval's ``TaskManager`` indexes every task it knows first, which takes longer than a small cell; here only the file
-that is needed is read.
+lm-eval's ``TaskManager`` first indexes all its tasks, which takes longer than a small cell; here only the required file
+is read.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: str) -> ConfigurableTask:
-    """The lm-eval task of ``task`` over ``splits``: with ``task.shots``, evaluated on exactly ``task.eval_split``.
+    """The lm-eval task of ``task`` over ``splits``, with ``task.shots``, evaluated on exactly ``task.eval_split``.
 
-    ``name`` is the full name, such as ``glue/rte``; lm-eval's requests carry it as ``task_name``. The YAML's
-    ``process_docs`` is applied here, once.
+    ``name`` is the full name, such as ``glue/rte``, which becomes ``task_name`` of lm-eval's requests. ``process_docs``
+    of the YAML is applied here, once.
 
     Raises:
-        PluginError: the YAML is missing, broken, or has not the metrics the task names.
+        PluginError: the YAML is missing, invalid, or lacks metrics that the task names.
     """
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -42,7 +42,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
     with quiet_lm_eval():
         try:
             config = load_yaml(path)
-            process = config.pop("process_docs", None) or _as_they_are
+            process = config.pop("process_docs", None) or _unchanged
             rows = {split: process(docs) for split, docs in splits.items()}
             pool = rows[task.shots_split or task.train_split]
             first = pool if task.shots_by else pool.select(range(min(task.shots + 1, len(pool))))
@@ -55,7 +55,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
                 "test_split": None,
                 "num_fewshot": task.shots,
                 "fewshot_split": None,
-                # A small pool, or lm-eval would copy the whole training split into a list.
+                # A small pool, as lm-eval would copy the whole training split into a list.
                 "fewshot_config": {"sampler": sampler(task.shots_by), "samples": list(first) if task.shots else []},
             }
             lm_task = ConfigurableTask(config=config)
@@ -71,10 +71,10 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
 
 
 def yaml_path(task: Task) -> Path:
-    """Where the YAML of ``task`` lies.
+    """Path of the YAML of ``task``.
 
     Raises:
-        PluginError: no such package or file.
+        PluginError: the package or file does not exist.
     """
     package, _, inner = task.yaml.partition(":")
     spec = importlib.util.find_spec(package) if package and inner else None
@@ -88,9 +88,9 @@ def yaml_path(task: Task) -> Path:
 
 
 def choose_rows(total: int, limit: int | None) -> list[int]:
-    """Row numbers kept of ``total``: all, or ``limit`` drawn without replacement from a fixed seed, in order.
+    """Indices of ``total`` rows: all, or ``limit`` drawn without replacement with a fixed seed, in order.
 
-    Drawn rather than first or evenly spaced, so that neither sorted nor alternating labels bias the choice.
+    They are drawn at random, so that neither sorted nor alternating labels bias the choice.
     """
     if limit is None or limit >= total:
         return list(range(total))
@@ -99,7 +99,7 @@ def choose_rows(total: int, limit: int | None) -> list[int]:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's progress bars and everything below an error of its log from the user."""
+    """Disable lm-eval's progress bars, and its log below the level of errors."""
     import datasets
     from lm_eval.api import task as task_module
 
@@ -122,12 +122,12 @@ def _no_bar(rows: Any, **_: Any) -> Any:
     return rows
 
 
-def _as_they_are(docs: datasets.Dataset) -> datasets.Dataset:
+def _unchanged(docs: datasets.Dataset) -> datasets.Dataset:
     return docs
 
 
 def _compile_templates_once() -> None:
-    """Compile each prompt template once, where lm-eval compiles it again for every row (0.4 ms of each)."""
+    """Compile each prompt template once; lm-eval compiles it again for every row, which takes 0.4 ms each."""
     from lm_eval.utils import env
 
     if not hasattr(env.from_string, "cache_info"):

@@ -1,4 +1,4 @@
-"""What a bundle should hold: every file with its size and SHA-256, and the revisions they were taken from."""
+"""The manifest of a bundle: every file with size and SHA-256, and the revisions of data sets and models."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class Manifest:
     """The content of ``bundle.json``."""
 
     tasks: Sequence[str] = ()
-    """Full names of the tasks whose data is there."""
+    """Full names of the tasks whose data is included."""
     source: str = ""
-    """Where the rows are from: ``hub``, ``folder`` or ``demo``."""
+    """Source of the data: ``hub``, ``folder`` or ``demo``."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Path inside the bundle, with slashes, to SHA-256."""
+    """POSIX path in the bundle to SHA-256."""
     bytes: Mapping[str, int] = field(default_factory=dict)
-    """The same paths to sizes."""
+    """POSIX path in the bundle to size in bytes."""
     datasets: Mapping[str, str] = field(default_factory=dict)
-    """Data set to the revision it was taken from, where it has one."""
+    """Data set to its revision, where known."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Folder under ``models`` to the revision, or empty where it was a folder."""
+    """Folder under ``models`` to its revision; empty for a local folder."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Packages that made the bundle."""
+    """Versions of the packages that made the bundle."""
     schema: int = SCHEMA
 
 
 def measure(folder: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """SHA-256 and size of every file under ``folder`` by its path there, the manifest left out."""
+    """SHA-256 and size of every file under ``folder`` except the manifest, by relative path."""
     paths = [path for path in _files(folder) if path != NAME]
     return {path: _sha256(folder / path) for path in paths}, {path: (folder / path).stat().st_size for path in paths}
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest into its bundle."""
+    """Write the manifest of a bundle."""
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False)
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -52,7 +52,7 @@ def read(folder: Path) -> Manifest:
     """The manifest of the bundle at ``folder``.
 
     Raises:
-        DataError: there is none, or it is no manifest that this version reads.
+        DataError: it does not exist, is damaged or was written by a newer version.
     """
     path = folder / NAME
     try:
@@ -69,43 +69,43 @@ def read(folder: Path) -> Manifest:
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}. Make the bundle again.") from error
     if not whole or set(manifest.files) != set(manifest.bytes):
-        raise DataError(f"{str(path)!r} is damaged: its parts do not fit together. Make the bundle again.")
+        raise DataError(f"{str(path)!r} is damaged: its fields are inconsistent. Make the bundle again.")
     return manifest
 
 
 def problems(folder: Path) -> Iterator[str]:
-    """One line for each file that is missing, changed, added or leads outside; none where the bundle is whole.
+    """One line per file that is missing, changed, added or outside the bundle; none if the bundle is intact.
 
-    Nothing is read through a link, and nothing outside ``folder``.
+    Links are not followed, and nothing outside ``folder`` is read.
 
     Raises:
         DataError: the manifest cannot be read.
     """
     manifest = read(folder)
-    there = set(_files(folder))
+    present = set(_files(folder))
     for name in sorted(manifest.files):
         if not is_inside(name):
             yield f"outside: {name!r} is named by the manifest and leads out of the bundle"
         elif _linked(folder, name):
-            yield f"link: {name} is a symbolic link or lies behind one"
-        elif name not in there:
+            yield f"link: {name} is a symbolic link or inside a linked folder"
+        elif name not in present:
             yield f"missing: {name}"
         elif (size := (folder / name).stat().st_size) != manifest.bytes[name]:
             yield f"changed: {name} has {size} bytes instead of {manifest.bytes[name]}"
-        elif (found := _sha256(folder / name)) != manifest.files[name]:
-            yield f"changed: {name} has SHA-256 {found[:16]}… instead of {manifest.files[name][:16]}…"
-    for name in sorted(there - set(manifest.files) - {NAME}):
+        elif (actual := _sha256(folder / name)) != manifest.files[name]:
+            yield f"changed: {name} has SHA-256 {actual[:16]}… instead of {manifest.files[name][:16]}…"
+    for name in sorted(present - set(manifest.files) - {NAME}):
         yield f"added: {name} is not in the manifest"
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path with slashes stays where it starts, on every system."""
+    """Whether a relative POSIX path stays inside its root, on every system."""
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and ":" not in name
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files and links under ``folder``, by their path there; links are not followed."""
+    """Files and links under ``folder`` by relative path; links are not followed."""
     for root, folders, files in os.walk(folder, followlinks=False):
         here = Path(root)
         for name in [*files, *(name for name in folders if (here / name).is_symlink())]:

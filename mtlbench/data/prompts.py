@@ -1,4 +1,4 @@
-"""What defines the prompts of tasks, as a digest."""
+"""A digest of everything that defines the prompts of tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FUNCTION = re.compile(r"!function\s+['\"]?([\w.]+)\.\w+")
 
 
 def prompt_identity(tasks: Mapping[str, Task]) -> str:
-    """``lm_eval <version>:<digest>`` of the prompt files of ``tasks``: YAML, what it includes, the code it names,
-    and what that imports of its own package.
+    """``lm_eval <version>:<digest>`` of the prompt files of ``tasks``: YAML files, their includes, their functions, and
+    what those import from their own package.
 
     Raises:
         PluginError: a task's YAML is missing.
     """
     contents: dict[Path, str] = {}
-    held = {
+    content = {
         name: [
             task.shots,
             task.shots_split,
@@ -34,18 +34,18 @@ def prompt_identity(tasks: Mapping[str, Task]) -> str:
         ]
         for name, task in tasks.items()
     }
-    return f"lm_eval {metadata.version('lm_eval')}:{digest(held, length=8)}"
+    return f"lm_eval {metadata.version('lm_eval')}:{digest(content, length=8)}"
 
 
 def _files(path: Path, seen: set[Path]) -> Iterable[Path]:
-    """The file and those it leads to, each once."""
+    """The file and those it includes or imports, each once."""
     if path in seen or not path.is_file():
         return
     seen.add(path)
     yield path
     if path.suffix == ".py":
         for module in _IMPORT.findall(path.read_text(encoding="utf-8")):
-            # of its own package: what other packages do is told by their versions
+            # Only from its own package: other packages are identified by their versions.
             for root in path.parents[1:4]:
                 yield from _files(root / f"{module.replace('.', '/')}.py", seen)
         return

@@ -1,4 +1,4 @@
-"""Worked examples of few-shot prompts."""
+"""Sampling of few-shot examples."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lm_eval.api.samplers import ContextSampler
 
 
 class FirstOthers(ContextSampler):  # type: ignore[misc]
-    """The first ``n`` rows of the pool but the one that is asked, or all of them where there are fewer.
+    """The first ``n`` rows of the pool except the row being evaluated; fewer if the pool is smaller.
 
-    lm-eval's ``first_n`` refuses a pool of ``n`` rows that holds the row that is asked; MMLU's five worked examples per
-    subject are also its training rows.
+    lm-eval's ``first_n`` rejects a pool of ``n`` rows that contains the evaluated row, but the five few-shot examples
+    per subject of MMLU are also training rows.
     """
 
     column: ClassVar[str | None] = None
-    """The rows share the value of this column with the one that is asked."""
+    """Column whose value must equal that of the evaluated row."""
 
     def sample(
         self,
@@ -25,7 +25,7 @@ class FirstOthers(ContextSampler):  # type: ignore[misc]
         df: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Sequence[dict[str, Any]]:
-        """The rows, in order."""
+        """The few-shot examples, in order."""
         pool = df or self.df
         if self.column is not None and eval_doc is not None:
             pool = [doc for doc in pool if doc[self.column] == eval_doc[self.column]]
@@ -33,5 +33,5 @@ class FirstOthers(ContextSampler):  # type: ignore[misc]
 
 
 def sampler(column: str | None) -> type[FirstOthers]:
-    """Sampler of worked examples that share the value of ``column`` with the row that is asked, if one is named."""
+    """Sampler of few-shot examples, restricted to those with the same value of ``column`` if one is given."""
     return type("FirstOthersAlike", (FirstOthers,), {"column": column})

@@ -1,4 +1,4 @@
-"""Where rows come from: the embedded demo, a folder that mirrors hub ids, or the hub itself."""
+"""The interface of data sources: the embedded demo, a folder that mirrors hub ids, or the hub."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class Source(ABC):
-    """Gives the rows of tasks."""
+    """Provides the data of tasks."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def identity(self, tasks: Sequence[Task]) -> str:
-        """What enters :attr:`mtlbench.api.cell.Protocol.data`: it changes whenever rows of ``tasks`` can change."""
+        """Value of :attr:`mtlbench.api.cell.Protocol.data`: it changes whenever the data of ``tasks`` may change."""
 
     @abstractmethod
     def check(self, task: Task) -> None:
-        """Prove cheaply, before any compute, that the task's splits and columns are there.
+        """Check cheaply, before any compute, that the task's splits and columns exist.
 
         Raises:
             DataError: naming the file or data set, the split and the column.
@@ -32,14 +32,14 @@ class Source(ABC):
 
     @abstractmethod
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
-        """The training and the evaluation split of the task by name.
+        """The required splits of the task, by name.
 
         Raises:
-            DataError: as :meth:`check`, for what only shows in the rows.
+            DataError: as :meth:`check`, and for invalid values.
         """
 
     def revisions(self, tasks: Sequence[Task]) -> Mapping[str, str]:
-        """Data set to the revision of the hub its rows are from, where that is known; no part of a cell's identity."""
+        """Data set to its hub revision, where known; not part of a cell's identity."""
         return {}
 
 
@@ -47,7 +47,7 @@ def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:
     """The task with the full name ``suite/task``.
 
     Raises:
-        DataError: no such suite or task among ``suites``.
+        DataError: the suite or task does not exist.
     """
     known = {f"{suite}/{task.name}": task for suite, value in suites.items() for task in value.tasks}
     if name not in known:
@@ -55,14 +55,14 @@ def find_task(suites: Mapping[str, TaskSuite], name: str) -> Task:
     return known[name]
 
 
-def wanted_splits(task: Task) -> tuple[str, ...]:
-    """Training and evaluation split and that of worked examples, each once."""
+def required_splits(task: Task) -> tuple[str, ...]:
+    """The splits of training, evaluation and few-shot examples, each once."""
     shots = (task.shots_split,) if task.shots_split else ()
     return tuple(dict.fromkeys((task.train_split, task.eval_split, *shots)))
 
 
 def dataset_of(table: Any, *, fingerprint: str) -> datasets.Dataset:
-    """A pyarrow table as an in-memory data set: nothing is copied to a cache, so nothing stale is read back."""
+    """A pyarrow table as an in-memory data set, without the cache of ``datasets``, which may be stale."""
     import datasets
     from datasets.table import InMemoryTable
 

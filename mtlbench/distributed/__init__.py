@@ -1,1 +1,1 @@
-"""One cell in several processes: shared rows, shared weights, agreement."""
+"""One cell in several processes: collectives, and backbones sharded with FSDP2."""

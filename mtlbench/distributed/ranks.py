@@ -1,4 +1,4 @@
-"""The processes that train a cell together, as the training loop sees them; here the one that is alone."""
+"""The interface of the training loop to the processes that train a cell together, and its single-process case."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """All have the same model, take the same steps and come by the same calls in the same order.
+    """All ranks have the same model, take the same steps and make the same calls in the same order.
 
-    The base class is a process that is alone: what it asks for is what it has.
+    The base class is a single process.
     """
 
     rank: int = 0
-    """Of this process, from 0."""
+    """Rank of this process, from 0."""
     size: int = 1
     sharded: bool = False
-    """Whether each keeps only a part of the backbone, so that all must run every layer at the same time."""
+    """Whether each rank holds only a shard of the backbone, so that all must run every layer at the same time."""
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that evaluates, writes and logs."""
+        """Whether this is rank 0, which evaluates, writes and logs."""
         return self.rank == 0
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first process's plain ``value``, on all."""
+        """The JSON-like ``value`` of rank 0, on all ranks."""
         return value
 
     def first_then_others(self, make: Callable[[], T], *, digest: Callable[[T], Any]) -> T:
-        """What ``make`` gives, called by the first process and then by the others; ``digest`` must be the same plain
-        value on all."""
+        """The result of ``make``, called by rank 0 and then by the others; its ``digest`` must be the same JSON-like
+        value on all ranks."""
         return make()
 
     def any(self, holds: bool) -> bool:
-        """Whether it holds on any process."""
+        """Whether ``holds`` is true on any rank."""
         return holds
 
     def broadcast_value(self, value: float) -> float:
-        """The first process's value."""
+        """The value of rank 0."""
         return value
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give ``tensors`` the first process's values."""
+        """Overwrite ``tensors`` with the values of rank 0."""
 
     def all_gather(self, values: Sequence[int]) -> list[list[int]]:
-        """The values of every process, by rank: as many from each. No device waits for it."""
+        """The values of every rank, in rank order; all give equally many. No device waits for it."""
         return [list(values)]
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The sums over all processes of tensors of the same shapes, in one message for each dtype."""
+        """Sums over all ranks of tensors of the same shapes, in one message per dtype."""
         return list(tensors)
 
     def in_step(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, what one process fails in, all do, where they are ``sharded`` and ``model`` runs on all."""
+        """Inside, an error on one rank is raised on all, if they are ``sharded``; all must run ``model``."""
         return nullcontext()
 
-    def fail(self, words: str) -> None:
-        """Leave word of what this process failed in; called before the others learn that it did."""
+    def fail(self, message: str) -> None:
+        """Publish the error of this rank; called before the others learn that it failed."""
 
     def failures(self) -> str:
-        """What the others said that they failed in."""
+        """The errors that other ranks published."""
         return ""
 
 
@@ -74,7 +74,7 @@ ALONE = Ranks()
 
 
 FINE, NO_MEMORY, FAILED = range(3)
-"""How a part of a step ended on a process, best first."""
+"""Outcome of a forward or backward pass on a rank, best first."""
 
 
 class OtherFailed(MtlbenchError):

@@ -1,4 +1,4 @@
-"""What holds of a model whose backbone is sharded, and which methods can be attached to it."""
+"""Queries on models with a sharded backbone, and which methods can be attached to them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.errors import MtlbenchError
 
-_READS = "it computes with weights of the backbone when it is attached, of which each process has only a part"
+_READS = "it computes with backbone weights when it is attached, and each process has only a shard of them"
 
 
 class ShardedWeight(NamedTuple):
-    """Where a model has a piece."""
+    """A parameter of a model whose values are a shard."""
 
     module: nn.Module
     name: str
@@ -24,22 +24,22 @@ class ShardedWeight(NamedTuple):
 
 
 def shards_of(model: nn.Module) -> tuple[ShardedWeight, ...]:
-    found: tuple[ShardedWeight, ...] = getattr(model, "_mtlbench_pieces", ())
-    return found
+    weights: tuple[ShardedWeight, ...] = getattr(model, "_mtlbench_pieces", ())
+    return weights
 
 
 def unfit(model: nn.Module) -> str | None:
-    """Why a method cannot have attached itself to a sharded model as it did; ``None`` when it can."""
-    places = shards_of(model)
-    known = {id(place.parameter) for place in places}
+    """Why the method attached to a sharded model does not work there; ``None`` when it does."""
+    weights = shards_of(model)
+    known = {id(weight.parameter) for weight in weights}
     alive = {id(module) for module in model.modules()}
-    now = [place.module._parameters.get(place.name) for place in places]
+    now = [weight.module._parameters.get(weight.name) for weight in weights]
     if any(parameter is not None and parameter.requires_grad for parameter in now):
-        return "it trains weights of the backbone, of which each process has only a frozen part"
-    for place, parameter in zip(places, now, strict=True):
-        same = parameter is place.parameter and parameter.untyped_storage()._cdata == place.storage._cdata
-        if not same or id(place.module) not in alive:
-            return "it replaces weights of the backbone, of which each process has only a part"
+        return "it trains backbone weights, and each process has only a frozen shard of them"
+    for weight, parameter in zip(weights, now, strict=True):
+        same = parameter is weight.parameter and parameter.untyped_storage()._cdata == weight.storage._cdata
+        if not same or id(weight.module) not in alive:
+            return "it replaces backbone weights, and each process has only a shard of them"
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if any(is_shard(tensor) and id(tensor) not in known for _, tensor in tensors):
         return _READS
@@ -47,14 +47,14 @@ def unfit(model: nn.Module) -> str | None:
 
 
 def unfit_error(error: Exception) -> str | None:
-    """The same, of what attaching raised; ``None`` when that has nothing to do with parts."""
+    """Why attaching raised ``error``, if sharding may be the cause; else ``None``."""
     if isinstance(error, MtlbenchError) or is_out_of_memory(error):
         return None
     return f"{_READS} ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is one process's part of a larger one, at a moment when it is not gathered."""
+    """Whether ``tensor`` is a shard (a DTensor) that is not gathered now."""
     return hasattr(tensor, "device_mesh")
 
 
@@ -64,5 +64,5 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def scoring(model: nn.Module) -> AbstractContextManager[Any]:
-    """No gradients inside. Weights that were first gathered in inference mode could not be trained through."""
+    """A context without gradients: weights first gathered in inference mode could not take part in autograd later."""
     return torch.no_grad() if is_sharded(model) else torch.inference_mode()

@@ -1,8 +1,8 @@
-"""What processes that share a backbone agree on before weights move, so that none waits for one that failed.
+"""Agreement between the ranks of a sharded backbone before every all-gather, so that none waits for a failed one.
 
-Where a process fails inside a step, the others are on their way to gather the next layer and would wait for its part.
-So all say how they are before every gathering, and at the end of every block of :func:`in_step`; what one reports there
-is raised on all. That goes over gloo between processors: no device waits for it.
+If a rank fails inside a step, the others would block in the next all-gather, waiting for its shard. Therefore all ranks
+exchange their status before every all-gather and at the end of every :func:`in_step` block; an error of one is raised
+on all. This goes over gloo between CPUs: no device waits for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.distributed.ranks import FAILED, FINE, NO_MEMORY, OtherFailed, Ranks
 
 END = -1
-"""In the place of a unit's number, at the end of a block."""
+"""Used instead of a unit's number at the end of a block."""
 
 
 class OtherNoMemory(MemoryError):
@@ -32,21 +32,21 @@ class OutOfStep(RuntimeError):
 
 
 _KNOWN = (OtherFailed, OtherNoMemory, OutOfStep)
-"""Raised on all processes at once."""
+"""Errors that are raised on all ranks at once."""
 
 
 class AgreedGather:
-    """How FSDP gathers the unit ``number``: once all processes are there."""
+    """The all-gather of FSDP unit ``number``, after all ranks have agreed."""
 
     def __init__(self, ranks: Ranks, number: int) -> None:
         self._ranks, self._number = ranks, number
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Room for the gathered weights."""
+        """The buffer for the gathered weights."""
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
-        """Gather ``input_tensor`` of all into ``output_tensor``."""
+        """Gather ``input_tensor`` of all ranks into ``output_tensor``."""
         _agree(self._ranks, self._number)
         # renamed in torch 2.13, where the old name warns
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -55,7 +55,7 @@ class AgreedGather:
 
 @contextmanager
 def in_step(ranks: Ranks, model: nn.Module) -> Iterator[None]:
-    """Inside, all compute the same layers of ``model`` in the same order; what one fails in, all do.
+    """Inside, all ranks run the same layers of ``model`` in the same order; an error of one is raised on all.
 
     Raises:
         OtherNoMemory: memory ran out on another process.
@@ -84,14 +84,14 @@ def in_step(ranks: Ranks, model: nn.Module) -> Iterator[None]:
 
 
 def _agree(ranks: Ranks, number: int) -> None:
-    told = ranks.all_gather([FINE, number])
-    worst = max(state for state, _ in told)
+    statuses = ranks.all_gather([FINE, number])
+    worst = max(state for state, _ in statuses)
     if worst != FINE:
         _raise(ranks, worst)
-    if any(other != number for _, other in told):
+    if any(other != number for _, other in statuses):
         raise OutOfStep(
-            f"the processes of this cell compute different layers at the same time ({[other for _, other in told]}). "
-            "Its method or its tasks do something else on each process: run it without --shard."
+            f"the processes of this cell run different layers at the same time ({[other for _, other in statuses]}). "
+            "The method or the tasks do not behave the same on each process: run without --shard."
         )
 
 
@@ -102,6 +102,6 @@ def _raise(ranks: Ranks, worst: int) -> None:
 
 
 def _reset(model: nn.Module) -> None:
-    """Give back what is gathered, wherever the block was left."""
+    """Free gathered weights, wherever the block was left."""
     if isinstance(model, FSDPModule):
         model.reset_iter_state()

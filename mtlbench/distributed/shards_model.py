@@ -1,4 +1,4 @@
-"""A model of which this process has pieces, made to gather its layers with FSDP2 when they run."""
+"""A model over this rank's shards, whose layers FSDP2 gathers when they run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """What this process keeps of a tensor."""
+    """This rank's shard of a tensor, or the whole tensor."""
 
     tensor: Tensor
     shape: torch.Size
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     dim: int | None
-    """Along which it is cut in equal parts; ``None`` where every process keeps all of it."""
+    """Dimension along which it is sharded; ``None`` where every rank has the whole tensor."""
 
 
 def units_of(model: nn.Module) -> list[nn.Module]:
-    """What is gathered at once: a layer, an embedding, the head; outer ones before inner ones.
+    """Modules that are gathered as a unit: a layer, an embedding, the head; outer ones before inner ones.
 
     Raises:
-        RequestError: the model does not say what its layers are.
+        RequestError: the model does not declare its layers.
     """
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
@@ -41,8 +41,8 @@ def units_of(model: nn.Module) -> list[nn.Module]:
     names = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
     if not names:
         raise RequestError(
-            f"{type(model).__name__} does not say what its layers are (_no_split_modules), so it cannot be sharded. "
-            "Leave --shard out."
+            f"{type(model).__name__} does not declare its layers (_no_split_modules), so it cannot be sharded. "
+            "Omit --shard."
         )
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=names
@@ -56,15 +56,15 @@ def units_of(model: nn.Module) -> list[nn.Module]:
 
 
 def cuttable(units: Iterable[nn.Module]) -> set[int]:
-    """Identities of the parameters that may be cut. A table inside a layer, of position biases, is small and read from
-    outside the layer too."""
-    own = {id(p) for unit in units for p in unit.parameters()}
+    """``id`` of the parameters that may be sharded. An embedding inside a layer (position biases) stays whole: it is
+    small, and also read from outside the layer."""
+    candidates = {id(p) for unit in units for p in unit.parameters()}
     tables = [m for unit in units for m in unit.modules() if isinstance(m, nn.Embedding) and m is not unit]
-    return own - {id(p) for table in tables for p in table.parameters()}
+    return candidates - {id(p) for table in tables for p in table.parameters()}
 
 
 def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh: DeviceMesh) -> nn.Module:
-    """``model``, which has no weights, with those of ``pieces``: gathered unit by unit when it runs."""
+    """``model``, which has no weights, with the weights of ``pieces``: gathered unit by unit when it runs."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, Shard
 
@@ -84,25 +84,25 @@ def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh
             if name in whole:
                 module._parameters[attribute] = whole[name]
                 continue
-            # Tied weights are one piece, gathered for each place on its own: frozen, they cannot drift apart.
-            own = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
-            module._parameters[attribute] = own
-            dims[id(own)] = pieces[name].dim
+            # Tied weights share a piece but are gathered separately: as they are frozen, they stay equal.
+            placeholder = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
+            module._parameters[attribute] = placeholder
+            dims[id(placeholder)] = pieces[name].dim
             cut.append((module, attribute, name))
 
-    def placed(parameter: nn.Parameter) -> Any:
+    def placement(parameter: nn.Parameter) -> Any:
         dim = dims[id(parameter)]
         assert dim is not None
         return Shard(dim)
 
     shard: Any = fully_shard
-    given = {"mesh": mesh, "reshard_after_forward": True, "ignored_params": set(whole.values())}
+    options = {"mesh": mesh, "reshard_after_forward": True, "ignored_params": set(whole.values())}
     units = [unit for unit in units_of(model) if any(id(p) in dims for p in unit.parameters())]
     for number, unit in reversed(list(enumerate(units))):
-        shard(unit, shard_placement_fn=placed, **given)
-        made: Any = unit
-        made.set_custom_all_gather(AgreedGather(ranks, number))
-    shard(model, **given)
+        shard(unit, shard_placement_fn=placement, **options)
+        fsdp_unit: Any = unit
+        fsdp_unit.set_custom_all_gather(AgreedGather(ranks, number))
+    shard(model, **options)
     held: dict[str, nn.Parameter] = {}
     for module, attribute, name in cut:
         piece = pieces[name]
@@ -118,7 +118,7 @@ def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh
             )
             held[name] = nn.Parameter(local, requires_grad=False)
         module._parameters[attribute] = held[name]
-    # An encoder runs before the model does: what belongs to the whole must be known by then.
+    # An encoder may run before the model itself does, so FSDP must initialise the root now.
     shard.state(model)._lazy_init()
     host: Any = model
     host._mtlbench_pieces = tuple(

@@ -1,1 +1,1 @@
-"""The lm-eval model class: what requests share is read once, rows are routed by their task."""
+"""Evaluation through lm-eval: a model class with per-row task routing and shared prefixes."""

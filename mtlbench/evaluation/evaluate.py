@@ -1,4 +1,4 @@
-"""Scores of a model on tasks, through lm-eval's own evaluator and metrics."""
+"""Evaluation of a model on tasks with lm-eval's evaluator and metrics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did."""
+    """Scores and predictions of a model."""
 
     scores: dict[str, TaskScore]
     """Full task name to score."""
     samples: list[dict[str, Any]]
-    """One flat dict per document, all with the same keys; ``metric_values`` is JSON of what each metric aggregates."""
+    """One flat dict per document, all with the same keys; ``metric_values`` is JSON of the inputs of each metric."""
 
 
 def evaluate(
@@ -45,13 +45,13 @@ def evaluate(
     token_budget: int,
     eval_rows: int | None,
 ) -> Evaluation:
-    """Score ``model`` on the evaluation split of each task, dropout off, at most ``eval_rows`` documents each.
+    """Score ``model`` on at most ``eval_rows`` documents of the evaluation split of each task, without dropout.
 
-    ``token_budget`` bounds rows x padded length of a batch.
+    ``token_budget`` limits rows x padded length of a batch.
 
     Raises:
-        DataError: a label is no choice, or an answer does not fit ``max_length``.
-        PluginError: a task lacks a metric it names.
+        DataError: a label is not one of the choices, or an answer does not fit into ``max_length``.
+        PluginError: a task lacks a metric that it names.
     """
     from lm_eval import evaluator
 
@@ -70,7 +70,7 @@ def evaluate(
     model.eval()
     try:
         with quiet_lm_eval():
-            found = evaluator.evaluate(
+            results = evaluator.evaluate(
                 lm=lm,
                 task_dict={"tasks": dict(lm_tasks), "groups": {}},
                 samples=None if eval_rows is None else rows,
@@ -80,13 +80,13 @@ def evaluate(
     finally:
         model.train(training)
     scores = {
-        name: _score(name, found["results"][name], metrics[name], rows=len(rows[name]), golds=golds[name])
+        name: _score(name, results["results"][name], metrics[name], rows=len(rows[name]), golds=golds[name])
         for name in lm_tasks
     }
     samples = [
         _sample(name, lm_tasks[name], logged, golds[name], at)
         for name in lm_tasks
-        for at, logged in enumerate(_first_filter(found["samples"][name]))
+        for at, logged in enumerate(_first_filter(results["samples"][name]))
     ]
     return Evaluation(scores=scores, samples=samples)
 
@@ -100,7 +100,7 @@ def _score(
 
 
 def _key(name: str, results: Mapping[str, Any], metric: str) -> str:
-    """lm-eval's key ``metric,filter``; a metric named without its filter must have only one."""
+    """lm-eval's key ``metric,filter``; a metric named without a filter must have exactly one."""
     known = [key for key in results if "," in key and "_stderr," not in key]
     matches = [key for key in known if key == metric or key.partition(",")[0] == metric]
     if len(matches) != 1:

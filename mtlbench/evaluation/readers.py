@@ -1,4 +1,4 @@
-"""Logits of a batch of packs from a causal or an encoder-decoder backbone."""
+"""Scores of a batch of packed rows by a causal or an encoder-decoder backbone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.head import picked_rows
+from mtlbench.backbones.head import logits_at
 from mtlbench.evaluation.packed_rows import PackedRow
-from mtlbench.evaluation.score import Shape, as_kernel_takes
+from mtlbench.evaluation.score import PackedBatch, attention_mask
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.nn.prefixes.places import attentions
 from mtlbench.tokens.encode import Tokens
@@ -21,51 +21,51 @@ from mtlbench.training.tail import narrow_tail, places_by_task
 
 
 class CausalReader:
-    """A decoder-only backbone."""
+    """Scores with a decoder-only backbone."""
 
     def __init__(self, model: Any, routing: Routing, *, pad_id: int) -> None:
         self.model, self.routing, self.pad_id = model, routing, pad_id
         self.device = next(model.parameters()).device
 
-    def trunks(self, groups: Sequence[tuple[int, Tokens]]) -> SharedPrefixes:
-        """Read these trunks ahead."""
+    def prefixes(self, groups: Sequence[tuple[int, Tokens]]) -> SharedPrefixes:
+        """Compute the keys and values of these shared prefixes."""
         return SharedPrefixes(self.model, self.routing, groups, pad_id=self.pad_id)
 
     def scores(
-        self, batch: Sequence[PackedRow], trunks: SharedPrefixes | None = None, *, plain: bool = False
+        self, batch: Sequence[PackedRow], prefixes: SharedPrefixes | None = None, *, plain: bool = False
     ) -> Tensor:
-        """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, pack by pack.
+        """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, in row order.
 
-        With ``plain`` the last layer is computed for all tokens.
+        With ``plain`` the last layer is computed for all tokens, not only at read-out positions.
         """
-        shape = Shape(batch, pad_id=self.pad_id, device=self.device)
+        rows = PackedBatch(batch, pad_id=self.pad_id, device=self.device)
         inputs: dict[str, Any] = {"use_cache": False}
-        if trunks is not None:
-            cache, seen = trunks.before([(pack.group[0], pack.trunk) for pack in batch])
+        if prefixes is not None:
+            cache, seen = prefixes.before([(packed.group[0], packed.prefix) for packed in batch])
             inputs |= {"past_key_values": cache, "use_cache": True}
-            inputs |= {"attention_mask": self._mask(shape.tree_mask(seen)), "position_ids": shape.positions}
-        elif shape.branches:
-            inputs |= {"attention_mask": self._mask(shape.tree_mask()), "position_ids": shape.positions}
+            inputs |= {"attention_mask": self._mask(rows.tree_mask(seen)), "position_ids": rows.positions}
+        elif rows.branches:
+            inputs |= {"attention_mask": self._mask(rows.tree_mask()), "position_ids": rows.positions}
         else:
-            inputs |= {"attention_mask": shape.padding_mask()}
-        contexts = None if trunks is not None or shape.branches else shape.tensor([pack.context for pack in batch])
-        tasks = [pack.group[0] for pack in batch]
-        of_token = [tasks[at // shape.width] for at in shape.needed]
-        places = None if plain else places_by_task(shape.needed, of_token, device=self.device)
+            inputs |= {"attention_mask": rows.padding_mask()}
+        contexts = None if prefixes is not None or rows.branches else rows.tensor([packed.context for packed in batch])
+        tasks = [packed.group[0] for packed in batch]
+        of_token = [tasks[at // rows.width] for at in rows.needed]
+        places = None if plain else places_by_task(rows.needed, of_token, device=self.device)
         with (
             narrow_tail(self.model, places, self.routing),
-            self.routing.of(shape.tensor(tasks), contexts),
-            picked_rows(self.model, shape.index),
+            self.routing.of(rows.tensor(tasks), contexts),
+            logits_at(self.model, rows.index),
         ):
-            logits = self.model(input_ids=shape.ids, **inputs).logits
-        return shape.scores(logits)
+            logits = self.model(input_ids=rows.ids, **inputs).logits
+        return rows.scores(logits)
 
     def _mask(self, mask: Tensor) -> Tensor:
-        return as_kernel_takes(mask, self.model.get_decoder().config._attn_implementation, self.model.dtype)
+        return attention_mask(mask, self.model.get_decoder().config._attn_implementation, self.model.dtype)
 
 
 class Seq2seqReader:
-    """An encoder-decoder backbone: ``model.get_encoder()``, then ``model(encoder_outputs=...)``, each in its routing.
+    """Scores with an encoder-decoder: ``model.get_encoder()``, then ``model(encoder_outputs=...)``, each with routing.
 
     Every distinct context of a batch is encoded once.
     """
@@ -74,26 +74,26 @@ class Seq2seqReader:
         self.model, self.routing, self.pad_id = model, routing, pad_id
         self.device = next(model.parameters()).device
 
-    def scores(self, batch: Sequence[PackedRow], trunks: None = None, *, plain: bool = False) -> Tensor:
-        """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, pack by pack."""
+    def scores(self, batch: Sequence[PackedRow], prefixes: None = None, *, plain: bool = False) -> Tensor:
+        """Log-likelihood and greedy flag of each answer token ``[2, tokens]``, in row order."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        shape = Shape(batch, pad_id=self.pad_id, device=self.device)
-        hidden, prompt_mask = self._encoded([pack.group for pack in batch])
-        mask, places = shape.padding_mask(), None
-        if shape.branches:
+        rows = PackedBatch(batch, pad_id=self.pad_id, device=self.device)
+        hidden, prompt_mask = self._encoded([packed.group for packed in batch])
+        mask, positions = rows.padding_mask(), None
+        if rows.branches:
             kind = self.model.get_decoder().config._attn_implementation
-            mask, places = as_kernel_takes(shape.tree_mask(), kind, self.model.dtype), shape.positions
-        tasks = shape.tensor([pack.group[0] for pack in batch])
-        with self.routing.of(tasks), picked_rows(self.model, shape.index), placed(self.model, places):
+            mask, positions = attention_mask(rows.tree_mask(), kind, self.model.dtype), rows.positions
+        tasks = rows.tensor([packed.group[0] for packed in batch])
+        with self.routing.of(tasks), logits_at(self.model, rows.index), at_positions(self.model, positions):
             logits = self.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
                 attention_mask=prompt_mask,
-                decoder_input_ids=shape.ids,
+                decoder_input_ids=rows.ids,
                 decoder_attention_mask=mask,
                 use_cache=False,
             ).logits
-        return shape.scores(logits)
+        return rows.scores(logits)
 
     def _encoded(self, groups: Sequence[tuple[int, Tokens]]) -> tuple[Tensor, Tensor]:
         """Hidden states ``[rows, length, hidden]`` of the contexts, and 1 where there are tokens ``[rows, length]``."""
@@ -114,10 +114,10 @@ class Seq2seqReader:
 
 
 @contextmanager
-def placed(model: Any, positions: Tensor | None) -> Iterator[None]:
-    """Inside, a decoder with a learned relative position bias takes its tokens to be at ``positions [rows, length]``.
+def at_positions(model: Any, positions: Tensor | None) -> Iterator[None]:
+    """Inside, a decoder with a learned relative position bias uses the token positions ``positions [rows, length]``.
 
-    Such decoders (T5's family) read a token's position off its place in the row.
+    Such decoders (the T5 family) take no position ids: they use the index of a token in its row.
     """
     if positions is None:
         yield

@@ -1,1 +1,1 @@
-"""Ways to start workers."""
+"""Executors: start worker processes on this machine, on Ray or on Slurm, and supervise them."""

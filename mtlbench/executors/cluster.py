@@ -1,4 +1,4 @@
-"""What the executors of clusters share: how many nodes of which width to ask for, and when to ask again."""
+"""Shared by the cluster executors: how many workers of each width to request, and when to request them again."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from mtlbench.api.executor import Launch
 from mtlbench.executors.queue import CellQueue
 
 RESTARTS = 3
-"""How often nodes are asked for again in a row while no cell gets done."""
-LOOK_AGAIN_S = 1.0
+"""Restarts in a row without a finished cell; after that, lost workers are not replaced."""
+CHECK_DONE_S = 1.0
+"""Seconds between two looks at the disk for missing records."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class WorkerDemand:
-    """The cells of a launch that have no record, as numbers of workers by width."""
+    """How many workers of each width (devices per cell) the cells without a record can use."""
 
     launch: Launch
     most: int
-    """Workers at once."""
-    asked: CellQueue = field(init=False)
-    _seen_done: int = field(default=0, init=False)
+    """Limit on simultaneous workers."""
+    queue: CellQueue = field(init=False)
+    _last_done: int = field(default=0, init=False)
     _restarts: int = field(default=0, init=False)
     _done: bool = field(default=False, init=False)
-    _next_look: float = field(default=0.0, init=False)
+    _next_check: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.asked = CellQueue(self.launch)
+        self.queue = CellQueue(self.launch)
 
     def widths(self, running: Counter[int]) -> dict[int, int]:
-        """Width to how many more workers are of use; every width gets one before any gets two."""
-        demand = self.asked.demand()
+        """Width to number of additional workers; every width gets one before any gets two."""
+        demand = self.queue.demand()
         left = self.most - running.total()
         more: Counter[int] = Counter()
         while left > 0:
@@ -46,31 +47,31 @@ class WorkerDemand:
         return dict(more)
 
     def grew(self) -> bool:
-        """Whether cells came since the last call."""
-        if not self.asked.grew():
+        """Whether cells were added since the last call."""
+        if not self.queue.grew():
             return False
         self._done = False
         return True
 
     def done(self) -> bool:
-        """Whether every cell has its record; asked of the disk once a second at most."""
+        """Whether every cell has a record; reads the disk at most once per second."""
         now = time.monotonic()
-        if not self._done and now >= self._next_look:
-            self._next_look = now + LOOK_AGAIN_S
-            self._done = not self.asked.missing()
+        if not self._done and now >= self._next_check:
+            self._next_check = now + CHECK_DONE_S
+            self._done = not self.queue.missing()
         return self._done
 
     def may_restart(self, what: str) -> bool:
-        """Whether what ended (in words) is asked for again: not over and over while nothing gets done."""
-        missing = len(self.asked.missing())
-        done = len(self.asked.cells) - missing
-        if done > self._seen_done:
+        """Whether to replace a lost worker, described by ``what``; refuses after :data:`RESTARTS` without progress."""
+        missing = len(self.queue.missing())
+        done = len(self.queue.cells) - missing
+        if done > self._last_done:
             self._restarts = 0
-        self._seen_done = done
+        self._last_done = done
         if not missing:
             return False
         if self._restarts >= RESTARTS:
-            _log.error("%s and is not started again: see %s", what, self.asked.folder.path / "logs")
+            _log.error("%s and is not started again: see %s", what, self.queue.folder.path / "logs")
             return False
         self._restarts += 1
         _log.warning("%s: started again", what)

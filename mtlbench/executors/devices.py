@@ -1,4 +1,4 @@
-"""What one machine offers to workers; asked without loading torch."""
+"""The accelerators of this machine, devices without loading torch."""
 
 from __future__ import annotations
 
@@ -20,101 +20,101 @@ _MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator, or a part of one."""
+    """One accelerator, or one MIG slice."""
 
     id: str
-    """Word for ``CUDA_VISIBLE_DEVICES``."""
+    """As ``CUDA_VISIBLE_DEVICES`` names it: an index or a UUID."""
     uuid: str = ""
-    """Its name among all devices of the machine, where it is known."""
+    """UUID as nvidia-smi prints it; empty where unknown."""
     name: str = ""
     memory: int | None = None
     """Bytes; ``None`` where the driver does not say."""
     used: int = 0
-    """Bytes that are taken now."""
+    """Bytes in use now."""
 
 
 class Inventory(Protocol):
     """The accelerators of a machine."""
 
     def devices(self) -> tuple[Device, ...]:
-        """Those there now that this process may use."""
+        """The accelerators that this process may use now."""
 
 
 @dataclass(frozen=True)
 class Nvidia:
-    """The NVIDIA GPUs that ``nvidia-smi`` lists and ``CUDA_VISIBLE_DEVICES`` leaves."""
+    """The NVIDIA GPUs that ``nvidia-smi`` lists, filtered by ``CUDA_VISIBLE_DEVICES``."""
 
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def devices(self) -> tuple[Device, ...]:
-        """Those there now.
+        """The visible GPUs.
 
         Raises:
-            RequestError: the driver's tool is there but does not answer.
+            RequestError: nvidia-smi is installed but does not answer.
         """
-        listing = self._ask("-L")
+        listing = self._nvidia_smi("-L")
         present = parse_gpus(listing) if listing is not None else ()
         if not present:
             return ()
-        present = with_memory(present, self._ask(*_QUERY) or "")
-        chosen = self.environment.get("CUDA_VISIBLE_DEVICES")
+        present = with_memory(present, self._nvidia_smi(*_QUERY) or "")
+        chosen = self.environ.get("CUDA_VISIBLE_DEVICES")
         return present if chosen is None else visible(present, chosen)
 
-    def _ask(self, *words: str) -> str | None:
-        """What the driver's tool says; ``None`` without one, or where it finds no driver."""
-        tool = shutil.which("nvidia-smi", path=self.environment.get("PATH"))
+    def _nvidia_smi(self, *arguments: str) -> str | None:
+        """Standard output of nvidia-smi; ``None`` where it is not installed or finds no driver."""
+        tool = shutil.which("nvidia-smi", path=self.environ.get("PATH"))
         if tool is None:
             return None
         try:
-            answer = subprocess.run([tool, *words], capture_output=True, text=True, timeout=60, check=False)
+            answer = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise RequestError(f"{tool} does not answer ({error}). Repair the driver, or use --device cpu.") from error
         return answer.stdout if answer.returncode == 0 else None
 
 
 def parse_gpus(listing: str) -> tuple[Device, ...]:
-    """The devices in the output of ``nvidia-smi -L``; a GPU cut into MIG devices gives those instead of itself."""
-    found: list[Device] = []
+    """The devices in the output of ``nvidia-smi -L``; a GPU in MIG mode is replaced by its MIG devices."""
+    devices: list[Device] = []
     whole: Device | None = None
     for line in listing.splitlines():
         if gpu := _GPU.match(line):
             whole = Device(id=gpu["id"], uuid=gpu["id"], name=gpu["name"])
-            found.append(whole)
+            devices.append(whole)
         elif mig := _MIG.match(line):
-            if found and found[-1] is whole:
-                found.pop()
-            found.append(Device(id=mig["id"], uuid=mig["id"], name=f"MIG {mig['name']}"))
-    return tuple(found)
+            if devices and devices[-1] is whole:
+                devices.pop()
+            devices.append(Device(id=mig["id"], uuid=mig["id"], name=f"MIG {mig['name']}"))
+    return tuple(devices)
 
 
 def with_memory(devices: tuple[Device, ...], listing: str) -> tuple[Device, ...]:
-    """The devices with the memory that lines of ``uuid, total, used`` in MiB tell; MIG devices have no such line."""
-    told: dict[str, tuple[int, int]] = {}
+    """The devices with memory from CSV lines ``uuid, total, used`` (MiB); MIG devices have no such line."""
+    memory: dict[str, tuple[int, int]] = {}
     for line in listing.splitlines():
-        words = [word.strip() for word in line.split(",")]
-        if len(words) == 3 and words[1].isdigit() and words[2].isdigit():
-            told[words[0]] = (int(words[1]) * _MIB, int(words[2]) * _MIB)
+        columns = [column.strip() for column in line.split(",")]
+        if len(columns) == 3 and columns[1].isdigit() and columns[2].isdigit():
+            memory[columns[0]] = (int(columns[1]) * _MIB, int(columns[2]) * _MIB)
     return tuple(
-        replace(device, memory=told[device.id][0], used=told[device.id][1]) if device.id in told else device
+        replace(device, memory=memory[device.id][0], used=memory[device.id][1]) if device.id in memory else device
         for device in devices
     )
 
 
 def visible(present: tuple[Device, ...], chosen: str) -> tuple[Device, ...]:
-    """Those that the words of ``CUDA_VISIBLE_DEVICES`` name, as CUDA reads them: nothing after the first wrong one.
+    """The devices that ``CUDA_VISIBLE_DEVICES`` selects. Like CUDA, ignores everything after the first invalid entry.
 
-    A number stays a number, because CUDA may count in another order than ``nvidia-smi``; memory is then known only
-    where all devices are alike.
+    An index stays an index, because CUDA may number devices differently from ``nvidia-smi``; memory is then known
+    only where all devices are identical.
     """
     alike = len({(device.name, device.memory) for device in present}) == 1
-    found: list[Device] = []
-    for word in (word.strip() for word in chosen.split(",")):
-        if word.isdigit() and int(word) < len(present):
-            at = present[int(word)]
-            found.append(replace(at, id=word) if alike else Device(id=word))
+    selected: list[Device] = []
+    for entry in (entry.strip() for entry in chosen.split(",")):
+        if entry.isdigit() and int(entry) < len(present):
+            device = present[int(entry)]
+            selected.append(replace(device, id=entry) if alike else Device(id=entry))
             continue
-        named = [device for device in present if word and device.id.startswith(word)]
-        if len(named) != 1:
+        matches = [device for device in present if entry and device.id.startswith(entry)]
+        if len(matches) != 1:
             break
-        found.append(replace(named[0], id=word))
-    return tuple(found)
+        selected.append(replace(matches[0], id=entry))
+    return tuple(selected)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal, as the parent of a run hears them: at once while it waits, else then."""
+"""Ctrl-C, SIGTERM and SIGHUP in the parent of a run: raised at once while it waits, deferred elsewhere."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from typing import Any
 
 
 class Interrupts:
-    """Turns the three signals into ``KeyboardInterrupt`` inside :meth:`raised` and remembers them elsewhere.
+    """Raises ``KeyboardInterrupt`` for the three signals inside :meth:`raised`; outside, one is remembered as pending.
 
-    What the caller ignores (as nohup does) stays ignored.
+    Signals that the caller ignores (as nohup does) stay ignored.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        """Whether one came that nobody has seen yet."""
+        self.pending = False
+        """Whether a signal arrived that was not raised yet."""
         self._raises = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Hear signals from now on; only the main thread can."""
+        """Install the handlers; does nothing outside the main thread, which alone may."""
         if threading.current_thread() is not threading.main_thread():
             return
-        heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._hear) for number in heard}
+        handled = [
+            n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN
+        ]
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
 
     def forget(self) -> None:
-        """Leave signals to whoever had them before."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous = {}
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
-        """Interrupts end what is inside, also one that came before."""
+        """Inside the block signals raise at once; a pending one raises on entry."""
         before, self._raises = self._raises, True
         try:
-            if self.asked:
-                self.asked = False
+            if self.pending:
+                self.pending = False
                 raise KeyboardInterrupt
             yield
         finally:
             self._raises = before
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._raises:
             raise KeyboardInterrupt
-        self.asked = True
+        self.pending = True

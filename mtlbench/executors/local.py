@@ -27,18 +27,18 @@ from mtlbench.workers.stacks import frames, stacks_file
 from mtlbench.workers.worker import MAX_DEATHS
 
 RESTARTS = 2
-"""How often a slot gets a new worker while no cell makes progress."""
+"""Restarts of a slot in a row without a finished cell."""
 FAULTS = 2
-"""A device on which workers died in this many different cells, with none done in between, is not used again, unless it
-is the last one."""
-ASK_AGAIN_S = 1.0
-"""How often a worker that was asked to end is asked again."""
+"""A device is dropped after workers died on it in this many different cells with none finished in between, unless it is
+the last one."""
+RESEND_S = 1.0
+"""Seconds between two SIGTERMs to a worker that has not ended yet."""
 KILL_AFTER_S = 5.0
-"""How long a worker that shows no progress may take to end when it is asked."""
+"""Seconds from SIGTERM to SIGKILL for a worker without progress."""
 DRAIN_S = 30.0
-"""How long one whose cell only takes too long may: it keeps what the cell has done, for a run with a higher limit."""
-LOOK_AGAIN_S = 1.0
-"""How often is looked for devices or cells that were not free."""
+"""The same for a worker that makes progress but exceeded its time limit: it needs time to write a checkpoint."""
+RETRY_FREE_S = 1.0
+"""Seconds between two attempts to get devices or cells that were not free."""
 _log = logging.getLogger(__name__)
 
 
@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 class LocalExecutor(Executor):
     """Starts ``command`` once for each group of devices of this machine.
 
-    ``inventory`` says which accelerators there are: tests give one of their own. As a part of a cluster it runs
-    ``only`` the cells of one width, numbers its workers from ``first`` and starts them in ``directory``.
+    ``inventory`` lists the accelerators. On a node of a cluster it runs ``only`` the cells of one width, numbers its
+    workers from ``first`` and starts them in ``directory``.
     """
 
     name: ClassVar[str] = "local"
@@ -58,7 +58,7 @@ class LocalExecutor(Executor):
     directory: Path | None = None
 
     def check(self, device: str) -> None:
-        """Refuse ``cuda`` without a GPU."""
+        """Reject ``cuda`` without a GPU."""
         if device == "cuda":
             pool(device, 0, demand={}, cores=1, cards=self.inventory.devices())
 
@@ -66,22 +66,22 @@ class LocalExecutor(Executor):
         """Start the workers, at most one for each cell without a record.
 
         Raises:
-            RequestError: ``cuda`` is asked for and there is no GPU, or there are fewer than a cell or the workers need.
+            RequestError: ``cuda`` is requested without a GPU, or there are fewer GPUs than a cell or the workers need.
         """
-        asked = CellQueue(launch, only=self.only)
+        queue = CellQueue(launch, only=self.only)
         cards = () if launch.device == "cpu" else self.inventory.devices()
-        chosen = pool(launch.device, launch.workers, demand=asked.prospect(), cores=cpus(), cards=cards)
+        chosen = pool(launch.device, launch.workers, demand=queue.expected_demand(), cores=cpus(), cards=cards)
         for card in cards:
-            if taken := chosen.slot((card,)).foreign:
+            if foreign := chosen.slot((card,)).foreign:
                 _log.warning(
-                    "other programs have taken %.1f GiB of device %s: times there are not comparable, and the records "
-                    "say so",
-                    taken / 2**30,
+                    "other programs use %.1f GiB of device %s: times measured there are not comparable, and the "
+                    "records say so",
+                    foreign / 2**30,
                     card.id,
                 )
         return LocalWorkers(
             self.command,
-            asked=asked,
+            queue=queue,
             pool=chosen,
             inventory=self.inventory,
             first=self.first,
@@ -91,7 +91,7 @@ class LocalExecutor(Executor):
 
 @dataclass
 class _WorkerSlot:
-    """A number under which one worker at a time runs; its log carries it."""
+    """A worker index, used by one worker at a time; it names the log file."""
 
     index: int
     worker: WorkerProcess | None = None
@@ -99,9 +99,9 @@ class _WorkerSlot:
     """Restarts in a row without progress."""
     closed: bool = False
     lost: str | None = None
-    """Key of the cell in which its latest worker died."""
+    """Key of the cell in which the latest worker died."""
     waits_for: str | None = None
-    """Key of the cell whose worker was killed here: it is tried with one worker less, as memory is the usual cause."""
+    """Key of a cell whose worker was killed: the slot stays empty while others retry it, as memory may have run out."""
 
 
 @dataclass
@@ -109,26 +109,26 @@ class LocalWorkers(Workers):
     """Worker processes, each the leader of its own process group."""
 
     command: tuple[str, ...]
-    asked: CellQueue = field(kw_only=True)
+    queue: CellQueue = field(kw_only=True)
     pool: Pool = field(kw_only=True)
     inventory: Inventory = field(kw_only=True)
     first: int = field(default=0, kw_only=True)
     directory: Path | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self.launch, self.folder = self.asked.launch, self.asked.folder
+        self.launch, self.folder = self.queue.launch, self.queue.folder
         self._usable = list(self.pool.devices)
         self._faults: dict[str, set[str]] = {device.id: set() for device in self._usable}
         self._deaths: Counter[str] = Counter()
-        demand = self.asked.prospect()
+        demand = self.queue.expected_demand()
         count = min(self.pool.workers, sum(shares(len(self._usable), demand, most=self.pool.workers).values()))
-        # Narrow cells that follow wide ones may fill more slots than the start needs.
+        # Narrow cells that run after wide ones may need more slots than the start.
         most = min(self.pool.workers, len(self._usable) // min(demand, default=1), sum(demand.values()))
         self._slots = [_WorkerSlot(self.first + number) for number in range(max(count, most))]
-        self._told_held = False
+        self._reported_held = False
         self._waiting = False
-        """Whether cells wait for devices or slots that are not free now."""
-        self._next_look = 0.0
+        """Whether cells wait for devices or slots that are in use."""
+        self._next_retry = 0.0
         try:
             self._fill()
         except BaseException:
@@ -136,7 +136,7 @@ class LocalWorkers(Workers):
             raise
 
     def alive(self) -> int:
-        """How many workers run now, after replacing those that ended while cells are left."""
+        """How many workers run now, after replacing those that ended while cells remain."""
         now = time.monotonic()
         ended = False
         for slot in self._slots:
@@ -147,12 +147,12 @@ class LocalWorkers(Workers):
                 ended = True
             else:
                 self._watch(slot.worker, now)
-        if self.asked.grew() or ended or (self._waiting and now >= self._next_look):
+        if self.queue.grew() or ended or (self._waiting and now >= self._next_retry):
             self._fill()
         return len(self._workers()) + (self._waiting and not self._workers())
 
     def stop(self, *, grace_s: float) -> None:
-        """End every worker and what it started: SIGTERM for ``grace_s`` seconds, then SIGKILL."""
+        """End all workers and their children: SIGTERM for ``grace_s`` seconds, then SIGKILL."""
         running = self._workers()
         for slot in self._slots:
             slot.worker, slot.closed = None, True
@@ -164,53 +164,53 @@ class LocalWorkers(Workers):
                 if now >= deadline:
                     break
                 if now >= again:
-                    # Once may not be enough: see mtlbench.files.stop_request.Stop.
+                    # One signal may get lost: see mtlbench.files.stop_request.StopRequest.
                     for worker in running:
                         worker.signal(signal.SIGTERM)
-                    again = now + ASK_AGAIN_S
+                    again = now + RESEND_S
                 time.sleep(0.05)
         finally:
             end_all(running)
             for worker in running:
-                self._settle(worker)
+                self._release_claim(worker)
 
     def _workers(self) -> list[WorkerProcess]:
         return [slot.worker for slot in self._slots if slot.worker is not None]
 
-    # What is stuck
+    # Stuck workers
 
     def _watch(self, worker: WorkerProcess, now: float) -> None:
-        worker.signs.read(now)
-        if worker.given_up is not None:
-            if now > worker.given_up:
+        worker.heartbeat.read(now)
+        if worker.kill_at is not None:
+            if now > worker.kill_at:
                 worker.signal(signal.SIGKILL)
             return
         reason = overdue(
-            worker.signs, now=now, silence_s=self.launch.silence_s, cell_timeout_s=self.launch.cell_timeout_s
+            worker.heartbeat, now=now, silence_s=self.launch.silence_s, cell_timeout_s=self.launch.cell_timeout_s
         )
-        if reason is not None and not self._moved(worker):
-            self._give_up(worker, reason)
+        if reason is not None and not self._logged_steps(worker):
+            self._time_out(worker, reason)
 
-    def _moved(self, worker: WorkerProcess) -> bool:
-        """Whether the step log grew though the pipe was silent, as it does when children of the worker train."""
-        signs, now = worker.signs, time.monotonic()
-        if signs.cell is None or now - signs.last <= self.launch.silence_s:
+    def _logged_steps(self, worker: WorkerProcess) -> bool:
+        """Whether the step log grew although no heartbeat came, as when children of the worker train."""
+        heartbeat, now = worker.heartbeat, time.monotonic()
+        if heartbeat.cell is None or now - heartbeat.last <= self.launch.silence_s:
             return False
         try:
-            age = time.time() - self.folder.steps_file(signs.cell).stat().st_mtime
+            age = time.time() - self.folder.steps_file(heartbeat.cell).stat().st_mtime
         except OSError:
             return False
         if age < self.launch.silence_s:
-            signs.last = now - max(age, 0.0)
+            heartbeat.last = now - max(age, 0.0)
             return True
         return False
 
-    def _give_up(self, worker: WorkerProcess, reason: str) -> None:
-        """Record the cell as timed out and ask its worker to end; :meth:`_watch` sees to it that it does."""
-        key = worker.signs.cell
-        dump = worker.ask_stacks(stacks_file(self.folder.path, key)) if key else ""
+    def _time_out(self, worker: WorkerProcess, reason: str) -> None:
+        """Record the cell as timed out and send SIGTERM; :meth:`_watch` sends SIGKILL if the worker does not end."""
+        key = worker.heartbeat.cell
+        dump = worker.dump_stacks(stacks_file(self.folder.path, key)) if key else ""
         claim = self.folder.claims().get(key) if key else None
-        cell = next((cell for cell in self.asked.cells if cell.key == key), None)
+        cell = next((cell for cell in self.queue.cells if cell.key == key), None)
         if cell is not None and claim is not None and worker.is_or_started(claim.owner.pid):
             where = f"logs/{stacks_file(self.folder.path, cell.key).name}" if dump else None
             record = timeout_record(cell, reason, pid=worker.pid, frames=frames(dump), stacks=where)
@@ -218,23 +218,23 @@ class LocalWorkers(Workers):
                 worker.claim = claim
         _log.error("worker %d is ended: %s", worker.pid, reason)
         now = time.monotonic()
-        moving = now - worker.signs.last < min(KILL_AFTER_S, self.launch.silence_s / 2)
-        worker.given_up = now + (DRAIN_S if moving else KILL_AFTER_S)
+        moving = now - worker.heartbeat.last < min(KILL_AFTER_S, self.launch.silence_s / 2)
+        worker.kill_at = now + (DRAIN_S if moving else KILL_AFTER_S)
         worker.signal(signal.SIGTERM)
 
-    # Who ended
+    # Ended workers
 
     def _reap(self, slot: _WorkerSlot, worker: WorkerProcess) -> None:
-        worker.signs.read(time.monotonic())
+        worker.heartbeat.read(time.monotonic())
         worker.end()
-        self._settle(worker)
+        self._release_claim(worker)
         slot.worker = None
         code = worker.process.returncode
-        demand = self.asked.demand()
+        demand = self.queue.demand()
         if worker.retired or (code == 0 and not demand[worker.slot.width]):
             return
-        if worker.given_up is None:
-            self._blame(worker)
+        if worker.kill_at is None:
+            self._count_fault(worker)
         if not demand:
             return
         log = self.folder.log(slot.index)
@@ -246,55 +246,55 @@ class LocalWorkers(Workers):
             return
         else:
             slot.restarts += 1
-        slot.lost = worker.signs.cell
-        if code == -signal.SIGKILL and worker.given_up is None:
-            slot.waits_for = worker.signs.cell
-        again = "it is started again once its cell is done" if slot.waits_for and self._workers() else "started again"
+        slot.lost = worker.heartbeat.cell
+        if code == -signal.SIGKILL and worker.kill_at is None:
+            slot.waits_for = worker.heartbeat.cell
+        again = "restarted once its cell is done" if slot.waits_for and self._workers() else "restarted"
         _log.warning("worker %d ended (%s): %s, log in %s", slot.index, worker.ending(), again, log)
 
     def _progressed(self, worker: WorkerProcess, missing: int) -> bool:
-        """Whether a cell was done since it was started, or its own has come nearer to being given up.
+        """Whether a cell was finished since the start, or the current one came closer to :data:`MAX_DEATHS`.
 
-        So every cell gets its record, however many of them kill their workers.
+        Counting the latter as progress gives every cell a record, however many of them kill their workers.
         """
-        cell = worker.signs.cell
+        cell = worker.heartbeat.cell
         if cell is not None:
             self._deaths[cell] += 1
-        done = len(self.asked.cells) - missing
+        done = len(self.queue.cells) - missing
         return done > worker.done or (cell is not None and self._deaths[cell] <= MAX_DEATHS)
 
-    def _settle(self, worker: WorkerProcess) -> None:
-        """Take away the claim of a cell that was recorded from outside."""
+    def _release_claim(self, worker: WorkerProcess) -> None:
+        """Release the claim of a cell that was recorded as timed out."""
         if worker.claim is not None:
             self.folder.release(worker.claim)
             worker.claim = None
 
-    def _blame(self, worker: WorkerProcess) -> None:
-        """Count a death against the devices it happened on, and stop to use those that are gone or fail again."""
+    def _count_fault(self, worker: WorkerProcess) -> None:
+        """Count a death against the devices of the worker; drop devices that are gone or failed repeatedly."""
         if self.pool.device == "cpu":
             return
-        where = worker.signs.cell or f"start {worker.mark}"
+        where = worker.heartbeat.cell or f"start {worker.mark}"
         for device in worker.slot.devices:
-            if worker.signs.done:
+            if worker.heartbeat.done:
                 self._faults[device.id].clear()
             self._faults[device.id].add(where)
         present = {device.id for device in self.inventory.devices()}
         for device in list(self._usable):
             faults = len(self._faults[device.id])
-            # The last one is kept: on it, cells that kill their workers look like a bad device.
+            # The last one stays in use: the cells may be at fault, not the device.
             if device.id in present and (faults < FAULTS or len(self._usable) == 1):
                 continue
             self._usable.remove(device)
             why = f"{faults} workers in a row died on it" if device.id in present else "it is gone"
-            _log.error("device %s is not used again: %s; %d are left", device.id, why, len(self._usable))
+            _log.error("device %s is not used again: %s; %d left", device.id, why, len(self._usable))
 
-    # Who is next
+    # New workers
 
     def _fill(self) -> None:
-        """Start workers for the cells that are left: the widest first."""
-        self._waiting, self._next_look = False, time.monotonic() + LOOK_AGAIN_S
-        demand = self.asked.demand()
-        done = len(self.asked.cells) - demand.total()
+        """Start workers for the remaining cells, the widest first."""
+        self._waiting, self._next_retry = False, time.monotonic() + RETRY_FREE_S
+        demand = self.queue.demand()
+        done = len(self.queue.cells) - demand.total()
         running = Counter(worker.slot.width for worker in self._workers())
         wanted = shares(len(self._usable), demand, most=self.pool.workers)
         for width, count in wanted.items():
@@ -304,14 +304,14 @@ class LocalWorkers(Workers):
                     return
                 taken = self._take(width)
                 if taken is None:
-                    # Nothing narrower starts on what this one waits for.
+                    # Narrower cells must not take the devices that this one waits for.
                     self._waiting = True
                     self._retire(wanted, running)
                     return
                 self._spawn(slot, *taken, done=done)
         too_wide = [width for width, count in wanted.items() if width > len(self._usable) and demand[width]]
         if too_wide and not self._workers():
-            _log.error("%d usable devices are left, and cells that need %d wait", len(self._usable), max(too_wide))
+            _log.error("%d usable devices are left, but some cells need %d", len(self._usable), max(too_wide))
 
     def _open_slot(self) -> _WorkerSlot | None:
         for slot in self._slots:
@@ -326,7 +326,7 @@ class LocalWorkers(Workers):
         return None
 
     def _take(self, width: int) -> tuple[tuple[Device, ...], tuple[int, ...]] | None:
-        """Free devices, those without faults first, and what holds them; ``None`` when too few are free."""
+        """Free devices, those without faults first, and their lock files; ``None`` when too few are free."""
         busy = {device.id for worker in self._workers() for device in worker.slot.devices}
         free = sorted(
             (device for device in self._usable if device.id not in busy), key=lambda d: len(self._faults[d.id])
@@ -341,18 +341,18 @@ class LocalWorkers(Workers):
                 taken.append(device)
                 held += files
         if len(taken) < width:
-            leases.give_back(held)
-            if len(free) >= width and not self._told_held:
-                self._told_held = True
-                _log.warning("%d devices are held by another run on this machine: waiting", len(free) - len(taken))
+            leases.release(held)
+            if len(free) >= width and not self._reported_held:
+                self._reported_held = True
+                _log.warning("%d devices are in use by another run on this machine: waiting", len(free) - len(taken))
             return None
         return tuple(taken), tuple(held)
 
     def _retire(self, wanted: dict[int, int], running: Counter[int]) -> None:
-        """End workers that only wait for a cell, where cells of another width wait for their devices."""
+        """End idle workers whose devices are needed for cells of another width."""
         for worker in self._workers():
             width = worker.slot.width
-            if worker.signs.idle and running[width] > wanted.get(width, 0):
+            if worker.heartbeat.idle and running[width] > wanted.get(width, 0):
                 running[width] -= 1
                 worker.retired = True
                 worker.signal(signal.SIGTERM)

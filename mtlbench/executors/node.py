@@ -1,4 +1,4 @@
-"""The workers of one node of a cluster: the local executor on what the node was given, until the cells are done."""
+"""The workers of one cluster node: the local executor on the devices that the cluster gave to the node."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mtlbench.api.executor import Launch
 from mtlbench.executors.local import LocalExecutor, LocalWorkers
 
 POLL_S = 0.2
-LOOK_S = 1.0
+CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
 class NodeShare:
-    """One node's part of a launch; plain values, because it travels to the node."""
+    """One node's share of a launch; plain values, because it is pickled."""
 
     launch: Launch
     command: tuple[str, ...]
-    """That starts a worker."""
+    """Starts a worker."""
     width: int
-    """It runs the cells that get so many devices."""
+    """Runs only the cells that get this many devices."""
     first: int
-    """Number of its worker."""
+    """Index of its worker."""
     directory: str
-    """Where the command was given: relative names of models and data are meant from there."""
+    """Working directory of the command: relative paths of models and data are resolved there."""
 
 
 class Node:
-    """Runs the worker of a share. :meth:`stop` is for another thread, :meth:`end` for a signal handler."""
+    """Runs the worker of a share. Call :meth:`stop` from another thread, :meth:`end` from a signal handler."""
 
     def __init__(self, share: NodeShare) -> None:
         self._share = share
@@ -44,17 +44,17 @@ class Node:
     def serve(self, *, until: Callable[[], float | None] = lambda: None) -> None:
         """Run until every cell of the share has a record, no worker is left, or :meth:`stop` is called.
 
-        ``until`` is asked once a second: a number ends it with so many seconds of grace.
+        ``until`` is called once a second; returning a number stops the node with that grace period in seconds.
 
         Raises:
             RequestError: the node has too few devices.
         """
         self._workers = workers = self._start()
-        next_look = 0.0
+        next_check = 0.0
         try:
             while not self._stop.is_set() and workers.alive():
-                if time.monotonic() >= next_look:
-                    next_look = time.monotonic() + LOOK_S
+                if time.monotonic() >= next_check:
+                    next_check = time.monotonic() + CHECK_S
                     grace_s = until()
                     if grace_s is not None:
                         self.stop(grace_s=grace_s)
@@ -83,9 +83,9 @@ class Node:
 
 def shares_of(launch: Launch, widths: dict[int, int], *, command: tuple[str, ...], first: int = 0) -> list[NodeShare]:
     """One share for each worker of each width, numbered from ``first`` on."""
-    away = dataclasses.replace(launch, folder=launch.folder.resolve())
-    every = [width for width, count in sorted(widths.items(), reverse=True) for _ in range(count)]
+    remote = dataclasses.replace(launch, folder=launch.folder.resolve())
+    all_widths = [width for width, count in sorted(widths.items(), reverse=True) for _ in range(count)]
     return [
-        NodeShare(launch=away, command=command, width=width, first=first + number, directory=str(Path.cwd()))
-        for number, width in enumerate(every)
+        NodeShare(launch=remote, command=command, width=width, first=first + number, directory=str(Path.cwd()))
+        for number, width in enumerate(all_widths)
     ]

@@ -1,4 +1,4 @@
-"""One worker process: started in a group of its own, asked for its stacks, ended with everything it started."""
+"""One worker process: started in its own process group, ended together with its children."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mtlbench.api.executor import FOREIGN_BYTES
-from mtlbench.executors.slots import DeviceSlot, give_back
+from mtlbench.executors.slots import DeviceSlot, release
 from mtlbench.executors.watch import Heartbeat
 from mtlbench.store import Claim
 from mtlbench.workers.arguments import WorkerArguments, thread_variables
-from mtlbench.workers.stacks import ASK
+from mtlbench.workers.stacks import STACKS_SIGNAL
 
 MARK = "MTLBENCH_WORKER"
-"""Environment variable that a worker's children inherit: it finds those that left the process group."""
+"""Environment variable that a worker's children inherit; it identifies those that left the process group."""
 DUMP_S = 2.0
-"""How long a worker may take to write its stacks."""
+"""Seconds that a worker may take to write its stacks."""
 
 
 @dataclass
@@ -32,43 +32,43 @@ class WorkerProcess:
     process: subprocess.Popen[bytes]
     slot: DeviceSlot
     mark: str
-    signs: Heartbeat
+    heartbeat: Heartbeat
     done: int
-    """Cells with a record when it was started."""
+    """Number of cells with a record when it was started."""
     leases: tuple[int, ...] = ()
-    given_up: float | None = None
-    """When it is killed after it was asked to end because of a limit, in seconds of the monotonic clock."""
+    kill_at: float | None = None
+    """Monotonic time at which it is killed; set when it exceeded a limit and was sent SIGTERM."""
     retired: bool = False
-    """Asked to end because its devices are of more use elsewhere."""
+    """Whether it was sent SIGTERM because cells of another width need its devices."""
     claim: Claim | None = field(default=None)
-    """The claim under which its cell was recorded from outside."""
+    """The claim under which its cell was recorded as timed out."""
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def ended(self) -> bool:
-        """Whether it has ended; where the system can, it is left unreaped, so that its number stays its own."""
+        """Whether it has ended; not reaped where the system allows, so that its pid is not reused."""
         if not hasattr(os, "waitid"):
             return self.process.poll() is not None
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def is_or_started(self, pid: int) -> bool:
-        """Whether ``pid`` is this process or one that it started: a cell on several devices has several."""
+        """Whether ``pid`` is this process or a child: a cell on several devices has several processes."""
         return pid == self.pid or pid in marked(self.mark)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and its group."""
+        """Send a signal to its process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
 
-    def ask_stacks(self, path: Path) -> str:
-        """Make it write the stacks of its threads to ``path``, which works also while it holds Python's lock."""
+    def dump_stacks(self, path: Path) -> str:
+        """Make it append the stacks of its threads to ``path``, and return them; works also while it holds the GIL."""
         before = _size(path)
-        if ASK is None or not path.exists():
+        if STACKS_SIGNAL is None or not path.exists():
             return ""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.process.pid, ASK)
+            os.kill(self.process.pid, STACKS_SIGNAL)
         deadline, seen = time.monotonic() + DUMP_S, before
         while time.monotonic() < deadline:
             time.sleep(0.1)
@@ -81,19 +81,19 @@ class WorkerProcess:
             return file.read().decode(errors="replace")
 
     def end(self) -> None:
-        """Kill what is left of it and of what it started, also where the worker itself has ended."""
+        """Kill it and its remaining children; also needed where the worker itself has ended."""
         self.signal(signal.SIGKILL)
         self.process.wait()
         for pid in marked(self.mark):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        give_back(self.leases)
+        release(self.leases)
         self.leases = ()
         with contextlib.suppress(OSError):
-            os.close(self.signs.file)
+            os.close(self.heartbeat.file)
 
     def ending(self) -> str:
-        """How it ended, in words."""
+        """How it ended: signal or exit code."""
         code = self.process.returncode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
@@ -111,15 +111,15 @@ def spawn(
     directory: Path | None = None,
     leases: tuple[int, ...] = (),
 ) -> WorkerProcess:
-    """Start a worker: ``command`` with ``arguments``, to which device, threads, parent and pipe are added.
+    """Start a worker: ``command`` with ``arguments`` plus device, threads, parent and heartbeat pipe.
 
-    ``base`` is the environment it gets, but for the threads and devices of ``slot``; ``leases`` stay open in it, so
-    that its devices are held as long as it lives.
+    It inherits the environment ``base`` except for the threads and devices of ``slot``, and the open lock files
+    ``leases``, so that its devices stay locked as long as it lives.
     """
     mark = uuid.uuid4().hex
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, False)
-    complete = replace(arguments, device=slot.device, threads=slot.threads, parent=os.getpid(), pulse=theirs)
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, False)
+    complete = replace(arguments, device=slot.device, threads=slot.threads, parent=os.getpid(), pulse=write_end)
     try:
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -129,30 +129,30 @@ def spawn(
                 stderr=subprocess.STDOUT,
                 cwd=directory,
                 env={**_environment(slot, base), MARK: mark},
-                pass_fds=(theirs, *leases),
+                pass_fds=(write_end, *leases),
                 start_new_session=True,
             )
     except BaseException:
-        os.close(ours)
+        os.close(read_end)
         raise
     finally:
-        os.close(theirs)
-    signs = Heartbeat(file=ours, last=time.monotonic())
-    return WorkerProcess(process=process, slot=slot, mark=mark, signs=signs, done=done, leases=leases)
+        os.close(write_end)
+    heartbeat = Heartbeat(file=read_end, last=time.monotonic())
+    return WorkerProcess(process=process, slot=slot, mark=mark, heartbeat=heartbeat, done=done, leases=leases)
 
 
 def marked(mark: str) -> list[int]:
-    """Living processes with this mark in their environment, where ``/proc`` tells; torchrun's ranks leave the group."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+    """Pids of processes with this mark in their environment (needs ``/proc``); torchrun's ranks leave the group."""
+    variable, pids = f"{MARK}={mark}".encode(), []
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-    return found
+            if variable in path.read_bytes().split(b"\0"):
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def end_all(workers: Iterable[WorkerProcess]) -> None:
-    """Kill workers and what they started; all are signalled before the first is waited for."""
+    """Kill workers and their children; all are signalled before the first is waited for."""
     workers = list(workers)
     for worker in workers:
         worker.signal(signal.SIGKILL)
@@ -163,7 +163,7 @@ def end_all(workers: Iterable[WorkerProcess]) -> None:
 def _environment(slot: DeviceSlot, base: Mapping[str, str]) -> dict[str, str]:
     foreign = {FOREIGN_BYTES: str(slot.foreign)} if slot.foreign else {}
     return {
-        # Threads that spin while they wait make two busy processes on two cores an order of magnitude slower.
+        # Spinning OpenMP threads make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         **base,
         **thread_variables(slot.threads),

@@ -1,4 +1,4 @@
-"""The cells that a launch asks for, and how many workers of which width they keep busy."""
+"""The cells of a launch, and how many of each width have no record."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mtlbench.store import RunFolder
 
 
 class CellQueue:
-    """The cells of a launch; ``only`` those of one width, as a part of a cluster runs them.
+    """The cells of a launch, or ``only`` those of one width, as on a node of a cluster.
 
-    Where the launch follows a series, cells are added: :meth:`grew` looks.
+    If the launch follows a series, later requests add cells: :meth:`grew` checks for them.
     """
 
     def __init__(self, launch: Launch, *, only: int | None = None) -> None:
@@ -23,25 +23,25 @@ class CellQueue:
 
     @property
     def cells(self) -> list[Cell]:
-        """Those known so far, with a record or without."""
+        """The cells known so far, with or without a record."""
         return [cell for cell in self._queue.cells if self._only in (None, self.launch.devices(cell))]
 
     def grew(self) -> bool:
-        """Whether cells came since the last call."""
+        """Whether cells were added since the last call."""
         return bool(self._queue.refresh())
 
     def missing(self) -> list[Cell]:
-        """Those without a record."""
+        """The cells without a record."""
         return self.folder.missing(self.cells)
 
     def demand(self) -> Counter[int]:
-        """Width (devices of a cell) to cells without a record."""
+        """Width (devices per cell) to number of cells without a record."""
         return Counter(map(self.launch.devices, self.missing()))
 
-    def prospect(self) -> Counter[int]:
-        """The demand, and what later requests of the series will have of each width."""
-        found = self.demand()
+    def expected_demand(self) -> Counter[int]:
+        """The demand, or what later requests of the series will need of each width where that is more."""
+        demand = self.demand()
         if self.launch.series is not None:
             for width in set(map(self.launch.devices, self.cells)):
-                found[width] = max(found[width], self.launch.at_once)
-        return found
+                demand[width] = max(demand[width], self.launch.at_once)
+        return demand

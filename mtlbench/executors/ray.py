@@ -21,29 +21,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RayExecutor(Executor):
-    """One actor for each worker, with the GPUs that its cells ask for; an actor only runs a node's workers."""
+    """One actor per worker, with as many GPUs as its cells need; the actor starts the worker as a subprocess."""
 
     name: ClassVar[str] = "ray"
     settings: ClassVar[tuple[str, ...]] = ("address", "cpus")
     address: str | None = None
-    """Of a running cluster, or ``auto``; without it ``RAY_ADDRESS``, else a cluster is started on this machine."""
+    """Address of a running cluster, or ``auto``; default: ``RAY_ADDRESS``, else a cluster is started here."""
     cpus: float = 1.0
-    """CPU cores of each worker, as Ray counts them."""
+    """CPUs that Ray reserves for each worker."""
     command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.workers.worker")
 
     def check(self, device: str) -> None:
-        """Refuse a machine without Ray."""
+        """Reject a machine without Ray."""
         _ray()
 
     def start(self, launch: Launch) -> Workers:
-        """Start the actors; those the cluster has no room for yet wait in its queue.
+        """Start the actors; those without free resources wait in Ray's queue.
 
         Raises:
             RequestError: Ray is not installed, the cluster cannot be reached, or it has too few GPUs for a cell.
         """
         ray = _ray()
-        ours = not ray.is_initialized()
-        if ours:
+        started_here = not ray.is_initialized()
+        if started_here:
             try:
                 ray.init(address=self.address, log_to_driver=False, include_dashboard=None, namespace="mtlbench")
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -53,9 +53,9 @@ class RayExecutor(Executor):
                     "address, or omit it to start one on this machine."
                 ) from error
         try:
-            return RayWorkers(self, launch, ray=ray, shut_down=ours)
+            return RayWorkers(self, launch, ray=ray, shut_down=started_here)
         except BaseException:
-            if ours:
+            if started_here:
                 ray.shutdown()
             raise
 
@@ -65,9 +65,9 @@ class _Actor:
     share: NodeShare
     handle: Any
     up: Any
-    """Reference to the sign that the cluster had room for it."""
+    """Object reference that is ready once the actor is scheduled."""
     served: Any
-    """Reference to the end of :meth:`Node.serve`."""
+    """Object reference that is ready when :meth:`Node.serve` has returned."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class RayWorkers(Workers):
     launch: Launch
     ray: Any = field(kw_only=True)
     shut_down: bool = field(kw_only=True)
-    """Whether to leave the cluster at the end."""
+    """Whether to disconnect from the cluster at the end."""
 
     def __post_init__(self) -> None:
         total = self.ray.cluster_resources()
@@ -87,8 +87,8 @@ class RayWorkers(Workers):
             raise RequestError("--device cuda: this Ray cluster has no GPU. Use --device cpu or auto.")
         self._on_gpu = gpus > 0
         room = gpus if self._on_gpu else max(1, int(total.get("CPU", 1) // self.executor.cpus))
-        self._wanted = WorkerDemand(self.launch, self.launch.workers or room)
-        widest = max(map(self.launch.devices, self._wanted.asked.cells), default=1)
+        self._demand = WorkerDemand(self.launch, self.launch.workers or room)
+        widest = max(map(self.launch.devices, self._demand.queue.cells), default=1)
         if self._on_gpu and widest > gpus:
             raise RequestError(f"--devices-per-cell asks for {widest} GPUs for one cell, and the cluster has {gpus}.")
         self._actors: list[_Actor] = []
@@ -96,30 +96,30 @@ class RayWorkers(Workers):
         self._fill()
 
     def alive(self) -> int:
-        """How many actors run or wait for room, after replacing those that were lost."""
+        """How many actors run or wait for resources, after replacing those that were lost."""
         for actor in list(self._actors):
             done, _ = self.ray.wait([actor.served], timeout=0)
             if not done:
                 continue
             self._actors.remove(actor)
             lost = self._ending(actor)
-            if lost is not None and self._wanted.may_restart(f"worker {actor.share.first} was lost ({lost})"):
+            if lost is not None and self._demand.may_restart(f"worker {actor.share.first} was lost ({lost})"):
                 self._fill()
-        if self._wanted.grew():
+        if self._demand.grew():
             self._fill()
-        if self._actors and self._wanted.done():
-            # What still waits for room has nothing to do any more.
+        if self._actors and self._demand.done():
+            # Actors that still wait for resources have nothing left to do.
             return sum(bool(self.ray.wait([actor.up], timeout=0)[0]) for actor in self._actors)
         return len(self._actors)
 
     def stop(self, *, grace_s: float) -> None:
-        """End every worker: asked for ``grace_s`` seconds, then killed with its actor."""
+        """End all workers: SIGTERM for ``grace_s`` seconds, then the actors are killed."""
         actors, self._actors = self._actors, []
         for actor in actors:
             actor.handle.stop.remote(grace_s)
         try:
             if actors:
-                # An actor kills what does not answer by itself; the rest is for the network.
+                # The actor itself kills a worker that does not end; the extra seconds are for the network.
                 served = [actor.served for actor in actors]
                 self.ray.wait(served, num_returns=len(served), timeout=grace_s + 5)
         finally:
@@ -130,8 +130,8 @@ class RayWorkers(Workers):
                 self.shut_down = False
 
     def _fill(self) -> None:
-        more = self._wanted.widths(Counter(actor.share.width for actor in self._actors))
-        for share in shares_of(self.launch, more, command=self.executor.command, first=self._next):
+        counts = self._demand.widths(Counter(actor.share.width for actor in self._actors))
+        for share in shares_of(self.launch, counts, command=self.executor.command, first=self._next):
             self._next += 1
             node = self.ray.remote(_RayNode).options(
                 num_cpus=self.executor.cpus,
@@ -149,24 +149,24 @@ class RayWorkers(Workers):
         except self.ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
             return lines[-1].strip() if lines else type(error).__name__
-        return "its workers gave up" if self._wanted.asked.demand()[actor.share.width] else None
+        return "its workers gave up" if self._demand.queue.demand()[actor.share.width] else None
 
 
 class _RayNode:
-    """What runs on the cluster."""
+    """The actor that runs on the cluster."""
 
     def __init__(self, share: NodeShare) -> None:
         self._node = Node(share)
 
     def up(self) -> None:
-        """It is there."""
+        """Returns once the actor is scheduled."""
 
     def serve(self) -> None:
         """Run until the cells are done."""
         self._node.serve()
 
     def stop(self, grace_s: float) -> None:
-        """Ask for the end."""
+        """Stop the worker."""
         self._node.stop(grace_s=grace_s)
 
 

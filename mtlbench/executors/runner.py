@@ -1,4 +1,4 @@
-"""The parent of a run: starts workers, watches the run folder, tells observers; computes nothing itself."""
+"""The parent process of a run: starts workers, watches the run folder, notifies observers; computes nothing itself."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from mtlbench.workers.stacks import forget_stacks
 OK, FAILED, INTERRUPTED = 0, 1, 130
 POLL_S = 0.2
 GRACE_S = 30.0
-"""How long workers may take to end when they are asked to: they keep what their cells have done so far."""
+"""Seconds that workers get to end after SIGTERM, so that they can write checkpoints."""
 FINISH_S = 60.0
-"""How long workers may take to end by themselves when every cell has its record."""
+"""Seconds that workers get to exit by themselves once every cell has a record."""
 _log = logging.getLogger(__name__)
 
 
 class Session:
-    """Runs request after request with the same workers. A context manager: at its end no worker runs any more.
+    """Runs one request after another with the same workers. A context manager: all workers have ended when it exits.
 
     Args:
-        at_once: Cells that a request has at most, where several follow one another; ``None`` for a single one.
+        at_once: Most cells that any request has, where several requests follow; ``None`` for a single request.
 
-    The other words are those of :class:`Launch`.
+    The other arguments are those of :class:`Launch`.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Session:
             self._interrupts.forget()
 
     def run(self, request: str, cells: Sequence[Cell]) -> int:
-        """Run the cells of ``request`` that have no record; failed ones are tried again.
+        """Run the cells of ``request`` that have no record, and failed ones again.
 
-        Gives the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted. What
-        was finished stays in every case.
+        Returns the exit code: 0 all done (skipped counts as done), 1 some failed or are missing, 130 interrupted.
+        Finished cells are kept in every case.
 
         Raises:
             RequestError: the executor cannot carry out the request on this machine.
@@ -93,7 +93,7 @@ class Session:
         folder, keys = self._folder, [cell.key for cell in cells]
         retired = folder.retire_failed(keys)
         if retired:
-            _log.info("%d failed cells are tried again", len(retired))
+            _log.info("retrying %d failed cells", len(retired))
         folder.forget_deaths(keys)
         running = folder.claims()
         forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
@@ -103,13 +103,13 @@ class Session:
             watch = _Watch(folder, cells, self._events)
             if watch.missing:
                 interrupted = self._supervise(request, watch)
-                # A worker that was killed after it published has left its claim.
+                # A worker that was killed after publishing has left its claim behind.
                 folder.forget_deaths(key for key in keys if key not in watch.missing)
         finally:
             self._events.run_finished()
         if interrupted:
             _log.warning(
-                "Interrupted with %d of %d cells done. Run the same command again: it goes on where this one ended.",
+                "Interrupted with %d of %d cells done. Run the same command again to resume.",
                 len(cells) - len(watch.missing),
                 len(cells),
             )
@@ -117,8 +117,8 @@ class Session:
         return _exit_code(folder, cells, missing=len(watch.missing))
 
     def _supervise(self, request: str, watch: _Watch) -> bool:
-        """Keep workers running until nothing is missing or none is left; says whether it was interrupted."""
-        stays = False
+        """Keep workers running until no cell is missing or no worker is left; returns whether it was interrupted."""
+        keep_workers = False
         if self._interrupted:
             return True
         try:
@@ -126,23 +126,23 @@ class Session:
                 workers = self._begin(request)
                 while watch.missing:
                     alive = workers.alive()
-                    watch.look()
+                    watch.poll()
                     if not alive:
                         break
                     time.sleep(POLL_S)
-                stays = self._series is not None
-                if not stays:
+                keep_workers = self._series is not None
+                if not keep_workers:
                     self._end()
         except KeyboardInterrupt:
             _log.warning(
-                "Stopping: cells in training end after their step and keep what they have done. Press Ctrl-C again to "
-                "stop at once."
+                "Stopping: cells in training finish their step and write a checkpoint. Press Ctrl-C again to stop at "
+                "once."
             )
             self._interrupted = True
         finally:
-            if not stays:
+            if not keep_workers:
                 self._stop()
-            watch.look()
+            watch.poll()
         return self._interrupted
 
     def _begin(self, request: str) -> Workers:
@@ -153,7 +153,7 @@ class Session:
         return self._workers
 
     def _end(self) -> None:
-        """Let the workers end by themselves, and stop those that do not: observers in them may still be busy."""
+        """Let the workers exit by themselves, as their observers may still be busy; then stop the rest."""
         if self._series is not None:
             self._series.close()
         deadline = time.monotonic() + FINISH_S
@@ -181,15 +181,15 @@ def run(
     cells: Sequence[Cell],
     executor: Executor,
     observers: Mapping[str, object],
-    **how: Any,
+    **options: Any,
 ) -> int:
-    """Run the cells of one request, as :meth:`Session.run` does; ``how`` are the words of :class:`Session`."""
-    with Session(folder, executor, observers, **how) as session:
+    """Run the cells of one request, as :meth:`Session.run` does; ``options`` are those of :class:`Session`."""
+    with Session(folder, executor, observers, **options) as session:
         return session.run(request, cells)
 
 
 class _Watch:
-    """Turns what appears in the run folder into events, each once."""
+    """Turns changes in the run folder into events, each once."""
 
     def __init__(self, folder: RunFolder, cells: Sequence[Cell], events: Events) -> None:
         self.missing: dict[str, Cell] = {}
@@ -203,11 +203,11 @@ class _Watch:
                 events.cell_finished(record)
                 continue
             self.missing[cell.key] = cell
-            # What earlier runs logged is not news.
+            # Lines logged by earlier runs are not reported again.
             self._offsets[cell.key] = folder.steps_since(cell.key, 0)[1]
 
-    def look(self) -> None:
-        """Tell what is new."""
+    def poll(self) -> None:
+        """Report what changed since the last call."""
         running = self._folder.claims()
         for key, cell in list(self.missing.items()):
             claim = running.get(key)
@@ -230,12 +230,12 @@ def _exit_code(folder: RunFolder, cells: Sequence[Cell], *, missing: int) -> int
     counts = Counter(records[cell.key].status for cell in cells if cell.key in records)
     if missing:
         why = _unusable(folder) or _log_tail(folder)
-        _log.error("No worker is left and %d of %d cells have no record.%s", missing, len(cells), why)
+        _log.error("No worker is left, but %d of %d cells have no record.%s", missing, len(cells), why)
     return FAILED if missing or counts["failed"] else OK
 
 
 def _unusable(folder: RunFolder) -> str:
-    """What is wrong with the run folder itself, such as a full disk, on which logs end too."""
+    """Why the run folder itself cannot be used, such as a full disk, which truncates the logs too; else empty."""
     try:
         folder.preflight()
     except MtlbenchError as error:

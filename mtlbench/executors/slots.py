@@ -1,4 +1,4 @@
-"""How a machine is shared out: which devices and threads a worker gets, and which widths of cells go first."""
+"""How the devices and threads of a machine are distributed to workers, and device locks between runs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device
 
 MOST_CPU_WORKERS = 4
-"""How many workers share a CPU when the number is not given: each holds its own copy of the backbone."""
-NOTICED = 0.05
-"""Share of a device's memory from which on what others have taken is noticed."""
+"""Default limit of CPU workers: each holds its own copy of the backbone."""
+FOREIGN_SHARE = 0.05
+"""Fraction of a device's memory that other programs must use before it is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSlot:
-    """Where one worker runs."""
+    """The devices and threads of one worker."""
 
     device: str
     """``cpu`` or ``cuda``."""
     threads: int
     devices: tuple[Device, ...]
-    """As many as its cells ask for; on a CPU these are shares of the cores."""
+    """As many as its cells need; on a CPU these are placeholders for shares of the cores."""
 
     @property
     def width(self) -> int:
@@ -36,23 +36,23 @@ class DeviceSlot:
 
     @property
     def foreign(self) -> int:
-        """Bytes on its devices that other programs had taken when the run began; what drivers keep is not counted."""
-        return sum(d.used for d in self.devices if d.memory is not None and d.used > NOTICED * d.memory)
+        """Bytes on its devices that other programs used when the run began; what drivers reserve is not counted."""
+        return sum(d.used for d in self.devices if d.memory is not None and d.used > FOREIGN_SHARE * d.memory)
 
     @property
     def visible(self) -> str:
-        """Word for ``CUDA_VISIBLE_DEVICES``."""
+        """Value of ``CUDA_VISIBLE_DEVICES``."""
         return ",".join(device.id for device in self.devices) if self.device == "cuda" else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The devices of a machine that a run may use, never two workers on one."""
+    """The devices of a machine that a run may use; never two workers on one."""
 
     device: str
     devices: tuple[Device, ...]
     workers: int
-    """At most so many at once."""
+    """Limit on simultaneous workers."""
     threads_each: float
     """CPU cores for each device in use."""
 
@@ -62,13 +62,13 @@ class Pool:
 
 
 def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, cards: tuple[Device, ...]) -> Pool:
-    """What a run takes of a machine with ``cores`` CPU cores and the GPUs ``cards``.
+    """The devices that a run uses on a machine with ``cores`` CPU cores and the GPUs ``cards``.
 
-    ``demand`` is the number of cells by width (devices per cell). ``workers`` 0 takes every GPU, or one worker per core
-    up to four. Cores are shared out evenly.
+    ``demand`` is the number of cells by width (devices per cell). ``workers`` 0 means every GPU, or one worker per core
+    up to four. Cores are divided evenly.
 
     Raises:
-        RequestError: ``cuda`` is asked for and there is no GPU, or there are fewer than a cell or the workers need.
+        RequestError: ``cuda`` is requested without a GPU, or there are fewer GPUs than a cell or the workers need.
     """
     if device == "cuda" and not cards:
         raise RequestError("--device cuda: this machine shows no NVIDIA GPU (nvidia-smi -L). Use --device cpu or auto.")
@@ -88,45 +88,45 @@ def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, ca
     if workers * narrowest > len(cards) and device == "cuda":
         raise RequestError(
             f"--workers {workers} with {narrowest} device{'s' if narrowest > 1 else ''} each need "
-            f"{workers * narrowest} GPUs, and this machine shows {len(cards)}. Two workers never share a GPU: leave "
-            "--workers away to use all."
+            f"{workers * narrowest} GPUs, and this machine shows {len(cards)}. Two workers never share a GPU: omit "
+            "--workers to use all."
         )
     most = workers or len(cards)
-    used = sum(width * count for width, count in shares(len(cards), demand, most=most).items())
-    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(used, 1))
+    in_use = sum(width * count for width, count in shares(len(cards), demand, most=most).items())
+    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1))
 
 
 def shares(devices: int, demand: Mapping[int, int], *, most: int) -> dict[int, int]:
-    """Width to number of workers: the widest cells first, so that they never wait for narrow ones to run out.
+    """Width to number of workers: the widest cells first, so that they never wait for narrow ones.
 
-    What is left over when no further wide cell fits goes to narrower ones. At most ``most`` workers in all.
+    Devices that are left over go to narrower cells. At most ``most`` workers in all.
     """
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for width in sorted(demand, reverse=True):
         count = min(demand[width], devices // width, most)
-        found[width] = count
+        counts[width] = count
         devices -= count * width
         most -= count
-    return found
+    return counts
 
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system: runs there share devices only by CUDA_VISIBLE_DEVICES
+except ImportError:  # no file locks on this system: runs there divide devices only by CUDA_VISIBLE_DEVICES
     fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 
 
 def lease_folder() -> Path:
-    """Where the files of this machine's devices are, for all its users."""
+    """The folder of device lock files, shared by all users of this machine."""
     return Path(tempfile.gettempdir()) / "mtlbench-devices"
 
 
 def take(devices: Iterable[Device], *, folder: Path | None = None) -> tuple[int, ...] | None:
-    """Lock all of ``devices`` or none; gives open files that hold them, ``None`` when another run has one.
+    """Lock all of ``devices`` or none; returns the open lock files, ``None`` when another run holds one.
 
-    The lock ends when every process that has the file is gone.
+    A lock ends when every process that has its file open is gone.
     """
     held: list[int] = []
     for device in devices:
@@ -136,14 +136,14 @@ def take(devices: Iterable[Device], *, folder: Path | None = None) -> tuple[int,
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            give_back([*held, file])
+            release([*held, file])
             return None
         held.append(file)
     return tuple(held)
 
 
-def give_back(files: Iterable[int]) -> None:
-    """Close files that :func:`take` gave."""
+def release(files: Iterable[int]) -> None:
+    """Close lock files that :func:`take` returned."""
     for file in files:
         os.close(file)
 
@@ -156,7 +156,7 @@ def _open(folder: Path, device: Device) -> int | None:
         if not folder.is_dir():
             folder.mkdir(mode=0o1777, exist_ok=True)
             folder.chmod(0o1777)
-        # Without O_CREAT first: where /tmp is protected, it is refused on files of others.
+        # First without O_CREAT: fs.protected_regular forbids it on files of other users in /tmp.
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

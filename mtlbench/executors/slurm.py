@@ -24,12 +24,12 @@ from mtlbench.executors.node import Node, NodeShare, shares_of
 from mtlbench.store import RunFolder
 
 LINGER_S = 60.0
-"""A preempted job gets its second signal within this time of the first."""
+"""Seconds within which a preempted job gets its second signal."""
 TRIES = 3
-"""How often a submission that Slurm refuses is tried."""
+"""Attempts at a submission that Slurm refuses."""
 LOST_S = 600.0
-"""A job that Slurm says nothing about for this long has ended."""
-_GOING = (
+"""A job that Slurm has not listed for this many seconds counts as ended."""
+_ACTIVE = (
     "PENDING",
     "RUNNING",
     "REQUEUED",
@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SlurmExecutor(Executor):
-    """One job for each worker, those of a width as one array. A job that is preempted or runs into its time limit keeps
-    what its cell has done and is put back into the queue."""
+    """One job per worker, one job array per width. A job that is preempted or reaches its time limit writes a
+    checkpoint and is requeued."""
 
     name: ClassVar[str] = "slurm"
     settings: ClassVar[tuple[str, ...]] = (
@@ -54,29 +54,29 @@ class SlurmExecutor(Executor):
         "poll",
     )  # fmt: skip
     array: int = 4
-    """Jobs at most, where ``--workers`` does not say."""
+    """Limit on jobs, unless ``--workers`` is given."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     gres: str | None = None
-    """Kind of GPU as Slurm names it, such as ``gpu:h100``; the number follows from ``--devices-per-cell``."""
+    """GPU type as Slurm names it, such as ``gpu:h100``; the number comes from ``--devices-per-cell``."""
     time: int = 60
-    """Minutes of a job."""
+    """Time limit of a job in minutes."""
     mem: int | None = None
-    """GB of memory of a job."""
+    """Memory of a job in GB."""
     cpus: int = 4
     """CPU cores of a job."""
     warning: int = 90
-    """Seconds before its end that a job is warned."""
+    """Seconds before the time limit at which a job is signalled."""
     requeues: int = 20
-    """How often a job that ran into its time limit goes on."""
+    """How often a job that reached its time limit is requeued."""
     poll: float = 30.0
-    """Seconds between two questions to the scheduler."""
+    """Seconds between two queries to the scheduler."""
     command: tuple[str, ...] = (sys.executable, "-m", "mtlbench.workers.worker")
 
     def start(self, launch: Launch) -> Workers:
-        """Submit the jobs; those of an earlier command that still wait or run are counted in.
+        """Submit the jobs; jobs of an earlier command that still wait or run are reused.
 
         Raises:
             RequestError: submitit is not installed, this is no Slurm machine, or Slurm refuses the jobs.
@@ -85,19 +85,19 @@ class SlurmExecutor(Executor):
         return SlurmWorkers(self, launch, submitit=_submitit())
 
     def check(self, device: str) -> None:
-        """Refuse a machine without submitit or Slurm's commands."""
+        """Reject a machine without submitit or Slurm's commands."""
         _submitit()
         for tool in ("sbatch", "srun", "sacct", "scontrol", "scancel"):
             if shutil.which(tool) is None:
                 raise RequestError(
-                    f"--executor slurm: there is no {tool!r} on PATH. Give the command on a login node of the cluster, "
+                    f"--executor slurm: there is no {tool!r} on PATH. Run the command on a login node of the cluster, "
                     "or use --executor local."
                 )
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """A submitted job, as the run folder remembers it."""
+    """A submitted job, as listed in the run folder."""
 
     job: str
     request: str
@@ -116,21 +116,21 @@ class SlurmWorkers(Workers):
     def __post_init__(self) -> None:
         self._folder = RunFolder(self.launch.folder).path.resolve() / "slurm"
         self._folder.mkdir(exist_ok=True)
-        self._wanted = WorkerDemand(self.launch, self.launch.workers or self.executor.array)
+        self._demand = WorkerDemand(self.launch, self.launch.workers or self.executor.array)
         self._watcher = self.submitit.SlurmJob.watcher
         self._watcher.delay_s = self.executor.poll
-        self._known: dict[str, float] = {}
-        """Job id to the time Slurm last knew it, in seconds of the monotonic clock."""
+        self._last_listed: dict[str, float] = {}
+        """Job id to the monotonic time at which Slurm last listed it."""
         self._jobs: dict[str, _Sent] = {}
         self._ended: list[str] = []
         earlier = [sent for sent in _read_sent(self._folder) if sent.request == self.launch.request]
         for sent in earlier:
             self._watcher.register_job(sent.job)
         for sent in earlier:
-            if self._state(sent.job, fresh=True) not in _GOING:
+            if self._state(sent.job, fresh=True) not in _ACTIVE:
                 self._ended.append(sent.job)
             else:
-                _log.info("job %s of an earlier command still waits or runs: it is used", sent.job)
+                _log.info("reusing job %s of an earlier command, which still waits or runs", sent.job)
                 self._jobs[sent.job] = sent
         self._next_number = len(earlier)
         self._fill()
@@ -138,61 +138,61 @@ class SlurmWorkers(Workers):
     def alive(self) -> int:
         """How many jobs wait or run, after replacing those that were lost."""
         for sent in list(self._jobs.values()):
-            if self._goes_on(sent.job):
+            if self._active(sent.job):
                 continue
             del self._jobs[sent.job]
             self._ended.append(sent.job)
-            if self._wanted.asked.demand()[sent.width]:
+            if self._demand.queue.demand()[sent.width]:
                 what = f"job {sent.job} ended ({self._state(sent.job)}) with cells left"
-                if self._wanted.may_restart(what):
+                if self._demand.may_restart(what):
                     self._fill()
-        if self._wanted.grew():
+        if self._demand.grew():
             self._fill()
-        if self._jobs and self._wanted.done():
+        if self._jobs and self._demand.done():
             return sum(self._state(job) != "PENDING" for job in self._jobs)
         return len(self._jobs)
 
     def stop(self, *, grace_s: float) -> None:
-        """End every job: asked through a file for ``grace_s`` seconds, then cancelled; waiting ones at once."""
+        """End all jobs: requested by a file for ``grace_s`` seconds, then cancelled; pending ones at once."""
         jobs, self._jobs = dict(self._jobs), {}
         for sent in jobs.values():
             _stop_file(self._folder, sent.token).write_text(str(grace_s))
         deadline = time.monotonic() + grace_s
-        going = [job for job in jobs if self._goes_on(job) and self._state(job) != "PENDING"]
+        active = [job for job in jobs if self._active(job) and self._state(job) != "PENDING"]
         try:
-            while going and time.monotonic() < deadline:
+            while active and time.monotonic() < deadline:
                 time.sleep(0.2)
-                going = [job for job in going if not self._result(job).exists()]
+                active = [job for job in active if not self._result(job).exists()]
         finally:
             self._cancel(list(jobs))
 
     def _cancel(self, jobs: Sequence[str]) -> None:
         for job in jobs:
-            if self._goes_on(job) and not self._result(job).exists():
+            if self._active(job) and not self._result(job).exists():
                 self.submitit.SlurmJob(folder=self._folder, job_id=job).cancel(check=False)
-        # submitit hands a job its work as a pickle; nothing here reads one, and none is left behind.
+        # submitit passes its payload to a job as a pickle; remove them all.
         for job in [*self._ended, *jobs]:
             for path in self._folder.glob(f"{job}_*.pkl"):
                 path.unlink(missing_ok=True)
 
-    # What Slurm knows
+    # Job states
 
-    def _goes_on(self, job: str) -> bool:
+    def _active(self, job: str) -> bool:
         if self._result(job).exists():
             return False
         state = self._state(job)
         now = time.monotonic()
-        if state in _GOING:
-            self._known[job] = now
+        if state in _ACTIVE:
+            self._last_listed[job] = now
             return True
         if state != "UNKNOWN":
             return False
         # Not listed yet, or no longer.
-        return now - self._known.setdefault(job, now) < LOST_S
+        return now - self._last_listed.setdefault(job, now) < LOST_S
 
     def _state(self, job: str, *, fresh: bool = False) -> str:
-        words: list[str] = str(self._watcher.get_state(job, mode="force" if fresh else "standard")).split()
-        return words[0].rstrip("+") if words else "UNKNOWN"
+        fields: list[str] = str(self._watcher.get_state(job, mode="force" if fresh else "standard")).split()
+        return fields[0].rstrip("+") if fields else "UNKNOWN"
 
     def _result(self, job: str) -> Path:
         path: Path = self.submitit.core.utils.JobPaths(self._folder, job_id=job).result_pickle
@@ -201,80 +201,80 @@ class SlurmWorkers(Workers):
     # Submitting
 
     def _fill(self) -> None:
-        more = self._wanted.widths(Counter(sent.width for sent in self._jobs.values()))
-        for width, count in more.items():
+        counts = self._demand.widths(Counter(sent.width for sent in self._jobs.values()))
+        for width, count in counts.items():
             shares = shares_of(self.launch, {width: count}, command=self.executor.command, first=self._next_number)
             self._next_number += count
             for sent in self._submit(shares, width=width):
                 self._jobs[sent.job] = sent
 
     def _submit(self, shares: Sequence[NodeShare], *, width: int) -> list[_Sent]:
-        """Submit one array; a submission whose answer was lost is found again by its name."""
+        """Submit one array, with a unique job name."""
         token = uuid.uuid4().hex[:12]
         jobs = [_Job(share, stop=_stop_file(self._folder, token), warning_s=self.executor.warning) for share in shares]
         executor = self._executor(token, width=width)
         for attempt in range(1, TRIES + 1):
             try:
-                found = [str(job.job_id) for job in executor.submit_array(jobs)]
+                ids = [str(job.job_id) for job in executor.submit_array(jobs)]
                 break
             except (self.submitit.core.utils.FailedJobError, OSError) as error:
                 refused = str(error).strip().splitlines()
                 if attempt == TRIES:
                     raise RequestError(
                         f"Slurm refused the jobs {TRIES} times: {refused[-1] if refused else error}. Correct the "
-                        "settings of --executor 'slurm[...]', or try again later: nothing is lost."
+                        "settings of --executor 'slurm[...]', or try again later."
                     ) from error
-                _log.warning("Slurm refused the jobs (%s): trying again", refused[-1] if refused else error)
+                _log.warning("Slurm refused the jobs (%s): retrying", refused[-1] if refused else error)
                 time.sleep(2**attempt / 2)
-        sent = [_Sent(job=job, request=self.launch.request, width=width, token=token) for job in found]
+        sent = [_Sent(job=job, request=self.launch.request, width=width, token=token) for job in ids]
         with (self._folder / "jobs.jsonl").open("a") as file:
             file.writelines(f"{json.dumps(vars(one))}\n" for one in sent)
-        _log.info("submitted %d jobs: %s", len(sent), ", ".join(found))
+        _log.info("submitted %d jobs: %s", len(sent), ", ".join(ids))
         return sent
 
     def _executor(self, token: str, *, width: int) -> Any:
-        chosen = self.executor
-        executor = self.submitit.SlurmExecutor(folder=self._folder, max_num_timeout=chosen.requeues)
-        words: dict[str, Any] = {
+        settings = self.executor
+        executor = self.submitit.SlurmExecutor(folder=self._folder, max_num_timeout=settings.requeues)
+        parameters: dict[str, Any] = {
             "job_name": f"mtlbench-{token}",
-            "time": chosen.time,
-            "cpus_per_task": chosen.cpus,
-            "signal_delay_s": chosen.warning,
-            "array_parallelism": self._wanted.most,
+            "time": settings.time,
+            "cpus_per_task": settings.cpus,
+            "signal_delay_s": settings.warning,
+            "array_parallelism": self._demand.most,
             "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True},
         }
-        words |= {
+        parameters |= {
             name: value
             for name in ("partition", "account", "qos", "constraint")
-            if (value := getattr(chosen, name)) is not None
+            if (value := getattr(settings, name)) is not None
         }
-        if chosen.mem is not None:
-            words["mem"] = f"{chosen.mem}GB"
+        if settings.mem is not None:
+            parameters["mem"] = f"{settings.mem}GB"
         if self.launch.device != "cpu":
-            words |= {"gres": f"{chosen.gres}:{width}"} if chosen.gres else {"gpus_per_node": width}
-        executor.update_parameters(**words)
+            parameters |= {"gres": f"{settings.gres}:{width}"} if settings.gres else {"gpus_per_node": width}
+        executor.update_parameters(**parameters)
         return executor
 
 
 class _Job:
-    """What submitit runs on a node. It ends when the cells are done, when its stop file appears, or on a warning."""
+    """Runs on a node through submitit. It ends when the cells are done, when its stop file appears, or on a signal."""
 
     def __init__(self, share: NodeShare, *, stop: Path, warning_s: float) -> None:
         self._share, self._stop, self._warning_s = share, stop, warning_s
         self._node: Node | None = None
-        self._warned = False
+        self._preempted_once = False
 
     def __call__(self) -> None:
         self._node = node = Node(self._share)
-        # A preempted job hears SIGTERM, and then the signal upon which submitit puts it back into the queue.
+        # A preempted job receives SIGTERM, and then the signal on which submitit requeues it.
         signal.signal(signal.SIGTERM, self._preempted)
-        node.serve(until=self._asked)
-        if self._warned and self._asked() is None:
+        node.serve(until=self._stop_requested)
+        if self._preempted_once and self._stop_requested() is None:
             time.sleep(LINGER_S)
 
     def checkpoint(self, *_: Any) -> Any:
-        """Keep what the cell has done; submitit calls it on its signal and then puts the job back into the queue."""
+        """Let the worker write a checkpoint; submitit calls this on its signal and then requeues the job."""
         from submitit.helpers import DelayedSubmission
 
         if self._node is not None:
@@ -282,12 +282,12 @@ class _Job:
         return DelayedSubmission(_Job(self._share, stop=self._stop, warning_s=self._warning_s))
 
     def _preempted(self, number: int, frame: FrameType | None) -> None:
-        self._warned = True
+        self._preempted_once = True
         if self._node is not None:
             self._node.stop(grace_s=max(5.0, self._warning_s - 15))
 
-    def _asked(self) -> float | None:
-        """The grace in seconds that the command gives when it ends the run, else ``None``."""
+    def _stop_requested(self) -> float | None:
+        """Grace period in seconds once the command has requested the end of the run, else ``None``."""
         try:
             return float(self._stop.read_text() or 0)
         except (OSError, ValueError):
@@ -299,18 +299,18 @@ def _stop_file(folder: Path, token: str) -> Path:
 
 
 def _read_sent(folder: Path) -> list[_Sent]:
-    """The jobs submitted for this run folder; a torn line is left out."""
-    found = []
+    """The jobs submitted for this run folder; an incomplete line is skipped."""
+    sent = []
     try:
         lines = (folder / "jobs.jsonl").read_text().splitlines()
     except OSError:
         return []
     for line in lines:
         try:
-            found.append(_Sent(**json.loads(line)))
+            sent.append(_Sent(**json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return sent
 
 
 def _submitit() -> Any:

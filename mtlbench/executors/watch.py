@@ -1,4 +1,4 @@
-"""When a worker counts as stuck, and the record of the cell it was stuck in."""
+"""When a worker counts as stuck, and the record of the cell it was running."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mtlbench.api.record import Failure, Record
 
 @dataclass
 class Heartbeat:
-    """What the pipe of a worker told so far. Times are seconds of the monotonic clock."""
+    """What a worker has sent through its heartbeat pipe so far. Times are monotonic seconds."""
 
     file: int
-    """The reading end, which never blocks."""
+    """The non-blocking read end of the pipe."""
     last: float
-    """Time of the latest sign; at first, of the start."""
+    """Time of the latest heartbeat; initially of the start."""
     cell: str | None = None
-    """Key of the cell in hand."""
+    """Key of the running cell."""
     since: float = 0.0
     """When that cell began."""
     done: int = 0
-    """Cells that ended in this worker."""
+    """Number of cells that ended in this worker."""
     idle: bool = False
-    """Whether it waits for a cell; a worker that starts does not."""
+    """Whether it waits for a cell; false while it starts."""
     _rest: bytes = field(default=b"", repr=False)
 
     def read(self, now: float) -> None:
-        """Take in what the worker said since."""
+        """Read what the worker has sent since the last call."""
         while True:
             try:
                 data = os.read(self.file, 65536)
@@ -40,32 +40,32 @@ class Heartbeat:
                 return
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._hear(line.decode(errors="replace"), now)
+                self._receive(line.decode(errors="replace"), now)
 
-    def _hear(self, line: str, now: float) -> None:
-        word, _, key = line.partition(" ")
+    def _receive(self, line: str, now: float) -> None:
+        kind, _, key = line.partition(" ")
         self.last = now
-        if word == "cell":
+        if kind == "cell":
             self.cell, self.since, self.idle = key, now, False
-        elif word == "idle":
+        elif kind == "idle":
             self.done += self.cell is not None
             self.cell, self.idle = None, True
 
 
-def overdue(signs: Heartbeat, *, now: float, silence_s: float, cell_timeout_s: float | None) -> str | None:
-    """Why a worker is given up, or ``None``: its cell runs too long, or it said nothing for too long."""
-    if signs.idle:
+def overdue(heartbeat: Heartbeat, *, now: float, silence_s: float, cell_timeout_s: float | None) -> str | None:
+    """Why a worker must be ended, or ``None``: its cell runs too long, or it was silent for too long."""
+    if heartbeat.idle:
         return None
-    if signs.cell is not None and cell_timeout_s is not None and now - signs.since > cell_timeout_s:
+    if heartbeat.cell is not None and cell_timeout_s is not None and now - heartbeat.since > cell_timeout_s:
         return f"The cell ran for more than {cell_timeout_s:g} s (--cell-timeout)."
-    if now - signs.last > silence_s:
+    if now - heartbeat.last > silence_s:
         return f"No step and no scored batch for {silence_s:g} s (--silence)."
     return None
 
 
 def timeout_record(cell: Cell, reason: str, *, pid: int, frames: tuple[str, ...], stacks: str | None) -> Record:
-    """The failed record of a cell that was ended from outside; ``stacks`` is where its stack dump is."""
-    where = f"; what it was doing then is in {stacks}" if stacks else ""
+    """The failed record of a cell whose worker was ended; ``stacks`` is the path of its stack dump."""
+    where = f"; its stacks are in {stacks}" if stacks else ""
     return Record(
         cell=cell,
         status="failed",

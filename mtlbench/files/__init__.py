@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, sealed, temporary; who owns them; failing on purpose."""
+"""Files: atomic and checksummed writes, temporary files, owners, stop requests, heartbeats, fail points, redaction."""

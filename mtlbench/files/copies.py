@@ -1,4 +1,4 @@
-"""Work on values that are in memory already, shared out to copies of this process."""
+"""Parallel work on values already in memory, in forked copies of this process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mtlbench.files.owner import cpus
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST = 8
-"""Copies; more gain little on what takes seconds."""
+"""Default limit on copies; more gain little on work that takes seconds."""
 _BYTES = 2
-"""Of the number of an item."""
+"""Size of an item index in the pipe."""
 _ROOM = 65536 // _BYTES
-"""Numbers that a pipe holds while nobody reads it."""
+"""Indices that fit into a pipe before a write blocks."""
 
 
 @dataclass(frozen=True)
@@ -37,85 +37,84 @@ class _Raised:
 def in_copies(
     work: Callable[[T], R], items: Sequence[T], *, copies: int | None = None
 ) -> Iterator[Callable[[], list[R]]]:
-    """``work`` of every item, begun at once; what the context gives waits for the results, in the order of the items.
+    """Start ``work`` on every item; the yielded function waits for the results and returns them in item order.
 
-    A copy starts in milliseconds, holds all that is loaded here, and takes the next item whenever it is done with one:
-    put the longest first. Results come back pickled. With one core or one item, and where copying a process is not
-    safe or not allowed, the work is done here when its results are asked for. Leaving the context ends copies that
-    still work.
+    A copy starts in milliseconds, has everything that is loaded here, and takes the next item whenever it finishes one:
+    put the longest items first. Results come back pickled. With one core or one item, and where forking is not safe or
+    not allowed, the work is done in this process when its results are requested. Leaving the context ends copies that
+    still run.
 
     Args:
-        copies: How many; by default one for each core that this process may use, and at most eight.
+        copies: Number of copies; by default one per core that this process may use, at most eight.
 
     Raises:
-        ValueError: more than 32,768 items; give them in slices.
-        MtlbenchError: a copy was killed. What ``work`` raises is raised here, for the first item it happens with.
+        ValueError: more than 32,768 items; split them.
+        MtlbenchError: a copy was killed. An exception of ``work`` is raised here, that of the first such item.
     """
     count = min(len(items), min(cpus(), _MOST) if copies is None else copies)
     if count < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
         yield lambda: [work(item) for item in items]
         return
     if len(items) > _ROOM:
-        raise ValueError(f"{len(items)} items are more than {_ROOM}: give them in slices.")
+        raise ValueError(f"{len(items)} items are more than {_ROOM}: pass them in slices.")
     context = multiprocessing.get_context("fork")
-    following, asked = os.pipe()  # a lock would stay held where its holder is killed
-    os.write(asked, b"".join(at.to_bytes(_BYTES) for at in range(len(items))))
-    os.close(asked)
+    # The indices of open items are in a pipe: a lock would stay held if its holder were killed.
+    todo, write_end = os.pipe()
+    os.write(write_end, b"".join(index.to_bytes(_BYTES) for index in range(len(items))))
+    os.close(write_end)
     started: list[tuple[ForkProcess, Connection]] = []
     try:
         for _ in range(count):
-            ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_copy, args=(work, items, following, theirs, ours), daemon=True)
-            with warnings.catch_warnings():  # of the threads of libraries: a copy waits for none of them
+            reader, writer = context.Pipe(duplex=False)
+            process = context.Process(target=_copy, args=(work, items, todo, writer, reader), daemon=True)
+            with warnings.catch_warnings():  # about threads of libraries, which the copies do not use
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
-            theirs.close()
-            started.append((process, ours))
-        yield lambda: _in_order([_received(*one) for one in started])
+            writer.close()
+            started.append((process, reader))
+        yield lambda: _in_order([_received(*copy) for copy in started])
     finally:
-        os.close(following)
-        for process, ours in started:
-            ours.close()
+        os.close(todo)
+        for process, reader in started:
+            reader.close()
             process.terminate()
             process.join()
 
 
-def _copy(
-    work: Callable[[Any], Any], items: Sequence[Any], following: int, out: Connection, reader: Connection
-) -> None:
-    """Work until no item is left, then tell everything at once: a copy must not wait for its reader before that."""
-    reader.close()  # so that there is none left where the process that asked is killed
+def _copy(work: Callable[[Any], Any], items: Sequence[Any], todo: int, writer: Connection, reader: Connection) -> None:
+    """Work until no item is left, then send all results at once, so that a copy never waits for its reader before."""
+    reader.close()  # otherwise writing would not fail if the parent is killed
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    found: dict[int, Any] = {}
-    while taken := os.read(following, _BYTES):
-        at = int.from_bytes(taken)
+    results: dict[int, Any] = {}
+    while data := os.read(todo, _BYTES):
+        index = int.from_bytes(data)
         try:
-            found[at] = work(items[at])
+            results[index] = work(items[index])
         except Exception as error:
             error.add_note(f"In a copy of the process:\n{traceback.format_exc()}")
-            found[at] = _Raised(error)
+            results[index] = _Raised(error)
     try:
-        out.send(found)
+        writer.send(results)
     except ConnectionError:
-        sys.exit(1)  # whoever asked is gone
+        sys.exit(1)  # the parent is gone
 
 
-def _received(process: ForkProcess, ours: Connection) -> dict[int, Any]:
+def _received(process: ForkProcess, reader: Connection) -> dict[int, Any]:
     try:
-        told: dict[int, Any] = ours.recv()
+        results: dict[int, Any] = reader.recv()
     except EOFError:
         process.join()
         raise MtlbenchError(
-            f"A copy of this process ended before it was done (exit code {process.exitcode}; -9 is what the system "
-            "sends where memory runs out). Run the same command again."
+            f"A copy of this process ended too early (exit code {process.exitcode}; -9 means killed, usually because "
+            "memory ran out). Run the same command again."
         ) from None
-    return told
+    return results
 
 
-def _in_order(parts: Sequence[dict[int, Any]]) -> list[Any]:
-    found = {at: result for part in parts for at, result in part.items()}
-    results = [found[at] for at in sorted(found)]
+def _in_order(of_copies: Sequence[dict[int, Any]]) -> list[Any]:
+    by_index = {index: result for results in of_copies for index, result in results.items()}
+    results = [by_index[index] for index in sorted(by_index)]
     for result in results:
         if isinstance(result, _Raised):
             raise result.error

@@ -1,4 +1,4 @@
-"""A full disk in words: what was to be written, how much it needs and how much is free."""
+"""The error for a full disk: which file, how much it needs and how much is free."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class DiskError(StoreError, OSError):
-    """There is no room for a file; nothing that was written before is lost."""
+    """There is no room for a file; existing files are unchanged."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def disk_error(error: BaseException, path: Path, *, needed: int) -> DiskError | None:
-    """``error`` as a full disk, if that is what it is; ``needed`` is the size in bytes of what goes to ``path``.
+    """``error`` as a :class:`DiskError` if the disk is full, else ``None``; ``needed`` is the file size in bytes.
 
-    Libraries in Rust, such as safetensors, say the system's error number only in their message.
+    Rust libraries such as safetensors give the errno only in their message.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (told := _OS_ERROR.search(str(error))):
-        number = int(told[1])
+    if number is None and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1])
     if number not in _FULL:
         return None
-    limit = " The size of single files is limited too (ulimit -f)." if number == errno.EFBIG else ""
+    limit = " The size of a single file is limited too (ulimit -f)." if number == errno.EFBIG else ""
     return DiskError(
         number,
         f"No room in {str(path.parent)!r}: {path.name} needs {needed:,} bytes and {_free(path.parent)} are free."

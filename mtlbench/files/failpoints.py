@@ -1,7 +1,7 @@
 """Fail points: named places where a test can make a process die, stop or fail.
 
-``MTLBENCH_FAILPOINT="store.before_link:kill"`` arms one, a comma separates several, and ``worker.claimed:kill@3`` acts
-at the third time the process gets there. With ``MTLBENCH_FAILPOINT_ONCE=FILE`` only the first process to create FILE
+``MTLBENCH_FAILPOINT="store.before_link:kill"`` arms one, commas separate several, and ``worker.claimed:kill@3`` acts
+the third time the process reaches it. With ``MTLBENCH_FAILPOINT_ONCE=FILE`` only the first process to create FILE
 acts, however many share the environment. Without the variable a fail point costs one comparison.
 """
 
@@ -42,9 +42,9 @@ POINTS = (
     "cell.saved",
     "cell.evaluated",
 )
-"""Every place that calls :func:`reach`, in the order a cell passes them; files are written throughout."""
+"""Every argument of :func:`reach`, in the order a cell passes them; those of ``store`` occur throughout."""
 
-_WORD = re.compile(r"(?P<point>[a-z_.]+):(?P<action>[a-z]+)(@(?P<hit>[1-9]\d*))?")
+_PATTERN = re.compile(r"(?P<point>[a-z_.]+):(?P<action>[a-z]+)(@(?P<hit>[1-9]\d*))?")
 
 
 class FailPoint(Exception):
@@ -90,7 +90,7 @@ _armed: dict[str, _Armed] | None = None
 
 
 def reach(point: str) -> None:
-    """Say that the process is at ``point``: does nothing unless the environment arms it.
+    """Act if ``point`` is armed by the environment; otherwise do nothing.
 
     Raises:
         RequestError: the environment variable names no fail point or no action.
@@ -98,34 +98,34 @@ def reach(point: str) -> None:
     armed = _armed if _armed is not None else arm(os.environ.get(VARIABLE, ""))
     if not armed:
         return
-    found = armed.get(point)
-    if found is None:
+    current = armed.get(point)
+    if current is None:
         return
-    found.hits += 1
-    if found.hits == found.hit and _first(os.environ.get(ONCE)):
-        _ACTIONS[found.action](point)
+    current.hits += 1
+    if current.hits == current.hit and _first(os.environ.get(ONCE)):
+        _ACTIONS[current.action](point)
 
 
-def arm(words: str) -> dict[str, _Armed]:
-    """Arm what ``words`` says, in place of what was armed; an empty text disarms.
+def arm(text: str) -> dict[str, _Armed]:
+    """Arm the fail points in ``text`` and disarm all others; an empty text disarms all.
 
     Raises:
-        RequestError: a word names no fail point or no action.
+        RequestError: an entry names no fail point or no action.
     """
     global _armed
-    found: dict[str, _Armed] = {}
-    for word in filter(None, words.split(",")):
-        match = _WORD.fullmatch(word)
+    parsed: dict[str, _Armed] = {}
+    for entry in filter(None, text.split(",")):
+        match = _PATTERN.fullmatch(entry)
         if match is None:
-            raise RequestError(f"{VARIABLE}: {word!r} is not POINT:ACTION or POINT:ACTION@HIT.")
+            raise RequestError(f"{VARIABLE}: {entry!r} is not POINT:ACTION or POINT:ACTION@HIT.")
         for kind, known in (("point", POINTS), ("action", tuple(_ACTIONS))):
             if match[kind] not in known:
                 raise RequestError(
                     f"{VARIABLE}: there is no fail {kind} {match[kind]!r}. {did_you_mean(match[kind], known)}"
                 )
-        found[match["point"]] = _Armed(match["action"], int(match["hit"] or 1))
-    _armed = found
-    return found
+        parsed[match["point"]] = _Armed(match["action"], int(match["hit"] or 1))
+    _armed = parsed
+    return parsed
 
 
 def _first(marker: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Signs of life of a worker, on a pipe to the process that started it: which cell is in hand, and that it gets on."""
+"""Heartbeats of a worker, on a pipe to its parent: which cell it runs, and that it makes progress."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mtlbench.api.record import Record
 
 EVERY_S = 1.0
-"""A sign is sent at most this often, so that it costs a step nothing."""
+"""Least seconds between two beats, so that a beat costs a step nothing."""
 
-_sinks: list[HeartbeatSender] = []
+_senders: list[HeartbeatSender] = []
 
 
 class HeartbeatSender:
-    """The worker's end of the pipe: lines ``cell KEY``, ``on`` and ``idle``. Also an observer of the worker."""
+    """The write end of the pipe: lines ``cell KEY``, ``on`` and ``idle``. Also an observer in the worker."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -31,54 +31,54 @@ class HeartbeatSender:
 
     @hookimpl
     def mtlbench_cell_started(self, cell: Cell) -> None:
-        """A cell is in hand."""
+        """A cell started."""
         self._idle = False
         self._send(f"cell {cell.key}")
 
     @hookimpl
     def mtlbench_step_finished(self) -> None:
-        """Training gets on."""
+        """Training makes progress."""
         self.beat()
 
     @hookimpl
     def mtlbench_cell_finished(self, record: Record) -> None:
-        """The cell in hand has its record. Where it broke the device the worker ends with it in hand."""
+        """The cell has a record. After a device error the worker exits, and the cell stays its current one."""
         if record.failure is None or record.failure.kind != "device":
             self.wait()
 
     def wait(self) -> None:
-        """No cell is in hand."""
+        """No cell is running."""
         if not self._idle:
             self._idle = True
             self._send("idle")
 
     def beat(self) -> None:
-        """The work gets on."""
+        """The work makes progress."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + EVERY_S
             self._send("on")
 
-    def _send(self, word: str) -> None:
-        # Nobody who reads, or not fast enough: the work goes on without.
+    def _send(self, line: str) -> None:
+        # A closed or full pipe must not stop the work.
         with contextlib.suppress(OSError):
-            os.write(self._file, f"{word}\n".encode())
+            os.write(self._file, f"{line}\n".encode())
 
 
 def install(file: int) -> HeartbeatSender:
-    """The pulse of this process from now on."""
-    pulse = HeartbeatSender(file)
-    _sinks[:] = [pulse]
-    return pulse
+    """Send the heartbeats of this process to ``file`` from now on."""
+    sender = HeartbeatSender(file)
+    _senders[:] = [sender]
+    return sender
 
 
 def wait() -> None:
-    """Say that this process waits for a cell; nothing where nobody listens."""
-    for pulse in _sinks:
-        pulse.wait()
+    """Report that this process waits for a cell; a no-op without :func:`install`."""
+    for sender in _senders:
+        sender.wait()
 
 
 def beat() -> None:
-    """Say that a long stage without training steps (scoring, reading data) gets on; nothing where nobody listens."""
-    for pulse in _sinks:
-        pulse.beat()
+    """Report progress of a stage without training steps (scoring, reading data); a no-op without :func:`install`."""
+    for sender in _senders:
+        sender.beat()

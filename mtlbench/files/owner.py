@@ -1,4 +1,4 @@
-"""Who holds a claim, and whether that process is gone for certain."""
+"""The process that holds a claim, and whether it is certainly dead."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """One process, told apart from any later one with the same number."""
+    """One process, distinguished from later ones with the same pid."""
 
     host: str
     pid: int
     started: int | None
-    """Clock ticks from boot to the start of the process, where ``/proc`` tells."""
+    """Clock ticks from boot to the start of the process; ``None`` without ``/proc``."""
     boot: str
-    """Id of the machine's boot, where ``/proc`` tells."""
+    """Boot id of the machine; empty without ``/proc``."""
     space: str
-    """Id of the namespace that ``pid`` is counted in: containers on one machine have their own."""
+    """Id of the pid namespace: containers on one machine have their own."""
 
     @classmethod
     def current(cls) -> Owner:
@@ -29,21 +29,21 @@ class Owner:
         return cls(host=socket.gethostname(), pid=pid, started=state[1] if state else None, boot=_boot(), space=space())
 
     def dead(self) -> bool | None:
-        """Whether the process is gone; ``None`` when that cannot be known from here."""
+        """Whether the process is gone; ``None`` when that cannot be determined from here."""
         if (self.host, self.boot, self.space) != (socket.gethostname(), _boot(), space()):
             return None
         if gone(self.pid):
             return True
         state = _state(self.pid)
         if state is None or self.started is None:
-            # The number may belong to another process by now: the heartbeat tells.
+            # The pid may belong to another process by now: only the heartbeat can tell.
             return None
         letter, started = state
         return letter in "ZXx" or started != self.started
 
 
 def gone(pid: int) -> bool:
-    """Whether no process of this machine has the number."""
+    """Whether no process on this machine has this pid."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -54,11 +54,11 @@ def gone(pid: int) -> bool:
 
 
 def _state(pid: int) -> tuple[str, int] | None:
-    """State letter and start time of a process, where ``/proc`` tells."""
+    """State letter and start time of a process; ``None`` without ``/proc``."""
     try:
         # The command name is in parentheses and may hold anything, also parentheses and spaces.
-        words = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return words[0], int(words[19])
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return fields[0], int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
 
@@ -71,7 +71,7 @@ def _boot() -> str:
 
 
 def space() -> str:
-    """Id of the namespace that process numbers are counted in here, where ``/proc`` tells."""
+    """Id of the pid namespace of this process; empty without ``/proc``."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:

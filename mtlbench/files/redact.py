@@ -1,4 +1,4 @@
-"""Secrets out of texts: what tokens in the environment, in URLs and in hub credentials look like, blanked."""
+"""Redaction of secrets: values of secret environment variables, and anything shaped like a credential."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_|$)", re.IGNORECASE
 )
 _SHORTEST = 8
-"""A value shorter than this many characters is too common a text to be blanked."""
+"""Values with fewer characters are not blanked: they may be common text."""
 _SHAPES = (
     re.compile(r"(?P<keep>://)[^/\s@'\"]+(?=@)"),
     re.compile(r"(?P<keep>[?&;](?:\w*token|secret|password|api_key|sig(?:nature)?)=)[^&\s'\"]+", re.IGNORECASE),
@@ -24,11 +24,11 @@ _SHAPES = (
     re.compile(r"(?P<keep>\b)(?:hf|api_org)_[A-Za-z0-9]{16,}\b"),
     re.compile(r"(?P<keep>\b)(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})\b"),
 )
-"""What credentials look like in URLs, headers and by their prefix."""
+"""Credentials in URLs and headers, and tokens with known prefixes."""
 
 
 def redact(text: str) -> str:
-    """``text`` with every value of a secret of the environment and everything shaped like a credential blanked."""
+    """``text`` without the values of secret environment variables and without anything shaped like a credential."""
     for secret in _secrets(os.environ):
         text = text.replace(secret, BLANK)
     for shape in _SHAPES:
@@ -37,7 +37,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A JSON value with :func:`redact` applied to every text in it, names included."""
+    """A JSON value with :func:`redact` applied to every string in it, keys included."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -55,25 +55,25 @@ class RedactingFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int, form: str) -> None:
-    """Send log records and what ends the process to stderr, without secrets."""
+    """Log to stderr, uncaught exceptions included, without secrets."""
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter(form))
     logging.basicConfig(level=level, handlers=[handler])
-    sys.excepthook = _tell
+    sys.excepthook = _print_redacted
 
 
 def guard_terminal() -> None:
-    """Let nothing that is logged, or that ends the process, show a secret; for a command that sets up no logging."""
+    """Redact log messages and uncaught exceptions; for a command that does not configure logging."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(RedactingFormatter("%(message)s"))
-    sys.excepthook = _tell
+    sys.excepthook = _print_redacted
 
 
-def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of the variables whose names say that they are secret, longest first."""
-    found = {value for name, value in environment.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
-    return sorted(found, key=len, reverse=True)
+def _secrets(environ: Mapping[str, str]) -> list[str]:
+    """Values of the variables with secret-looking names, longest first."""
+    values = {value for name, value in environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
+    return sorted(values, key=len, reverse=True)

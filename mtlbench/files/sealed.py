@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: sealed JSON, written once, first writer wins."""
+"""Atomic file writes and sealed JSON: JSON with a checksum, written once, the first writer wins."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.temporary import temporary
 
 LARGEST = 64 * 2**20
-"""No sealed file is larger than this many bytes; a larger one is damaged and is not read."""
+"""Size limit in bytes; a larger file counts as damaged and is not read."""
 
 
 class Damaged(Exception):
-    """The bytes are not what was written."""
+    """The content is not what was written."""
 
 
 def seal(body: dict[str, Any]) -> bytes:
-    """``body`` as JSON with its SHA-256 next to it.
+    """``body`` as JSON with its SHA-256.
 
-    The envelope stays the same for every schema, so that damage is told from a newer schema.
+    The envelope is the same for every schema, so that damage can be distinguished from a newer schema.
     """
     return canonical({"body": body, "sha256": _checksum(body)}).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The body that :func:`seal` was given.
+    """The inverse of :func:`seal`.
 
     Raises:
-        Damaged: the bytes are torn, changed or foreign.
+        Damaged: the bytes are truncated, changed or not sealed.
     """
     try:
         value = json.loads(data)
@@ -42,7 +42,7 @@ def unseal(data: bytes) -> dict[str, Any]:
         if set(value) != {"body", "sha256"} or not isinstance(body, dict) or checksum != _checksum(body):
             raise Damaged("the checksum does not match")
         if seal(body) != data:
-            raise Damaged("the values are those written, but not the bytes")
+            raise Damaged("the values match the checksum, but the bytes are not those written")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"not a sealed file: {error}") from error
     return body
@@ -52,15 +52,15 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """The body of a sealed file, or ``None`` when there is none.
 
     Raises:
-        Damaged: the file is torn, changed, foreign or not a file.
-        StoreError: it cannot be read, such as for want of rights.
+        Damaged: the file is truncated, changed, not sealed or not a regular file.
+        StoreError: it cannot be read, for example because of missing permissions.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            # Reading a pipe would wait for ever.
-            raise Damaged("a directory, not a file" if stat.S_ISDIR(found.st_mode) else "not a regular file")
-        if found.st_size > LARGEST:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # Reading a pipe would block for ever.
+            raise Damaged("a directory, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size > LARGEST:
             raise Damaged(f"larger than {LARGEST} bytes")
         return unseal(path.read_bytes())
     except FileNotFoundError:
@@ -69,25 +69,25 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read: {error.strerror or error}. Repair its access rights or the disk."
+            f"{path} cannot be read: {error.strerror or error}. Repair its permissions or the disk."
         ) from error
 
 
 def write_new(path: Path, data: bytes, *, durable: bool = True) -> bool:
-    """Publish ``data`` under ``path`` unless something is there already; says whether this call did.
+    """Create ``path`` with ``data`` unless it exists; returns whether this call created it.
 
-    The file appears whole or not at all. ``durable`` waits until it survives a power cut.
+    The file appears whole or not at all. ``durable`` syncs it to disk.
 
     Raises:
         DiskError: there is no room for it.
     """
-    with temporary(path, data, durable=durable) as made:
+    with temporary(path, data, durable=durable) as temporary_file:
         reach("store.before_link")
         try:
-            os.link(made, path)
+            os.link(temporary_file, path)
         except FileExistsError:
-            # A network file system may lose the answer of a link that it made.
-            if made.stat().st_nlink != 2:
+            # On a network file system link() may succeed and still report an error.
+            if temporary_file.stat().st_nlink != 2:
                 return False
         if durable:
             _sync_folder(path.parent)
@@ -96,14 +96,14 @@ def write_new(path: Path, data: bytes, *, durable: bool = True) -> bool:
 
 
 def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Put ``data`` under ``path`` in one step, whatever was there.
+    """Write ``data`` to ``path`` atomically, replacing any existing file.
 
     Raises:
         DiskError: there is no room for it.
     """
-    with temporary(path, data, durable=durable) as made:
+    with temporary(path, data, durable=durable) as temporary_file:
         reach("store.before_replace")
-        made.replace(path)
+        temporary_file.replace(path)
         if durable:
             _sync_folder(path.parent)
 
@@ -121,12 +121,12 @@ def folder_sha256(path: Path) -> str | None:
     """SHA-256 of the names and bytes of all files in a folder; ``None`` when there is no folder."""
     if not path.is_dir():
         return None
-    found = hashlib.sha256()
+    total = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         with file.open("rb") as content:
             checksum = hashlib.file_digest(content, "sha256").hexdigest()
-        found.update(f"{file.relative_to(path).as_posix()} {checksum}\n".encode())
-    return found.hexdigest()
+        total.update(f"{file.relative_to(path).as_posix()} {checksum}\n".encode())
+    return total.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

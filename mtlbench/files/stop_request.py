@@ -1,4 +1,4 @@
-"""Signals that ask a worker to end: at once, or where what it does may be left off."""
+"""Signals that request a worker to end: at once, or at the next point where its work may be interrupted."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from types import FrameType
 from typing import NoReturn
 
 DRAIN_S = 25.0
-"""How long training may go on to the end of its step and write a checkpoint while it is asked again and again."""
+"""Seconds that training may take to finish its step and write a checkpoint while signals keep coming."""
 
 
 class Stopped(SystemExit):
-    """The worker was asked to end: unwind, leave the cell unrecorded."""
+    """The worker is to end: unwind, and leave the cell without a record."""
 
 
-class Stop:
+class StopRequest:
     """Turns SIGTERM and SIGINT into :class:`Stopped`.
 
-    Python swallows an exception that a signal raises inside a finalizer or a fork handler, so whoever stops a worker
-    signals again until it ends; :meth:`held` and :meth:`ignore` keep that from breaking what must not be broken.
+    Python swallows an exception that a signal handler raises inside a finalizer or a fork handler, so the parent
+    signals again until the worker ends; :meth:`held` and :meth:`ignore` protect code that must not be interrupted.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        """Whether a signal came."""
+        self.requested = False
+        """Whether a signal arrived."""
         self._code = 0
         self._since = 0.0
         self._patience = 0.0
 
     def install(self) -> None:
-        """Listen from now on; only the main thread may do this."""
+        """Install the handlers; only the main thread may do this."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """The process ends anyway: more signals change nothing."""
+        """Ignore further signals, as the process is ending anyway."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if a signal came."""
-        if self.asked:
+        """Raise :class:`Stopped` if a signal arrived."""
+        if self.requested:
             raise Stopped(self._code)
 
-    def ask(self) -> NoReturn:
-        """Raise :class:`Stopped`, whether or not a signal came."""
-        self.asked = True
+    def stop_now(self) -> NoReturn:
+        """Raise :class:`Stopped`, whether or not a signal arrived."""
+        self.requested = True
         raise Stopped(self._code)
 
     @contextlib.contextmanager
     def held(self, *, for_s: float = math.inf) -> Iterator[None]:
-        """Do not raise inside: a signal that comes sets :attr:`asked` and waits for the next :meth:`check`.
+        """Inside, a signal does not raise: it sets :attr:`requested` for the next :meth:`check`.
 
-        A signal that comes ``for_s`` seconds after the first one raises all the same.
+        A signal that arrives ``for_s`` seconds or more after the first one still raises.
         """
         before, self._patience = self._patience, for_s
         try:
@@ -66,8 +66,8 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.asked:
-            self.asked, self._since = True, now
+        if not self.requested:
+            self.requested, self._since = True, now
         self._code = 128 + number
         if now - self._since >= self._patience:
             self.check()

@@ -1,4 +1,4 @@
-"""Temporary files: named after their writer, so that what a dead one left can be told and removed."""
+"""Temporary files, named after their writer so that leftovers of dead processes can be found and removed."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ _log = logging.getLogger(__name__)
 
 def temporary_path(folder: Path) -> Path:
     """A name in ``folder`` that no other process uses."""
-    # The final name is left out: with it, long names would be too long for the file system.
+    # The final name is not part of it: long names would exceed the limit of the file system.
     return folder / f".{_host()}-{_space()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
 
 
 @contextlib.contextmanager
 def temporary(path: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
-    """A file with ``data`` beside ``path``, gone at the end; ``durable`` waits until it survives a power cut.
+    """A temporary file with ``data`` next to ``path``, removed at the end; ``durable`` syncs it to disk.
 
     Raises:
         DiskError: there is no room for it.
     """
-    made = temporary_path(path.parent)
+    temporary_file = temporary_path(path.parent)
     try:
         reach("store.before_write")
-        with made.open("xb") as file:
+        with temporary_file.open("xb") as file:
             file.write(data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        yield made
+        yield temporary_file
     except OSError as error:
         raise disk_error(error, path, needed=len(data)) or error from error
     finally:
-        made.unlink(missing_ok=True)
+        temporary_file.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files in ``folder`` whose writers are gone; gives how many those were."""
+    """Remove the temporary files in ``folder`` whose writers are gone; returns their number."""
     removed = 0
     for path in folder.glob(".*.tmp"):
         if not _abandoned(path):
@@ -60,7 +60,7 @@ def sweep(folder: Path) -> int:
             path.unlink()
             removed += 1
     if removed:
-        _log.info("removed %d temporary files that dead processes left in %s", removed, folder)
+        _log.info("removed %d temporary files of dead processes in %s", removed, folder)
     return removed
 
 

@@ -1,1 +1,1 @@
-"""What cells will need in time and memory."""
+"""Forecasts of the time, memory and disk that cells will need."""

@@ -1,4 +1,4 @@
-"""What a method will train on a backbone, counted without its weights."""
+"""Parameter counts and activation sizes of a method on a backbone, computed on the meta device."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from mtlbench.errors import RequestError
 from mtlbench.planning.settings import build
 
 TRAINING_BYTES = 16
-"""Of a float32 parameter in training: itself, its gradient and AdamW's two moments."""
+"""Bytes per trainable float32 parameter: value, gradient and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParameterCounts:
     """Numbers of parameters."""
 
     backbone: int
     training: int
-    """That train at the start."""
+    """Trainable at the start."""
     dropped: int
-    """Of these, what a search drops."""
+    """Of these, those that an architecture search removes."""
     backbone_size: BackboneSize
     architecture: str
 
 
-def count_parameters(cell: Cell) -> Counts:
-    """What the method of ``cell`` attaches to its backbone, on the meta device.
+def count_parameters(cell: Cell) -> ParameterCounts:
+    """Count the parameters that the method of ``cell`` attaches to its backbone, on the meta device.
 
     Raises:
-        RequestError: the method refuses the backbone, or the backbone's configuration cannot be had.
+        RequestError: the method refuses the backbone, or the backbone's configuration is unavailable.
     """
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
-    found = backbone_size(model)
+    size = backbone_size(model)
     method = build(cell.method, cell.settings)
     setup = setup_of(
         model,
@@ -58,17 +58,17 @@ def count_parameters(cell: Cell) -> Counts:
         method.attach(model, setup)
     searched = (getattr(module, "temporary_parameters", None) for module in model.modules())
     dropped = sum(int(count()) for count in searched if callable(count))
-    return Counts(
-        backbone=found.parameters,
+    return ParameterCounts(
+        backbone=size.parameters,
         training=trainable_count(model),
         dropped=dropped,
-        backbone_size=found,
+        backbone_size=size,
         architecture=architecture,
     )
 
 
 def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
-    """One line for each variant: parameters in training, their share of the backbone, memory, what is left."""
+    """One line per variant: trainable parameters, their share of the backbone, memory, parameters after training."""
     seen: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         seen.setdefault((cell.variant, cell.model), cell)
@@ -88,5 +88,5 @@ def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
         yield line
 
 
-def _share(part: int, whole: Any) -> str:
-    return f"{100 * part / whole:.3g} %"
+def _share(count: int, total: Any) -> str:
+    return f"{100 * count / total:.3g} %"

@@ -1,4 +1,4 @@
-"""Memory, time and disk of a cell before it runs, by its structure and by what earlier cells of the folder needed."""
+"""Forecast of memory, time and disk of a cell, by its structure and by records of earlier cells in the folder."""
 
 from __future__ import annotations
 
@@ -13,153 +13,155 @@ from mtlbench.api.record import Record
 from mtlbench.backbones.backbone import load_tokenizer
 from mtlbench.cells.bench import Bench
 from mtlbench.data.lm_task import choose_rows
-from mtlbench.forecasting.memory import TRAINING_BYTES, Counts
+from mtlbench.forecasting.memory import TRAINING_BYTES, ParameterCounts
 from mtlbench.planning.mixing import read_mixing
 from mtlbench.training.batches import planned_steps
 
 FROZEN_PASSES = 2
-"""Forward and backward of a frozen backbone, in forwards: gradients of its inputs only, none of its weights."""
+"""Cost of forward and backward through a frozen backbone, in forward passes: no gradients of weights."""
 SAMPLE_BYTES = 120
-"""Of one scored row in ``samples/``, compressed."""
+"""Compressed size of one scored example in ``samples/``."""
 STEP_LOG_BYTES = 60_000
 CHECKPOINTS = 3
-"""Most checkpoints of an unfinished cell at one time."""
+"""Most checkpoints of an unfinished cell that exist at one time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes at the peak of training."""
+class MemoryForecast:
+    """Peak memory of training in bytes."""
 
     weights: int
     training: int
     """Trainable parameters with their gradients and AdamW's moments."""
     activations: int
     rest: int
-    """Libraries and buffers: measured on recorded cells, else on this process."""
+    """Libraries and buffers: from recorded cells, else from this process."""
 
     @property
     def total(self) -> int:
         return self.weights + self.training + self.activations + self.rest
 
 
-def memory_of(
+def forecast_memory(
     cell: Cell,
-    counts: Counts,
-    load: Workload,
+    counts: ParameterCounts,
+    tokens: TokenForecast,
     *,
     bytes_each: int,
     rest: int,
     rows: int | None = None,
     devices: int = 1,
     shard: bool = False,
-) -> Memory:
-    """The peak of a pass over ``rows`` of the longest rows, as the protocol says by default, in ``bytes_each``.
+) -> MemoryForecast:
+    """Peak memory with micro-batches of ``rows`` examples of the longest length (default: by the protocol), with
+    ``bytes_each`` per value.
 
-    Of one of several ``devices``, which share the rows, and with ``shard`` the frozen weights too; the layer that is
-    gathered to run is left out.
+    The result is for one of several ``devices``, which divide the examples and, with ``shard``, the frozen weights; the
+    gathered layer is ignored.
     """
     protocol = cell.protocol
     rows = -(-(rows or protocol.micro_batch or protocol.batch_size) // devices)
-    kept = counts.backbone_size.kept_checkpointed if protocol.checkpointing else counts.backbone_size.kept
+    size = counts.backbone_size
+    saved = size.activations_checkpointed if protocol.checkpointing else size.activations
     if not counts.training:
-        kept = 0
-    return Memory(
+        saved = 0
+    return MemoryForecast(
         weights=counts.backbone * bytes_each // (devices if shard else 1),
         training=counts.training * TRAINING_BYTES,
-        activations=rows * load.longest * kept * bytes_each,
+        activations=rows * tokens.longest * saved * bytes_each,
         rest=rest,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How fast cells run here."""
+class Throughput:
+    """Speed of cells on this machine."""
 
     rate: float
     """Multiply-adds of the backbone per second, over training and scoring."""
     overhead_s: float
-    """Seconds of a cell that are neither."""
+    """Other seconds per cell."""
     records: int
-    """Recorded cells it was measured on; 0 for a measured matrix rate."""
+    """Number of records it is based on; 0 if it is the measured matrix rate."""
 
 
-def work_of(counts: Counts, load: Workload) -> float:
+def work_of(counts: ParameterCounts, tokens: TokenForecast) -> float:
     """Multiply-adds of a cell's budget: each training token forward and backward, each scored one forward."""
-    return counts.backbone_size.multiplied * (_passes(counts) * load.train_tokens + load.eval_tokens)
+    return counts.backbone_size.multiplied * (_passes(counts) * tokens.train_tokens + tokens.eval_tokens)
 
 
-def done_work(counts: Counts, load: Workload, record: Record) -> float:
-    """The same for what a recorded cell did, which may have stopped early."""
+def done_work(counts: ParameterCounts, tokens: TokenForecast, record: Record) -> float:
+    """The same for a recorded cell, which may have stopped early."""
     assert record.costs is not None
-    return counts.backbone_size.multiplied * (_passes(counts) * record.costs.train_tokens + load.eval_tokens)
+    return counts.backbone_size.multiplied * (_passes(counts) * record.costs.train_tokens + tokens.eval_tokens)
 
 
-def _passes(counts: Counts) -> int:
+def _passes(counts: ParameterCounts) -> int:
     if not counts.training:
         return 0
     return FROZEN_PASSES + (counts.training >= counts.backbone)
 
 
-def pace_of(found: Iterable[tuple[Record, Counts, Workload]], *, gflops: float) -> Pace:
+def throughput_of(records: Iterable[tuple[Record, ParameterCounts, TokenForecast]], *, gflops: float) -> Throughput:
     """The pace of recorded cells; without any, that of the matrix rate measured now."""
     work = busy = 0.0
     overheads: list[float] = []
-    for record, counts, load in found:
+    for record, counts, tokens in records:
         if record.costs is None:
             continue
         spent = record.costs.train_seconds + record.costs.eval_seconds
         overheads.append(record.costs.total_seconds - spent)
-        work += done_work(counts, load, record)
+        work += done_work(counts, tokens, record)
         busy += spent
     if not overheads or not busy or not work:
-        return Pace(rate=gflops * 1e9 / 2, overhead_s=0.0, records=0)
-    return Pace(rate=work / busy, overhead_s=median(overheads), records=len(overheads))
+        return Throughput(rate=gflops * 1e9 / 2, overhead_s=0.0, records=0)
+    return Throughput(rate=work / busy, overhead_s=median(overheads), records=len(overheads))
 
 
-def seconds_of(counts: Counts, load: Workload, pace: Pace) -> float:
-    """Time of a cell whose budget is used up."""
-    return work_of(counts, load) / pace.rate + pace.overhead_s
+def forecast_seconds(counts: ParameterCounts, tokens: TokenForecast, throughput: Throughput) -> float:
+    """Time of a cell without early stopping."""
+    return work_of(counts, tokens) / throughput.rate + throughput.overhead_s
 
 
-def disk_of(counts: Counts, load: Workload) -> tuple[int, int]:
-    """Bytes that a cell leaves, and those that it needs besides while it runs."""
-    kept = (counts.training - counts.dropped) * 4 + load.eval_rows * SAMPLE_BYTES + STEP_LOG_BYTES
-    return kept, counts.training * TRAINING_BYTES * CHECKPOINTS
+def forecast_disk(counts: ParameterCounts, tokens: TokenForecast) -> tuple[int, int]:
+    """Bytes on disk that a cell leaves, and those that it needs in addition while it runs."""
+    permanent = (counts.training - counts.dropped) * 4 + tokens.eval_rows * SAMPLE_BYTES + STEP_LOG_BYTES
+    return permanent, counts.training * TRAINING_BYTES * CHECKPOINTS
 
 
 SAMPLE = 200
-"""Training rows of each task whose length is measured."""
+"""Training examples per task whose length is measured."""
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What training and scoring go through. The whole budget: a cell that stops early needs less."""
+class TokenForecast:
+    """Steps and tokens of training and scoring, without early stopping."""
 
     steps: int
     train_tokens: int
     eval_rows: int
     eval_tokens: int
     longest: int
-    """Tokens of the longest row, as measured on a sample."""
+    """Tokens of the longest example in a sample."""
 
 
 @dataclass(frozen=True)
 class _Tokenizer:
-    """What :meth:`Bench.prepared` asks of a backbone."""
+    """The attributes of a backbone that :meth:`Bench.prepared` uses."""
 
     tokenizer: Any
     architecture: str
 
 
-def workload_of(cell: Cell, *, bench: Bench, architecture: str) -> Workload:
-    """The steps of the budget, and the tokens of its rows by the mean length of a sample.
+def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenForecast:
+    """Steps of the budget, and tokens by the mean length of a sample of examples.
 
     Raises:
-        RequestError: the rows or the tokenizer cannot be had.
+        RequestError: the data or the tokenizer is unavailable.
     """
     protocol = cell.protocol
-    few = protocol.train_rows if protocol.k_shot else min(protocol.train_rows or SAMPLE, SAMPLE)
-    sampled = dataclasses.replace(cell, protocol=dataclasses.replace(protocol, train_rows=few))
+    limit = protocol.train_rows if protocol.k_shot else min(protocol.train_rows or SAMPLE, SAMPLE)
+    sampled = dataclasses.replace(cell, protocol=dataclasses.replace(protocol, train_rows=limit))
     shell: Any = _Tokenizer(load_tokenizer(cell.model), architecture)
     prepared = bench.prepared(sampled, shell)
     lengths: dict[int, list[int]] = {}
@@ -171,27 +173,27 @@ def workload_of(cell: Cell, *, bench: Bench, architecture: str) -> Workload:
     ]
     mean = [sum(lengths[task]) / len(lengths[task]) if task in lengths else 0.0 for task in range(len(counts))]
     sources = len(protocol.source_tasks)
-    everyone = range(len(counts))
-    parts = (
-        [(everyone[:sources], protocol), (everyone[sources:], protocol.adaptation())]
+    every_task = range(len(counts))
+    stages = (
+        [(every_task[:sources], protocol), (every_task[sources:], protocol.adaptation())]
         if sources
-        else [(everyone, protocol)]
+        else [(every_task, protocol)]
     )
     steps = tokens = 0
-    for tasks, budget in parts:
-        kept = [max(1, round(counts[task] * (1 - budget.held_out))) for task in tasks]
+    for tasks, budget in stages:
+        train_counts = [max(1, round(counts[task] * (1 - budget.held_out))) for task in tasks]
         planned = planned_steps(
-            kept, epochs=budget.epochs, steps=budget.steps, batch_size=budget.batch_size, mixing=budget.mixing
+            train_counts, epochs=budget.epochs, steps=budget.steps, batch_size=budget.batch_size, mixing=budget.mixing
         )
-        weights = read_mixing(budget.mixing).weights(kept)
+        weights = read_mixing(budget.mixing).weights(train_counts)
         length = sum(weight * mean[task] for weight, task in zip(weights, tasks, strict=True)) / sum(weights)
         steps += planned
         tokens += round(planned * budget.batch_size * length)
     scored = [choose_rows(len(lm.validation_docs()), protocol.eval_rows) for lm in prepared.lm_tasks.values()]
-    return Workload(
+    return TokenForecast(
         steps=steps,
         train_tokens=tokens,
         eval_rows=sum(map(len, scored)),
         eval_tokens=round(sum(len(rows) * mean[task] for task, rows in enumerate(scored))),
-        longest=max((max(found) for found in lengths.values()), default=0),
+        longest=max((max(values) for values in lengths.values()), default=0),
     )

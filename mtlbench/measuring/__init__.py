@@ -1,1 +1,1 @@
-"""`mtlbench measure`: time, memory, operations and energy of a method, on hardware that is named. Never loads torch."""
+"""`mtlbench measure`: time, memory, FLOPs and energy of a method on stated hardware."""

@@ -1,4 +1,4 @@
-"""On what a row was measured, what else used the device meanwhile, and the energy it took."""
+"""Measurement conditions: hardware, load by other processes, memory and energy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mtlbench.measuring.records import Conditions
 _log = logging.getLogger(__name__)
 
 OTHERS_CORES = 0.1
-"""Cores that other processes may use on average before a row counts as disturbed."""
+"""Average number of cores used by other processes above which a row counts as disturbed."""
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What must be equal for two rows to be compared."""
-    found: dict[str, Any] = {
+    """The hardware; rows are comparable only if it is equal."""
+    description: dict[str, Any] = {
         "kind": device.type,
         "processor": _processor(),
         "cores": psutil.cpu_count(),
@@ -34,24 +34,24 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found["device"] = properties.name
-        found["device_memory_gib"] = round(properties.total_memory / 2**30)
-    return found
+        description["device"] = properties.name
+        description["device_memory_gib"] = round(properties.total_memory / 2**30)
+    return description
 
 
 class MachineWatch:
-    """What else used the device between :meth:`__init__` and :meth:`conditions`."""
+    """Watches for other load between :meth:`__init__` and :meth:`conditions`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._nvml = nvml_handle(device)
-        self._began, self._busy, self._own = time.perf_counter(), _busy_seconds(), _own_seconds()
+        self._began, self._busy, self._process_busy = time.perf_counter(), _busy_seconds(), _process_seconds()
         self._neighbours = self._processes()
 
     def conditions(self) -> Conditions:
-        """``others_cores`` on average, the load average, other processes on the accelerator, and ``disturbed``."""
+        """Average ``others_cores``, load average, other processes on the accelerator, and ``disturbed``."""
         elapsed = time.perf_counter() - self._began
-        others = max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / elapsed)
+        others = max(0.0, (_busy_seconds() - self._busy - (_process_seconds() - self._process_busy)) / elapsed)
         neighbours = max(self._neighbours or 0, self._processes() or 0)
         return {
             "others_cores": round(others, 2),
@@ -61,7 +61,7 @@ class MachineWatch:
         }
 
     def _processes(self) -> int | None:
-        """Other processes that compute on the accelerator; ``None`` where NVML cannot tell."""
+        """Number of other processes on the accelerator; ``None`` where NVML does not know."""
         if self._nvml is None:
             return None
         nvml = _nvml()
@@ -73,20 +73,20 @@ class MachineWatch:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Peak memory in bytes, by who counts it; ``None`` where nobody does."""
+    """Peak memory in bytes, by several counters; ``None`` where not available."""
 
     allocated: int | None
-    """Of tensors, by torch's allocator."""
+    """Tensors, counted by torch's allocator."""
     reserved: int | None
-    """Held by torch's allocator."""
+    """Reserved by torch's allocator."""
     driver: int | None
-    """In use on the whole accelerator at the end, by the driver."""
+    """In use on the whole accelerator at the end, counted by the driver."""
     resident: int | None
-    """Of this process, on a processor."""
+    """Resident memory of this process, on a CPU."""
 
 
 def device_memory(device: torch.device, *, resident: int | None) -> DeviceMemory:
-    """Peaks since they were reset."""
+    """Peaks since the last reset."""
     if device.type != "cuda":
         return DeviceMemory(allocated=None, reserved=None, driver=None, resident=resident)
     free, total = torch.cuda.mem_get_info(device)
@@ -99,7 +99,7 @@ def device_memory(device: torch.device, *, resident: int | None) -> DeviceMemory
 
 
 def joules(device: torch.device) -> float | None:
-    """Energy that the accelerator has used since it was started; ``None`` where NVML does not give it."""
+    """Energy used by the accelerator since the driver was loaded; ``None`` where NVML does not provide it."""
     handle = nvml_handle(device)
     if handle is None:
         return None
@@ -110,7 +110,7 @@ def joules(device: torch.device) -> float | None:
 
 
 def nvml_handle(device: torch.device) -> Any:
-    """NVML's handle of the device torch calls ``device``, or ``None`` without NVML."""
+    """NVML handle of the torch device, or ``None`` without NVML."""
     if device.type != "cuda":
         return None
     try:
@@ -119,7 +119,10 @@ def nvml_handle(device: torch.device) -> Any:
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         return nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
     except Exception as error:  # no package, no driver, or a device that NVML does not know
-        _log.warning("energy and neighbours are not measured: %s. For them: pip install 'mtlbench[nvml]'", error)
+        _log.warning(
+            "energy and other processes on the device are not measured: %s. To enable: pip install 'mtlbench[nvml]'",
+            error,
+        )
         return None
 
 
@@ -128,22 +131,22 @@ def _nvml() -> Any:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _busy_seconds() -> float:
-    """Seconds all cores have worked."""
+    """Busy CPU time in seconds, summed over all cores."""
     times = psutil.cpu_times()._asdict()
-    # Linux counts what guests use in user time, too.
+    # Linux includes guest time in user time.
     idle = ("idle", "iowait", "guest", "guest_nice", "steal")
     return float(sum(seconds for name, seconds in times.items() if name not in idle))
 
 
-def _own_seconds() -> float:
-    own = psutil.Process().cpu_times()
-    return float(own.user + own.system)
+def _process_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Operations of a training step: by formula for the backbone alone, and counted for the method as it runs."""
+"""FLOPs of a training step: analytically for the backbone alone, and counted for the method as it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtlbench.training.loss import row_losses
 
 
 def counted_flops(step: Callable[[], object]) -> int:
-    """Operations of matrix products and attention inside ``step``, backward included, as torch dispatches them."""
+    """FLOPs of matrix products and attention in ``step``, including backward, as torch dispatches them."""
     counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention())
     aten = torch.ops.aten
     for in_place, known in ((aten.addmm_, aten.addmm), (aten.baddbmm_, aten.baddbmm)):
@@ -29,7 +29,7 @@ def counted_flops(step: Callable[[], object]) -> int:
 
 
 class _Whole:
-    """Counts for the model as a whole. Torch's tracker of modules hooks gradients and cannot follow autograd.grad."""
+    """Counts for the model as a whole: torch's module tracker hooks gradients and does not support autograd.grad."""
 
     parents = frozenset({"Global"})
 
@@ -41,10 +41,10 @@ class _Whole:
 
 
 def analytic_flops(backbone: Backbone, batch: Batch) -> int:
-    """Operations of forward and backward through the frozen backbone: two per weight and slot in each direction.
+    """FLOPs of forward and backward through the frozen backbone: two per weight and token in each direction.
 
-    Attention counts scores and mixture in full, two products forward and four backward; logits are computed at labels
-    only. What a method adds is not in it: the counted operations over these say how much that is.
+    Attention includes both products in full, two forward and four backward; logits are computed at labels only. The
+    cost of a method is not included: the ratio of counted to analytic FLOPs shows it.
     """
     model = backbone.fresh()
     head = model.get_output_embeddings()  # type: ignore[operator]
@@ -65,7 +65,7 @@ def analytic_flops(backbone: Backbone, batch: Batch) -> int:
 
 
 def gradient_step(gradients: Gradients, batch: Batch, model: nn.Module) -> Callable[[], None]:
-    """One forward and backward that leaves no gradient behind."""
+    """One forward and backward that discards the gradients."""
 
     def step() -> None:
         gradients.step([batch])
@@ -76,7 +76,7 @@ def gradient_step(gradients: Gradients, batch: Batch, model: nn.Module) -> Calla
 
 
 def _attention(backbone: Backbone, batch: Batch) -> int:
-    """Operations of scores and mixture in one forward."""
+    """FLOPs of both attention products in one forward."""
     config: Any = backbone.model.config
     rows, length = batch.inputs["input_ids"].shape
     if backbone.architecture == "causal":
@@ -89,7 +89,7 @@ def _attention(backbone: Backbone, batch: Batch) -> int:
 
 
 def _cpu_attention() -> dict[Any, Any]:
-    """The processor's attention kernel, which torch's counter does not know; both get shapes."""
+    """FLOP formulas of the CPU attention kernel, which torch's counter lacks; arguments are shapes."""
     aten = torch.ops.aten
 
     def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

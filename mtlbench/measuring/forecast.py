@@ -1,4 +1,4 @@
-"""What a shape with random weights will take, told or refused before anything is computed."""
+"""Forecast of memory and time for a backbone with random weights, before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mtlbench.measuring.request import RANDOM, MeasureRow
 from mtlbench.text import duration
 
 PARAMETERS: Mapping[str, int] = {"llama-7b": 6_738_415_616, "t5-large": 737_668_096}
-"""Parameters of the shapes with random weights."""
+"""Number of parameters by shape."""
 _GIB = 2**30
 _PER_WEIGHT = 4
-"""Operations of a step for each weight and token: forward and the gradient of the input, two each."""
+"""FLOPs per weight and token of a step: forward and the gradient of the input, two each."""
 
 
 def forecast(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) -> Iterator[str]:
-    """A line for what a large shape will take on a processor; nothing where an accelerator has room for it.
+    """A forecast line for random weights on a CPU; no line if they fit on an accelerator.
 
     Raises:
-        RequestError: the weights alone do not fit.
+        RequestError: the weights alone do not fit into memory.
     """
     row = next((row for row in rows if row.model.startswith(RANDOM)), None)
     if row is None:
@@ -42,7 +42,7 @@ def forecast(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) 
     step = _PER_WEIGHT * weights * tokens / _rate()
     training = step * (row.steps + row.warmup) * len(rows)
     yield (
-        f"{row.model} on a processor: {needed / _GIB:.1f} GiB of weights ({available / _GIB:.1f} GiB free), about "
+        f"{row.model} on a CPU: {needed / _GIB:.1f} GiB of weights ({available / _GIB:.1f} GiB free), about "
         f"{step:,.0f} s a step, so about {duration(training)} for the training of {len(rows)} "
         f"row{'s' if len(rows) > 1 else ''}. For the same rows on a small backbone: --model demo"
     )
@@ -59,7 +59,7 @@ def _free() -> int:
 
 
 def _rate(size: int = 768) -> float:
-    """Operations a second of a float32 product here, the best of three."""
+    """FLOP/s of a float32 matrix product on this machine, the best of three."""
     import numpy as np
 
     square = np.ones((size, size), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""One measured row in a process of its own: ``python -m mtlbench.measuring.measure ROW.json RESULT.json``."""
+"""Measures one row in a separate process: ``python -m mtlbench.measuring.measure ROW.json RESULT.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = ("mtlbench", "torch", "transformers", "peft")
 
 
 def measure_row(row: MeasureRow) -> Measured:
-    """What a row's file holds: ``status`` is ``ok``, ``refused`` with the reason or ``oom``."""
+    """The content of a row's file: ``status`` is ``ok``, ``refused`` with the reason, or ``oom``."""
     if row.threads:
         torch.set_num_threads(row.threads)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if row.device == "auto" else row.device
@@ -59,7 +59,7 @@ def measure_row(row: MeasureRow) -> Measured:
         if not is_out_of_memory(error):
             raise
         measured["status"], measured["reason"] = "oom", str(error).splitlines()[0]
-    # before and after: a rate that was disturbed once is not the device's
+    # Probed before and after, as one of the two may have been disturbed.
     measured["matrix_gflops"] = round(max(rate, _matrix_gflops(device, dtype)), 1)
     training = measured.get("training")
     if training is not None and training["trains"]:
@@ -75,17 +75,17 @@ def _matrix_gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _share(training: MeasuredTraining, gflops: float) -> float:
-    """Operations per second of the median step, by the device's rate of square products."""
+    """FLOP/s of the median step, as a fraction of the device's matrix product rate."""
     return float(training["flops_counted"] / training["step_seconds"]["p50"] / (gflops * 1e9))
 
 
 def _measure(subject: MeasuredMethod, measured: Measured) -> None:
-    parts = subject.row.parts
-    if "training" in parts or "inference" in parts:
+    requested = subject.row.parts
+    if "training" in requested or "inference" in requested:
         measured["training"], model = measure_training(subject)
-        if "inference" in parts:
+        if "inference" in requested:
             measured["inference"] = measure_inference(subject, model)
-    if "serving" in parts:
+    if "serving" in requested:
         measured["serving"] = measure_serving(subject)
 
 

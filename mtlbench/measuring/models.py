@@ -1,4 +1,4 @@
-"""Backbones and rows to measure with: what a method costs does not depend on what the weights are."""
+"""Backbones and token rows for measurements, which do not depend on the values of the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mtlbench.measuring.request import RANDOM, MeasureRow
 from mtlbench.tokens.encode import TokenRow
 
 ANSWER = 4
-"""Tokens of an answer."""
+"""Number of answer tokens."""
 
 
 def measured_backbone(name: str, *, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> Backbone:
-    """The backbone ``name``, or a shape with random weights, which is made on the device and downloads nothing."""
+    """The backbone ``name``, or one with random weights, which is created on the device without a download."""
     if not name.startswith(RANDOM):
         return load_backbone(name, dtype=dtype, attention=attention, device=device)
     config, auto, architecture = _shape(name.removeprefix(RANDOM))
@@ -41,7 +41,7 @@ def measured_backbone(name: str, *, dtype: torch.dtype, device: torch.device, at
 
 
 def measured_rows(row: MeasureRow, *, vocabulary: int, count: int) -> list[TokenRow]:
-    """``count`` rows of random tokens, lengths even between the shortest and the longest, tasks in turn."""
+    """``count`` rows of random tokens with uniform lengths between shortest and longest, cycling through the tasks."""
     draw = np.random.default_rng(row.seed)
     lengths = draw.integers(row.shortest, row.longest + 1, size=count)
     texts = [draw.integers(3, vocabulary, size=int(length)).tolist() for length in lengths]
@@ -51,7 +51,7 @@ def measured_rows(row: MeasureRow, *, vocabulary: int, count: int) -> list[Token
 def _shape(shape: str) -> tuple[Any, Any, str]:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
 
-    if shape == "llama-7b":  # Touvron et al. 2023, arXiv:2302.13971, table 2; the defaults of LlamaConfig are its sizes
+    if shape == "llama-7b":  # Touvron et al. 2023, arXiv:2302.13971, table 2, as in the defaults of LlamaConfig
         config = LlamaConfig(
             vocab_size=32000,
             hidden_size=4096,

@@ -1,4 +1,4 @@
-"""Measured rows on disk: one JSON file each; rows of different hardware are never shown together."""
+"""Measured rows on disk, one JSON file each; rows of different hardware are never combined."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.sealed import overwrite
 
 SCHEMA = 1
-"""Version of the layout of a file."""
+"""Version of the file format."""
 
 
 class Percentiles(TypedDict):
-    """Of times in seconds; ``n`` is how many were timed."""
+    """Percentiles of times in seconds, and their count ``n``."""
 
     p50: float
     p95: float
@@ -24,18 +24,18 @@ class Percentiles(TypedDict):
 
 
 class Conditions(TypedDict):
-    """What else used the device while a row was measured."""
+    """Load by other processes while a row was measured."""
 
     others_cores: float
     """Cores that other processes used on average."""
     load_average: float
     device_neighbours: int | None
-    """Other processes on the accelerator; ``None`` where nobody counts them."""
+    """Other processes on the accelerator; ``None`` where unknown."""
     disturbed: bool
 
 
 class MeasuredTraining(TypedDict):
-    """What training costs; all but the first three keys only where the method trains. Memory in bytes."""
+    """Cost of training; all but the first three keys only if the method trains. Memory in bytes."""
 
     trainable_parameters: int
     kept_parameters: int
@@ -55,7 +55,7 @@ class MeasuredTraining(TypedDict):
 
 
 class MeasuredInference(TypedDict):
-    """What the finished model costs."""
+    """Cost of the finished model."""
 
     added_parameters: int
     prompt_seconds: Percentiles
@@ -64,7 +64,7 @@ class MeasuredInference(TypedDict):
 
 
 class MeasuredServing(TypedDict):
-    """What one way of serving a number of tasks costs. Times are medians, in seconds."""
+    """Cost of one way of serving a number of tasks. Median times in seconds."""
 
     way: str
     """``routed``, ``unified`` or ``separate``."""
@@ -77,17 +77,17 @@ class MeasuredServing(TypedDict):
 
 
 class Measured(TypedDict):
-    """What a row's file holds; a row that failed lacks what was not reached."""
+    """Content of a row's file; a failed row lacks later keys."""
 
     row: dict[str, Any]
     """As :meth:`~mtlbench.measuring.request.MeasureRow.to_json` gives it."""
     status: str
     """``ok``, ``refused``, ``oom`` or ``failed``."""
     measured: str
-    """When, as ISO 8601."""
+    """Time of the measurement (ISO 8601)."""
     reason: NotRequired[str]
     hardware: NotRequired[dict[str, Any]]
-    """What must be equal for two rows to be compared."""
+    """Rows are comparable only if this is equal."""
     dtype: NotRequired[str]
     versions: NotRequired[dict[str, str]]
     backbone_parameters: NotRequired[int]
@@ -99,7 +99,7 @@ class Measured(TypedDict):
 
 
 def write_measured(folder: Path, name: str, measured: Measured) -> Path:
-    """Write a row, in place of an earlier measurement of the same."""
+    """Write a row, replacing an earlier measurement of it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     overwrite(path, json.dumps({"schema": SCHEMA, **measured}, indent=1).encode())
@@ -107,12 +107,12 @@ def write_measured(folder: Path, name: str, measured: Measured) -> Path:
 
 
 def read_measured(folder: Path) -> list[Measured]:
-    """Every row of a folder, in the order they were measured.
+    """All rows of a folder, in order of measurement.
 
     Raises:
-        StoreError: a file is damaged or of a newer version.
+        StoreError: a file is damaged or has another schema.
     """
-    found = []
+    rows = []
     for path in sorted(folder.glob("*.json")):
         try:
             body = json.loads(path.read_text())
@@ -120,15 +120,15 @@ def read_measured(folder: Path) -> list[Measured]:
             raise StoreError(f"The measurement {str(path)!r} cannot be read: {error}. Measure it again.") from error
         if body.get("schema") != SCHEMA:
             raise StoreError(f"{str(path)!r} has schema {body.get('schema')}, this version reads {SCHEMA}.")
-        found.append(body)
-    return sorted(found, key=lambda body: str(body["measured"]))
+        rows.append(body)
+    return sorted(rows, key=lambda body: str(body["measured"]))
 
 
 def check_hardware(rows: Iterable[Measured]) -> None:
-    """Times and memory of different hardware say nothing about methods.
+    """Reject rows of different hardware: their times and memory cannot be compared.
 
     Raises:
-        RequestError: rows come from different hardware; names the fields that differ.
+        RequestError: the hardware differs; the message names the fields.
     """
     hardware: Sequence[Mapping[str, Any]] = [row["hardware"] for row in rows if row.get("hardware")]
     names = dict.fromkeys(name for one in hardware for name in one)

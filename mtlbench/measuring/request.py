@@ -1,4 +1,4 @@
-"""Words to rows: each row is one method variant to measure."""
+"""From options to rows: each row is one method variant to measure."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from mtlbench.planning.presets import preset
 from mtlbench.planning.settings import read_settings, split_methods
 
 RANDOM = "random:"
-"""What the name of a backbone with random weights begins with."""
+"""Prefix of the name of a backbone with random weights."""
 SHAPES = ("llama-7b", "t5-large")
 PARTS = ("training", "inference", "serving")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureRow:
-    """One method variant and how it is measured: names and numbers only."""
+    """One method variant and how to measure it; plain values only."""
 
     method: str
     settings: Mapping[str, Value] = field(default_factory=dict)
     variant: str
     model: str
-    """``demo``, a folder, a hub id, or ``random:llama-7b``: a shape with random weights."""
+    """``demo``, a folder, a hub id, or ``random:llama-7b`` for random weights."""
     tasks: int
-    """Tasks in every training batch's mixture."""
+    """Number of tasks in the training mixture."""
     batch_size: int
     shortest: int
-    """Tokens of the shortest row."""
+    """Tokens of the shortest example."""
     longest: int
     steps: int
-    """Training steps that are timed."""
+    """Timed training steps."""
     warmup: int
-    """Steps before them."""
+    """Steps before the timed ones."""
     serving: tuple[int, ...]
-    """Numbers of tasks that are served."""
+    """Numbers of tasks to serve."""
     parts: tuple[str, ...]
-    """Which of :data:`PARTS` are measured."""
+    """Which of :data:`PARTS` to measure."""
     dtype: str
     checkpointing: bool
     device: str
@@ -50,22 +50,22 @@ class MeasureRow:
 
     @property
     def name(self) -> str:
-        """Names the row's file: the method and a digest of everything."""
+        """File name of the row: the method and a digest of all fields."""
         return f"{self.method.replace('+', '-')}-{digest(self.to_json(), length=12)}"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that :meth:`from_json` reads back."""
+        """A JSON object for :meth:`from_json`."""
         return {**asdict(self), "serving": list(self.serving), "parts": list(self.parts)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MeasureRow:
-        """The row that wrote ``value``."""
+        """The inverse of :meth:`to_json`."""
         return cls(**{**value, "serving": tuple(value["serving"]), "parts": tuple(value["parts"])})
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureWords:
-    """The words of the command, defaults filled in."""
+class MeasureOptions:
+    """The options of the command, with defaults."""
 
     methods: str
     model: str = "demo"
@@ -82,55 +82,55 @@ class MeasureWords:
     threads: int | None = None
 
 
-def make_rows(words: Mapping[str, Any]) -> tuple[MeasureRow, ...]:
+def make_rows(options: Mapping[str, Any]) -> tuple[MeasureRow, ...]:
     """The rows of a command.
 
     Raises:
-        RequestError: a word is unknown or out of range.
+        RequestError: an option is unknown or out of range.
     """
-    known = {f.name for f in fields(MeasureWords)}
-    for name in words:
+    known = {f.name for f in fields(MeasureOptions)}
+    for name in options:
         if name not in known:
             raise RequestError(f"measure has no option {name!r}. {did_you_mean(name, known)}")
-    if "methods" not in words:
+    if "methods" not in options:
         raise RequestError("--methods is missing. Example: mtlbench measure --methods lora,mtl_lora,peml")
-    asked = MeasureWords(**words)
+    checked = MeasureOptions(**options)
     for name, least in (("tasks", 1), ("batch_size", 1), ("steps", 2), ("warmup", 0)):
-        if getattr(asked, name) < least:
-            raise RequestError(f"{name} must be at least {least}, got {getattr(asked, name)}.")
-    check_measured_model(asked.model)
-    shortest, longest = _lengths(asked.lengths)
+        if getattr(checked, name) < least:
+            raise RequestError(f"{name} must be at least {least}, got {getattr(checked, name)}.")
+    check_measured_model(checked.model)
+    shortest, longest = _lengths(checked.lengths)
     rows = []
-    for name, raw in split_methods(asked.methods):
+    for name, raw in split_methods(checked.methods):
         settings = read_settings(name, raw)
         rows.append(
             MeasureRow(
                 method=name,
                 settings=settings,
                 variant=_variant(name, settings),
-                model=asked.model,
-                tasks=asked.tasks,
-                batch_size=asked.batch_size,
+                model=checked.model,
+                tasks=checked.tasks,
+                batch_size=checked.batch_size,
                 shortest=shortest,
                 longest=longest,
-                steps=asked.steps,
-                warmup=asked.warmup,
-                serving=_numbers(asked.serving),
-                parts=_parts(asked.parts),
-                dtype=asked.dtype,
-                checkpointing=asked.checkpointing,
-                device=asked.device,
-                threads=asked.threads,
+                steps=checked.steps,
+                warmup=checked.warmup,
+                serving=_numbers(checked.serving),
+                parts=_parts(checked.parts),
+                dtype=checked.dtype,
+                checkpointing=checked.checkpointing,
+                device=checked.device,
+                threads=checked.threads,
             )
         )
     return tuple(rows)
 
 
 def check_measured_model(model: str) -> None:
-    """Refuse a backbone that cannot be had.
+    """Reject an unavailable backbone.
 
     Raises:
-        RequestError: it is no shape of :data:`SHAPES` and nothing that ``run`` takes.
+        RequestError: it is neither in :data:`SHAPES` nor a backbone that ``run`` accepts.
     """
     if not model.startswith(RANDOM):
         check_model(model)
@@ -140,35 +140,35 @@ def check_measured_model(model: str) -> None:
         raise RequestError(f"There is no shape {shape!r} for random weights. {did_you_mean(shape, SHAPES)}")
 
 
-def _lengths(words: str) -> tuple[int, int]:
-    first, colon, last = words.partition(":")
+def _lengths(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
     try:
         shortest, longest = int(first), int(last if colon else first)
     except ValueError:
         raise RequestError(
-            f"--lengths {words!r} cannot be read. Write tokens, such as 64, or a range: 32:128."
+            f"--lengths {text!r} cannot be read. Write tokens, such as 64, or a range: 32:128."
         ) from None
     if not 8 <= shortest <= longest:
-        raise RequestError(f"--lengths {words!r}: rows have at least 8 tokens, and the shortest comes first.")
+        raise RequestError(f"--lengths {text!r}: examples have at least 8 tokens, and the shortest comes first.")
     return shortest, longest
 
 
-def _numbers(words: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        numbers = tuple(sorted({int(word) for word in words.split(",")}))
+        numbers = tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError:
-        raise RequestError(f"--serving {words!r} cannot be read. Write numbers of tasks, such as 1,10,100.") from None
+        raise RequestError(f"--serving {text!r} cannot be read. Write numbers of tasks, such as 1,10,100.") from None
     if not 1 <= numbers[0] <= numbers[-1] <= 1000:
-        raise RequestError(f"--serving {words!r}: numbers of tasks are between 1 and 1000.")
+        raise RequestError(f"--serving {text!r}: numbers of tasks are between 1 and 1000.")
     return numbers
 
 
-def _parts(words: str) -> tuple[str, ...]:
-    parts = tuple(word.strip() for word in words.split(","))
-    for part in parts:
-        if part not in PARTS:
-            raise RequestError(f"--parts has no {part!r}. {did_you_mean(part, PARTS)}")
-    return tuple(part for part in PARTS if part in parts)
+def _parts(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in PARTS:
+            raise RequestError(f"--parts has no {name!r}. {did_you_mean(name, PARTS)}")
+    return tuple(name for name in PARTS if name in names)
 
 
 def _variant(name: str, settings: Mapping[str, Value]) -> str:
@@ -177,15 +177,15 @@ def _variant(name: str, settings: Mapping[str, Value]) -> str:
     return Cell(method=name, settings=settings, tasks=(), model="", protocol=Protocol()).variant
 
 
-def with_preset(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The words of a preset with those ``given`` on top.
+def with_preset(name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a preset, overridden by ``options``.
 
     Raises:
         RequestError: there is no such preset, or it is one of `mtlbench run`.
     """
     if name is None:
-        return dict(given)
-    words = preset(name)
-    if "measure" not in words:
+        return dict(options)
+    defaults = preset(name)
+    if "measure" not in defaults:
         raise RequestError(f"The preset {name!r} trains and scores: use mtlbench run --preset {name}.")
-    return {**words["measure"], **given}
+    return {**defaults["measure"], **options}

@@ -1,4 +1,4 @@
-"""Each row in a process of its own: memory starts empty, and a row that fails takes no other with it."""
+"""Measures each row in its own process, so that memory starts empty and a failure does not affect other rows."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from mtlbench.measuring.request import MeasureRow
 from mtlbench.text import one_line
 
 
-def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, tell: Callable[[str], None]) -> bool:
-    """Measure every row into ``folder``; says whether each came back, refusals included.
+def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, log: Callable[[str], None]) -> bool:
+    """Measure every row into ``folder``; returns whether all were measured or refused.
 
     Raises:
         RequestError: the backbone's weights do not fit, or the first row shows that the folder's rows were measured on
-            other hardware; it is not kept.
+            other hardware; that row is not written.
     """
     complete = True
     for line in forecast(rows):
-        tell(line)
+        log(line)
     for row in rows:
-        tell(f"measuring {row.variant} on {row.model}")
+        log(f"measuring {row.variant} on {row.model}")
         measured = _measured(row)
         check_hardware([*_others(folder, row), measured])
         path = write_measured(folder, row.name, measured)
         if measured["status"] != "ok":
-            tell(f"{row.variant}: {measured['status']}: {one_line(str(measured.get('reason', '')))}")
+            log(f"{row.variant}: {measured['status']}: {one_line(str(measured.get('reason', '')))}")
         complete = complete and measured["status"] in ("ok", "refused")
-        tell(f"wrote {path}")
+        log(f"wrote {path}")
     return complete
 
 
 def _others(folder: Path, row: MeasureRow) -> list[Measured]:
-    return [found for found in read_measured(folder) if MeasureRow.from_json(found["row"]) != row]
+    return [other for other in read_measured(folder) if MeasureRow.from_json(other["row"]) != row]
 
 
 def _measured(row: MeasureRow) -> Measured:
-    """The result of the row's process, or ``failed`` with its last words."""
+    """The result of the row's process, or ``failed`` with its last line of output."""
     with tempfile.TemporaryDirectory(prefix="mtlbench-") as scratch:
-        request, answer = Path(scratch) / "row.json", Path(scratch) / "result.json"
-        request.write_text(json.dumps(row.to_json()))
+        row_file, result_file = Path(scratch) / "row.json", Path(scratch) / "result.json"
+        row_file.write_text(json.dumps(row.to_json()))
         done = subprocess.run(
-            [sys.executable, "-m", "mtlbench.measuring.measure", str(request), str(answer)],
+            [sys.executable, "-m", "mtlbench.measuring.measure", str(row_file), str(result_file)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             check=False,
         )
-        if answer.exists():
-            measured: Measured = json.loads(answer.read_text())
+        if result_file.exists():
+            measured: Measured = json.loads(result_file.read_text())
             return measured
     lines = done.stderr.strip().splitlines()
     reason = lines[-1] if lines else f"the process ended with {done.returncode}"

@@ -1,4 +1,4 @@
-"""What it costs to serve many tasks: switching adapters, and batches that mix tasks."""
+"""Cost of serving many tasks: switching adapters, and batches that mix tasks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mtlbench.training.checkpoints.state import FILE, save_adapter, trainable_st
 
 REPEATS = 5
 ROWS_AT_ONCE = 32
-"""Rows of a forward pass that serves a mixed batch."""
+"""Rows in a forward pass over a mixed batch."""
 HOST_BYTES = 4 * 2**30
-"""Memory for separate adapters; beyond it they take turns."""
+"""Host memory for separate adapters; if it is too small, adapters are reused."""
 State = dict[str, Tensor]
 
 
 def measure_serving(subject: MeasuredMethod) -> list[MeasuredServing]:
-    """One entry for each way of serving and each number of tasks; every task has one row waiting. Seconds, medians.
+    """One entry per way of serving and number of tasks, with one row per task. Median seconds.
 
-    ``routed``: one model whose layers look at each row's task. ``unified``: one finished adapter for all tasks.
-    ``separate``: an adapter per task, copied in from the host's memory before its row, as it cannot be mixed.
+    ``routed``: one model whose layers route each row by its task. ``unified``: one finished adapter for all tasks.
+    ``separate``: an adapter per task, copied from host memory before its row, as it cannot be mixed.
     """
     measured: list[MeasuredServing] = []
     for tasks in subject.row.serving:
@@ -49,7 +49,7 @@ def measure_serving(subject: MeasuredMethod) -> list[MeasuredServing]:
 
 
 def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int, way: str) -> MeasuredServing:
-    """One model: rows one after another, and mixed in batches."""
+    """One model for all tasks: rows one by one, and in mixed batches."""
     rows = _waiting(subject, tasks)
     singles = [subject.batch([row]) for row in rows]
     batches = [subject.batch(rows[at : at + ROWS_AT_ONCE]) for at in range(0, tasks, ROWS_AT_ONCE)]
@@ -68,15 +68,15 @@ def _together(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, ta
 
 
 def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, tasks: int) -> MeasuredServing:
-    """An adapter per task: each row waits for its own."""
+    """One adapter per task, switched before each row."""
     singles = [subject.batch([TokenRow(0, row.context, row.target)]) for row in _waiting(subject, tasks)]
     held = _adapters(model, tasks)
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def switch(task: int) -> None:
         with torch.no_grad():
             for name, value in held[task % len(held)].items():
-                own[name].copy_(value, non_blocking=True)
+                parameters[name].copy_(value, non_blocking=True)
 
     def switch_all() -> None:
         for task in range(tasks):
@@ -93,7 +93,7 @@ def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, ta
         def from_disk() -> None:
             with torch.no_grad():
                 for name, value in load_file(path).items():
-                    own[name].copy_(value)
+                    parameters[name].copy_(value)
 
         disk = _median(subject, from_disk)
     total = _median(subject, serve)
@@ -109,13 +109,13 @@ def _separate(subject: MeasuredMethod, model: nn.Module, routing: Routing, *, ta
 
 
 def _switchable(subject: MeasuredMethod, model: nn.Module) -> bool:
-    """Whether one task's adapter is a set of weights that can be exchanged as it was trained."""
+    """Whether the adapter of one task is a set of weights that can be swapped without ``finish``."""
     composed = isinstance(subject.method, Composite) or subject.method.adapts != "weights"
     return not composed and any(p.requires_grad for p in model.parameters())
 
 
 def _adapters(model: nn.Module, tasks: int) -> list[State]:
-    """States on the host, all different memory; as many as tasks, or as fit :data:`HOST_BYTES`."""
+    """Adapter states in separate host memory; one per task, or as many as fit into :data:`HOST_BYTES`."""
     state = trainable_state(model)
     size = sum(value.numel() * value.element_size() for value in state.values())
     count = max(1, min(tasks, HOST_BYTES // max(1, size)))
@@ -125,7 +125,7 @@ def _adapters(model: nn.Module, tasks: int) -> list[State]:
 
 
 def _waiting(subject: MeasuredMethod, tasks: int) -> list[TokenRow]:
-    """One row of each task."""
+    """One row per task."""
     return [TokenRow(task, row.context, row.target) for task, row in enumerate(subject.rows(tasks))]
 
 

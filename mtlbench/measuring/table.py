@@ -1,4 +1,4 @@
-"""Measured rows as lines of text."""
+"""Measured rows as text tables."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ DISTURBED = "*"
 
 
 def table_lines(rows: Sequence[Measured]) -> Iterator[str]:
-    """Training, inference and serving of every row; disturbed ones are marked.
+    """Tables of training, inference and serving; disturbed rows are marked.
 
     Raises:
         RequestError: the rows were measured on different hardware.
     """
     check_hardware(rows)
-    known = [row for row in rows if row["status"] == "ok"]
+    measured = [row for row in rows if row["status"] == "ok"]
     hardware: Mapping[str, Any] = next((row["hardware"] for row in rows if row.get("hardware")), {})
     yield ", ".join(f"{name} {value}" for name, value in hardware.items())
-    for title, part, cells in (
+    for title, kind, cells in (
         ("training", "training", _training),
         ("inference, after the method's finish", "inference", _inference),
         ("serving, one row for each task; seconds for all of them", "serving", _serving),
     ):
-        found = [line for row in known if row.get(part) for line in cells(row)]
-        if found:
+        lines = [line for row in measured if row.get(kind) for line in cells(row)]
+        if lines:
             yield ""
             yield title
-            heads = {"training": _TRAINING, "inference": _INFERENCE, "serving": _SERVING}[part]
-            yield from (f"  {line}" for line in aligned([heads, *found]))
+            heads = {"training": _TRAINING, "inference": _INFERENCE, "serving": _SERVING}[kind]
+            yield from (f"  {line}" for line in aligned([heads, *lines]))
     yield from _notes(rows)
 
 
@@ -46,59 +46,59 @@ _SERVING = ["method", "on", "way", "tasks", "one by one", "of it switching", "mi
 
 
 def _training(row: Measured) -> Iterator[list[str]]:
-    found = row["training"]
-    if not found["trains"]:
+    training = row["training"]
+    if not training["trains"]:
         yield [*_name(row), "trains nothing", *["-"] * (len(_TRAINING) - 4)]
         return
-    memory, step = found["memory"], found["step_seconds"]
+    memory, step = training["memory"], training["step_seconds"]
     yield [
         *_name(row),
-        f"{found['trainable_parameters']:,}",
+        f"{training['trainable_parameters']:,}",
         *(f"{1000 * step[name]:.1f}" for name in ("p50", "p95", "p99")),
-        f"{found['tokens_per_second']:,.0f}",
-        f"{found['padded_tokens_per_second']:,.0f}",
+        f"{training['tokens_per_second']:,.0f}",
+        f"{training['padded_tokens_per_second']:,.0f}",
         _mib(memory["allocated"] if memory["resident"] is None else memory["resident"]),
         _mib(memory["reserved"]),
         _mib(memory["driver"]),
-        f"{found['flops_counted'] / 1e9:.2f}",
-        f"{found['flops_counted'] / found['flops_backbone']:.2f}",
-        f"{100 * found['share_of_matrix_rate']:.0f} %",
-        "-" if found["joules_per_step"] is None else f"{found['joules_per_step']:.1f}",
-        f"{found['adapter_bytes'] / MIB:.2f}",
+        f"{training['flops_counted'] / 1e9:.2f}",
+        f"{training['flops_counted'] / training['flops_backbone']:.2f}",
+        f"{100 * training['share_of_matrix_rate']:.0f} %",
+        "-" if training["joules_per_step"] is None else f"{training['joules_per_step']:.1f}",
+        f"{training['adapter_bytes'] / MIB:.2f}",
     ]
 
 
 def _inference(row: Measured) -> Iterator[list[str]]:
-    found = row["inference"]
-    prompt = found["prompt_seconds"]
+    inference = row["inference"]
+    prompt = inference["prompt_seconds"]
     yield [
         *_name(row)[:2],
         *(f"{1000 * prompt[name]:.2f}" for name in ("p50", "p95", "p99")),
-        f"{1000 * found['batch_seconds']['p50']:.2f}",
-        f"{1000 * found['seconds_per_new_token']:.2f}",
-        f"{found['added_parameters']:,}",
+        f"{1000 * inference['batch_seconds']['p50']:.2f}",
+        f"{1000 * inference['seconds_per_new_token']:.2f}",
+        f"{inference['added_parameters']:,}",
     ]
 
 
 def _serving(row: Measured) -> Iterator[list[str]]:
-    for found in row["serving"]:
-        disk = found.get("disk_switch_seconds")
+    for entry in row["serving"]:
+        disk = entry.get("disk_switch_seconds")
         yield [
             *_name(row)[:2],
-            found["way"],
-            str(found["tasks"]),
-            f"{found['one_by_one_seconds']:.4f}",
-            f"{found['switching_seconds']:.4f}",
-            f"{found['mixed_seconds']:.4f}",
+            entry["way"],
+            str(entry["tasks"]),
+            f"{entry['one_by_one_seconds']:.4f}",
+            f"{entry['switching_seconds']:.4f}",
+            f"{entry['mixed_seconds']:.4f}",
             "-" if disk is None else f"{disk:.4f}",
         ]
 
 
 def _name(row: Measured) -> list[str]:
-    asked = MeasureRow.from_json(row["row"])
+    request = MeasureRow.from_json(row["row"])
     mark = DISTURBED if row["conditions"]["disturbed"] else ""
-    lengths = str(asked.longest) if asked.shortest == asked.longest else f"{asked.shortest}:{asked.longest}"
-    return [f"{asked.variant}{mark}", one_line(asked.model), f"{asked.batch_size} x {lengths}"]
+    lengths = str(request.longest) if request.shortest == request.longest else f"{request.shortest}:{request.longest}"
+    return [f"{request.variant}{mark}", one_line(request.model), f"{request.batch_size} x {lengths}"]
 
 
 def _notes(rows: Sequence[Measured]) -> Iterator[str]:
@@ -106,8 +106,8 @@ def _notes(rows: Sequence[Measured]) -> Iterator[str]:
     if disturbed:
         yield ""
         most = max(row["conditions"]["others_cores"] for row in disturbed)
-        words = f"something else used the machine meanwhile, up to {most:.1f} cores"
-        yield f"{DISTURBED} {words}: measure it again on an idle one."
+        text = f"other processes used the machine meanwhile, up to {most:.1f} cores"
+        yield f"{DISTURBED} {text}: measure again on an idle machine."
     versions: Mapping[str, set[str]] = {}
     for row in rows:
         versions = {**versions, **{n: versions.get(n, set()) | {v} for n, v in row.get("versions", {}).items()}}

@@ -1,4 +1,4 @@
-"""Training and inference of one method, timed with the device idle before and after."""
+"""Time and memory of training and inference of one method; the device is synchronised around each timing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from mtlbench.training.loop import Loop, TrainingJob
 from mtlbench.training.splits import Splits
 
 REPEATS = 30
-"""Forward passes that are timed."""
+"""Timed forward passes."""
 NEW_TOKENS = 16
 
 
@@ -50,7 +50,7 @@ class MeasuredMethod:
     autocast: torch.dtype | None
 
     def attached(self, *, tasks: int) -> tuple[nn.Module, Setup]:
-        """A fresh copy of the backbone with the method for ``tasks`` tasks.
+        """A new copy of the backbone with the method attached for ``tasks`` tasks.
 
         Raises:
             RequestError: the method refuses this backbone.
@@ -90,7 +90,7 @@ class MeasuredMethod:
         )
 
     def rows(self, count: int) -> list[TokenRow]:
-        """Random rows that the backbone can read."""
+        """Random rows within the backbone's vocabulary."""
         vocabulary = self.backbone.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         return measured_rows(self.row, vocabulary=vocabulary, count=count)
 
@@ -99,7 +99,7 @@ class MeasuredMethod:
 
 
 class _Clock:
-    """Seconds of each step after the warm-up, and what the tokens and the energy were in them."""
+    """Seconds, tokens and energy of the steps after the warm-up."""
 
     def __init__(self, device: torch.device, *, warmup: int) -> None:
         self.seconds: list[float] = []
@@ -125,7 +125,7 @@ class _Clock:
         self._last = time.perf_counter()
 
     def stop(self) -> tuple[int, int, float | None]:
-        """Real tokens, token slots and joules since the warm-up."""
+        """Tokens without padding, tokens with padding, and joules since the warm-up."""
         energy, tokens = joules(self._device), self._tokens()
         used = None if energy is None or self.energy is None else energy - self.energy
         return tokens[0] - self.tokens[0], tokens[1] - self.tokens[1], used
@@ -136,9 +136,9 @@ class _Clock:
 
 
 def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Module]:
-    """What training costs, and the trained model. Times in seconds, memory in bytes.
+    """Cost of training, and the trained model. Times in seconds, memory in bytes.
 
-    Steps are those of ``Method.fit`` on the real loop, so a method's search counts as it does in a run.
+    Runs ``Method.fit`` with the real training loop, so that a method's own search is included as in a run.
     """
     row, device = subject.row, subject.device
     gc.collect()
@@ -168,15 +168,15 @@ def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Modu
     }
     if not clock.seconds:
         return measured, model
-    real, slots, used = clock.stop()
+    real, padded, energy = clock.stop()
     total = sum(clock.seconds)
     measured["step_seconds"] = percentiles(clock.seconds)
     measured["tokens_per_second"] = real / total
-    measured["padded_tokens_per_second"] = slots / total
+    measured["padded_tokens_per_second"] = padded / total
     peak = read_peak(device, was_reset=before is not None).amount
     measured["memory"] = asdict(device_memory(device, resident=peak))
     measured["memory_before"] = before
-    measured["joules_per_step"] = None if used is None else used / len(clock.seconds)
+    measured["joules_per_step"] = None if energy is None else energy / len(clock.seconds)
     measured["adapter_bytes"] = _adapter_bytes(model)
     batch = subject.batch(rows[: row.batch_size])
     gradients = Gradients(model=model, method=subject.method, routing=setup.routing, autocast=subject.autocast)
@@ -187,12 +187,12 @@ def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Modu
 
 @torch.no_grad()
 def measure_inference(subject: MeasuredMethod, model: nn.Module) -> MeasuredInference:
-    """Latency of the finished model: a prompt of one row, a batch, and each further token of an answer."""
+    """Latency of the finished model: prefill of one row and of a batch, and each further generated token."""
     subject.method.finish(model)
     host: Any = model.eval()
     device, row = subject.device, subject.row
     routing = _routing_of(model) or Routing()
-    rows = [TokenRow(0, *_parts(r)) for r in subject.rows(row.batch_size)]
+    rows = [TokenRow(0, *_texts(r)) for r in subject.rows(row.batch_size)]
     one, many = subject.batch(rows[:1]), subject.batch(rows)
     prompt = percentiles(timed(lambda: forward(subject, host, one, routing), device))
     batch = percentiles(timed(lambda: forward(subject, host, many, routing), device))
@@ -213,14 +213,14 @@ def measure_inference(subject: MeasuredMethod, model: nn.Module) -> MeasuredInfe
 
 
 def forward(subject: MeasuredMethod, model: Any, batch: Batch, routing: Routing) -> None:
-    """Logits of the last position, as an answer begins with them."""
+    """Prefill: logits of the last position."""
     logits = {"logits_to_keep": 1} if subject.backbone.architecture == "causal" else {}
     with torch.no_grad(), routing.of(batch.tasks), _autocast(subject):
         model(**batch.inputs, use_cache=False, **logits)
 
 
 def timed(act: Callable[[], object], device: torch.device, *, repeats: int = REPEATS, warmup: int = 3) -> list[float]:
-    """Seconds of each of ``repeats`` calls, the device idle before and after."""
+    """Seconds of each of ``repeats`` calls, with the device synchronised before and after."""
     seconds = []
     for at in range(warmup + repeats):
         synchronize(device)
@@ -233,7 +233,7 @@ def timed(act: Callable[[], object], device: torch.device, *, repeats: int = REP
 
 
 def percentiles(seconds: list[float]) -> Percentiles:
-    """``p50``, ``p95``, ``p99`` and how many were timed."""
+    """``p50``, ``p95``, ``p99`` and the count ``n``."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99)))
     return {"p50": p50, "p95": p95, "p99": p99, "n": len(seconds)}
 
@@ -242,7 +242,7 @@ def _routing_of(model: nn.Module) -> Routing | None:
     return next((r for m in model.modules() if isinstance(r := getattr(m, "routing", None), Routing)), None)
 
 
-def _parts(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _texts(row: TokenRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return row.context, row.target
 
 

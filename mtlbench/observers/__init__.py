@@ -1,1 +1,1 @@
-"""Who is told what happens while cells run: the hooks, the progress display, experiment trackers."""
+"""Observers of running cells: event relay, step log, progress display, experiment trackers."""

@@ -1,4 +1,4 @@
-"""How a run is shown on stderr: bars on a terminal, plain lines in a log."""
+"""Progress of a run on stderr: bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Running:
-    """A cell in flight, as far as its step log tells."""
+    """A running cell and its progress by the step log."""
 
     cell: Cell
     label: str
@@ -26,10 +26,10 @@ class Running:
     loss: float | None = None
     seconds: float = 0.0
     first: tuple[int, float] | None = None
-    """Step and seconds of the first line: the start-up before it says nothing about the speed."""
+    """Step and seconds of the first line; the time left is extrapolated from there, without start-up."""
 
-    def see(self, line: Mapping[str, Any]) -> None:
-        """Take in one line of the step log."""
+    def update(self, line: Mapping[str, Any]) -> None:
+        """Update from one line of the step log."""
         if "started" in line:
             self.step, self.loss, self.first = 0, None, None
         if "total" in line:
@@ -40,28 +40,28 @@ class Running:
 
     @property
     def share(self) -> float:
-        """Share of the training that is done, 0 where the budget is unknown."""
+        """Fraction of the training steps that are done, 0 where the budget is unknown."""
         return min(1.0, self.step / self.total) if self.total else 0.0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds of training left, or ``None`` where that is unknown."""
+        """Estimated seconds of training left, or ``None``."""
         if self.total is None or self.first is None or self.step <= self.first[0]:
             return None
         return (self.total - self.step) * (self.seconds - self.first[1]) / (self.step - self.first[0])
 
-    def words(self) -> str:
-        """``step 40/400, loss 1.234, 12 s left``; what is unknown is left out."""
+    def text(self) -> str:
+        """``step 40/400, loss 1.234, 12 s left``, without unknown values."""
         if self.step == 0:
             return "starting"
         if self.step == self.total:
             return "scoring"
-        parts = [f"step {self.step}/{self.total}" if self.total else f"step {self.step}"]
+        fields = [f"step {self.step}/{self.total}" if self.total else f"step {self.step}"]
         if self.loss is not None:
-            parts.append(f"loss {self.loss:.3f}")
+            fields.append(f"loss {self.loss:.3f}")
         if self.left_s is not None:
-            parts.append(f"{duration(self.left_s)} left")
-        return ", ".join(parts)
+            fields.append(f"{duration(self.left_s)} left")
+        return ", ".join(fields)
 
 
 class Display(ABC):
@@ -69,19 +69,19 @@ class Display(ABC):
 
     @abstractmethod
     def started(self, running: Running) -> None:
-        """A cell began, or began again."""
+        """A cell started, possibly again."""
 
     @abstractmethod
-    def moved(self, running: Running) -> None:
-        """The step log of a cell grew."""
+    def progressed(self, running: Running) -> None:
+        """A cell made progress."""
 
     @abstractmethod
-    def finished(self, key: str, label: str, words: str) -> None:
+    def finished(self, key: str, label: str, text: str) -> None:
         """A cell is done."""
 
     @abstractmethod
-    def overall(self, done: float, words: str) -> None:
-        """How far the whole run is: ``done`` cells, parts of those in flight included."""
+    def overall(self, done: float, text: str) -> None:
+        """Progress of the whole run: ``done`` cells, including fractions of running ones."""
 
     @abstractmethod
     def close(self) -> None:
@@ -89,25 +89,25 @@ class Display(ABC):
 
 
 class Lines(Display):
-    """Plain lines: start, about every tenth of the training, end."""
+    """Plain lines: at the start, at about every tenth of the training, at the end."""
 
     def __init__(self) -> None:
         self._tenths: dict[str, int] = {}
 
     def started(self, running: Running) -> None:
         self._tenths[running.cell.key] = 0
-        _say(f"{running.label}: started")
+        _write_line(f"{running.label}: started")
 
-    def moved(self, running: Running) -> None:
+    def progressed(self, running: Running) -> None:
         tenth = int(running.share * 10)
         if tenth > self._tenths.get(running.cell.key, 0):
             self._tenths[running.cell.key] = tenth
-            _say(f"{running.label}: {running.words()}")
+            _write_line(f"{running.label}: {running.text()}")
 
-    def finished(self, key: str, label: str, words: str) -> None:
-        _say(f"{label}: {words}")
+    def finished(self, key: str, label: str, text: str) -> None:
+        _write_line(f"{label}: {text}")
 
-    def overall(self, done: float, words: str) -> None:
+    def overall(self, done: float, text: str) -> None:
         return
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Lines(Display):
 
 
 class Bars(Display):
-    """One bar for the run and one for each cell in flight."""
+    """One bar for the run and one per running cell."""
 
     def __init__(self, cells: int) -> None:
         from rich.console import Console
@@ -124,29 +124,29 @@ class Bars(Display):
         self._rich: RichProgress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[words]}", markup=False),
+            TextColumn("{task.fields[text]}", markup=False),
             console=Console(stderr=True),
         )
         self._bars: dict[str, TaskID] = {}
-        self._all = self._rich.add_task("cells", total=cells, words="")
+        self._all = self._rich.add_task("cells", total=cells, text="")
         self._rich.start()
 
     def started(self, running: Running) -> None:
         if running.cell.key in self._bars:
             self._rich.remove_task(self._bars.pop(running.cell.key))
-        self._bars[running.cell.key] = self._rich.add_task(f"  {running.label}", total=running.total, words="starting")
+        self._bars[running.cell.key] = self._rich.add_task(f"  {running.label}", total=running.total, text="starting")
 
-    def moved(self, running: Running) -> None:
+    def progressed(self, running: Running) -> None:
         bar = self._bars[running.cell.key]
-        self._rich.update(bar, completed=running.step, total=running.total, words=running.words())
+        self._rich.update(bar, completed=running.step, total=running.total, text=running.text())
 
-    def finished(self, key: str, label: str, words: str) -> None:
+    def finished(self, key: str, label: str, text: str) -> None:
         if key in self._bars:
             self._rich.remove_task(self._bars.pop(key))
-        self._rich.console.print(f"{label}: {words}", markup=False, highlight=False)
+        self._rich.console.print(f"{label}: {text}", markup=False, highlight=False)
 
-    def overall(self, done: float, words: str) -> None:
-        self._rich.update(self._all, completed=done, words=words)
+    def overall(self, done: float, text: str) -> None:
+        self._rich.update(self._all, completed=done, text=text)
 
     def close(self) -> None:
         for bar in self._bars.values():
@@ -163,6 +163,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Events to observers: each one is called by itself, so that one that raises harms nobody else."""
+"""Relay of events to observers. Each has its own plugin manager, so that one that raises does not affect the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Events:
-    """Relays events to observers by name. One that raises is reported once and dropped; the others go on."""
+    """Relays events to observers by name. One that raises is reported once and dropped."""
 
     def __init__(self, observers: Mapping[str, object]) -> None:
         self._managers: dict[str, pluggy.PluginManager] = {}
@@ -47,15 +47,15 @@ class Events:
         self._relay("mtlbench_run_started", cells=cells)
 
     def run_finished(self) -> None:
-        """No worker runs any more."""
+        """All workers have ended."""
         self._relay("mtlbench_run_finished")
 
     def cell_started(self, cell: Cell) -> None:
-        """A worker has the cell."""
+        """A worker has claimed the cell."""
         self._relay("mtlbench_cell_started", cell=cell)
 
     def training_planned(self, cell: Cell, total_steps: int, done: int = 0) -> None:
-        """The training budget of the cell is known, and the steps ``done`` by attempts that it goes on from."""
+        """The training budget is known, and the steps ``done`` by earlier attempts that this one resumes."""
         self._relay("mtlbench_training_planned", cell=cell, total_steps=total_steps, done=done)
 
     def step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
@@ -70,10 +70,10 @@ class Events:
         """The record of a cell is published."""
         self._relay("mtlbench_cell_finished", record=record)
 
-    def _relay(self, hook: str, **given: Any) -> None:
+    def _relay(self, hook: str, **arguments: Any) -> None:
         for name, manager in list(self._managers.items()):
             try:
-                getattr(manager.hook, hook)(**given)
+                getattr(manager.hook, hook)(**arguments)
             except Exception as error:
                 del self._managers[name]
                 self._report(name, hook, error)
@@ -93,10 +93,10 @@ class Events:
 class StepLog:
     """Writes a cell's step log: ``steps/<key>.jsonl``, at most about 200 lines for each attempt.
 
-    A line holds ``step``, ``loss`` (mean over the rows of that step), ``tasks`` (full task name to mean loss over its
-    rows in that step) and ``seconds`` since the attempt started. An attempt begins with ``{"started": time}`` and,
-    once the budget is known, ``{"total": steps}``; one that goes on from a checkpoint adds ``"done": steps`` and counts
-    its seconds on. The log of a cell that needed such an attempt is cleaned at the end, so that every step is there
+    A line holds ``step``, ``loss`` (mean over the examples of that step), ``tasks`` (full task name to mean loss over
+    its examples in that step) and ``seconds`` since the attempt started. An attempt begins with ``{"started": time}``
+    and, once the budget is known, ``{"total": steps}``; one that resumes from a checkpoint adds ``"done": steps`` and
+    continues the count of seconds. After such an attempt the log is rewritten at the end, so that every step occurs
     once. Losses are read from the device only for steps that are written.
     """
 
@@ -115,14 +115,14 @@ class StepLog:
         """Open the log of a new attempt."""
         self._close()
         self._file = self._folder.steps_file(cell.key).open("ab", buffering=0)
-        # An attempt that was killed may have left a torn line: end it.
+        # A killed attempt may have left an incomplete line: end it.
         self._file.write(b"\n")
         self._began, self._total, self._next, self._resumed = time.monotonic(), None, 1, False
         self._write({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     @hookimpl
     def mtlbench_training_planned(self, cell: Cell, total_steps: int, done: int) -> None:
-        """Spread the lines evenly over the budget."""
+        """Space the lines evenly over the budget."""
         self._total, self._resumed = total_steps, done > 0
         self._write({"total": total_steps, **({"done": done} if done else {})})
         if done:
@@ -133,10 +133,10 @@ class StepLog:
 
     @hookimpl
     def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: Tensor, tasks: Tensor) -> None:
-        """Write the step if its turn has come."""
+        """Write the step if it is due."""
         if self._file is None or (step < self._next and step != self._total):
             return
-        # Without a known budget the gaps grow with the step, which keeps the log short for any length.
+        # Without a known budget the gaps grow with the step, which keeps any log short.
         self._next = step + self._gap(step)
         losses: list[float] = row_losses.tolist()
         by_task: dict[str, list[float]] = {}
@@ -178,6 +178,6 @@ def _mean(values: list[float]) -> float:
 
 
 def _origin(name: str) -> str:
-    """The distributions that offer an observer of this name, as a message shows them."""
-    found = {e.dist.name for e in metadata.entry_points(group=f"{PROJECT}.observers", name=name) if e.dist is not None}
-    return f" of {', '.join(sorted(found))}" if found else ""
+    """The distributions that provide an observer of this name, for a message."""
+    names = {e.dist.name for e in metadata.entry_points(group=f"{PROJECT}.observers", name=name) if e.dist is not None}
+    return f" of {', '.join(sorted(names))}" if names else ""

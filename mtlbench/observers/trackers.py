@@ -1,6 +1,6 @@
-"""TensorBoard, Weights & Biases and MLflow through accelerate's trackers; each is an observer, only on when asked for.
+"""TensorBoard, Weights & Biases and MLflow through accelerate's trackers; each is an observer, enabled by ``--track``.
 
-They live in the parent of a run and read the step logs it sees: no training step waits for them.
+They run in the parent of a run and read the step logs: no training step waits for them.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from mtlbench.api.record import Record
 
 Make = Callable[[Path, str, Mapping[str, Any]], "GeneralTracker"]
-"""Run folder, name of the cell and its settings to a started tracker."""
+"""Starts a tracker for a run folder, a cell name and the cell's settings."""
 
 
-def trackers_named(words: str | None, folder: Path) -> dict[str, Tracking]:
+def trackers_named(track: str | None, folder: Path) -> dict[str, Tracking]:
     """The observers that ``--track`` names, for a run in ``folder``.
 
     Raises:
         RequestError: a name is unknown, or its package is not installed.
     """
-    names = [word.strip() for word in words.split(",")] if words else []
+    names = [name.strip() for name in track.split(",")] if track else []
     for name in names:
         if name not in KINDS:
             raise RequestError(f"Unknown tracker {name!r}. {did_you_mean(name, KINDS)}")
@@ -44,7 +44,7 @@ def trackers_named(words: str | None, folder: Path) -> dict[str, Tracking]:
 
 
 class Tracking:
-    """One tracker over the cells of a run: a run of the tracker for each cell."""
+    """One tracker for the cells of a run; each cell is a run of the tracker."""
 
     def __init__(self, kind: Kind, folder: Path) -> None:
         self._kind = kind
@@ -53,7 +53,7 @@ class Tracking:
 
     @hookimpl
     def mtlbench_step_logged(self, cell: Cell, line: Mapping[str, Any]) -> None:
-        """Open a run where an attempt at the cell begins; log the losses of a step."""
+        """Open a tracker run when an attempt starts; log the losses of a step."""
         if "started" in line:
             self._end(cell.key)
             self._cells[cell.key] = _Tracked(self._kind, self._folder, cell)
@@ -63,7 +63,7 @@ class Tracking:
 
     @hookimpl
     def mtlbench_cell_finished(self, record: Record) -> None:
-        """Log scores and costs and close the run; cells that were done before are not told again."""
+        """Log scores and costs and close the tracker run; cells that were already done are not logged again."""
         tracked = self._cells.get(record.key)
         if tracked is None:
             return
@@ -76,7 +76,7 @@ class Tracking:
 
     @hookimpl
     def mtlbench_run_finished(self) -> None:
-        """Close what is open."""
+        """Close open tracker runs."""
         for key in list(self._cells):
             self._end(key)
 
@@ -87,25 +87,25 @@ class Tracking:
 
 
 class _Tracked:
-    """One cell. Where a tracker holds one run at a time, everything is written when the cell ends."""
+    """One cell. For trackers that allow one open run per process, everything is written when the cell ends."""
 
     def __init__(self, kind: Kind, folder: Path, cell: Cell) -> None:
         from accelerate import PartialState
 
-        PartialState(cpu=True)  # the trackers log through accelerate, whose loggers ask for it
+        PartialState(cpu=True)  # required by accelerate's loggers, which the trackers use
         self._open = partial(kind.make, folder, _label(cell), _settings(cell))
         self._tracker: Any = self._open() if kind.many else None
-        self._kept: list[tuple[dict[str, float], int]] = []
+        self._buffered: list[tuple[dict[str, float], int]] = []
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         if self._tracker is None:
-            self._kept.append((dict(values), step))
+            self._buffered.append((dict(values), step))
             return
         self._tracker.log(dict(values), step=step)
 
     def close(self) -> None:
         tracker: Any = self._tracker or self._open()
-        for values, step in self._kept:
+        for values, step in self._buffered:
             tracker.log(values, step=step)
         tracker.finish()
 
@@ -124,7 +124,7 @@ def _wandb(folder: Path, label: str, settings: Mapping[str, Any]) -> GeneralTrac
 
     where = folder / "tracking"
     where.mkdir(exist_ok=True)
-    # accelerate writes settings through wandb's global run, and there may be several: they go in at the start
+    # accelerate would write settings to wandb's global run, but there may be several: pass them at the start
     tracker: Any = WandBTracker(
         _project(folder), name=label, dir=str(where), config=dict(settings), reinit="create_new"
     )
@@ -150,7 +150,7 @@ class Kind:
     """One tracker of accelerate."""
 
     packages: Sequence[str]
-    """Any of these is enough."""
+    """Any one of these suffices."""
     make: Make
     many: bool
     """Whether several runs may be open in one process."""
@@ -168,12 +168,12 @@ def _project(folder: Path) -> str:
 
 
 def _label(cell: Cell) -> str:
-    """A name that is also a folder's."""
+    """A name that is valid as a folder name."""
     return re.sub(r"[^\w.+=-]+", "_", f"{cell.variant}-seed{cell.seed}-{cell.key[:8]}")
 
 
 def _settings(cell: Cell) -> dict[str, bool | int | float | str]:
-    """The cell as flat values."""
+    """The cell as a flat dict."""
     flat: dict[str, Any] = {
         "method": cell.method,
         "variant": cell.variant,

@@ -1,4 +1,4 @@
-"""Run folders on disk: records, claims, requests and what cells leave beside them."""
+"""Run folders on disk: records, claims, requests and other outputs of cells."""
 
 from __future__ import annotations
 

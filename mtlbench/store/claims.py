@@ -1,8 +1,8 @@
-"""Claims: who runs which cell. Attempts are numbered files that only ever get added, so no race can undo one.
+"""Claims: which process runs which cell. Attempts are numbered files that are only ever added, which avoids races.
 
 Attempt ``n`` of a cell is ``claims/<key>.<n>.json``, created by the one process that wins the name. A claim is broken
 by creating attempt ``n + 1``, which is allowed only when attempt ``n`` is certainly over. Attempts below the highest
-one are those whose process died.
+are those whose process died.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mtlbench.files.sealed import write_new
 from mtlbench.files.temporary import temporary_path
 
 LEASE_S = 600.0
-"""A claim of a process that cannot be checked from here is over when it has not beaten for this many seconds."""
+"""A claim of a process that cannot be checked from here expires after this many seconds without a heartbeat."""
 BEAT_S = 15.0
-"""How often the owner shows that it lives."""
+"""Seconds between heartbeats of the owner."""
 CONFIRM_BEATS = 4
-"""A claim that looks too old is broken only after so many beats more were missed under the eyes of the breaker: a
-clock that jumps makes every claim look old, and the file attributes that a network file system shows may be stale."""
+"""An expired claim is broken only after this process has observed this many further missed heartbeats: a clock that
+jumps makes every claim look expired, and file attributes on a network file system may be stale."""
 
 _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.json")
 _log = logging.getLogger(__name__)
@@ -56,11 +56,11 @@ class Claims:
         self.path = path
         self._lease_s = lease_s
         self._beat_s = beat_s
-        self._hearts: dict[str, threading.Event] = {}
+        self._heartbeats: dict[str, threading.Event] = {}
         self._seen: dict[tuple[str, int], tuple[int, float]] = {}
 
     def take(self, key: str) -> Claim | None:
-        """Claim a cell; ``None`` when another process has it."""
+        """Claim a cell; ``None`` when another process holds it."""
         attempts = self._attempts().get(key, [])
         judged = self._read(key, attempts[-1]) if attempts else None
         if attempts and not self._over(key, attempts[-1]):
@@ -79,22 +79,22 @@ class Claims:
         return claim
 
     def _taken_anew(self, key: str, attempt: int, judged: Claim | None) -> bool:
-        """Whether the attempt that was judged to be over was removed since, and its number taken by another."""
+        """Whether the attempt judged to be over was removed since, and its number reused by another process."""
         now = self._read(key, attempt)
         return now is not None and (judged is None or now.token != judged.token) and not self._over(key, attempt)
 
     def holds(self, claim: Claim) -> bool:
-        """Whether the claim is still on disk and nobody broke it."""
+        """Whether the claim is still on disk and was not broken."""
         on_disk = self._read(claim.key, claim.attempt)
         if on_disk is None or on_disk.token != claim.token:
             return False
         return not self._file(claim.key, claim.attempt + 1).exists()
 
     def release(self, claim: Claim) -> None:
-        """Give the cell back; this attempt does not count as a death."""
-        heart = self._hearts.pop(claim.token, None)
-        if heart is not None:
-            heart.set()
+        """Release the cell; this attempt does not count as a death."""
+        stop_beating = self._heartbeats.pop(claim.token, None)
+        if stop_beating is not None:
+            stop_beating.set()
         if self.holds(claim):
             self._remove(claim.key, claim.attempt)
 
@@ -104,21 +104,21 @@ class Claims:
         for key in keys:
             numbers = attempts.get(key, [])
             over = numbers if numbers and self._over(key, numbers[-1]) else numbers[:-1]
-            # Lowest first: the highest one tells others who has the cell.
+            # Lowest first: the highest one shows others who holds the cell.
             for number in over:
                 self._remove(key, number)
 
     def live(self) -> dict[str, Claim]:
-        """Cell key to the claim of the process that runs it now; one that looks too old is left out."""
-        found: dict[str, Claim] = {}
+        """Cell key to the claim of the process that runs it now, without expired claims."""
+        claims: dict[str, Claim] = {}
         for key, numbers in self._attempts().items():
             claim = self._read(key, numbers[-1])
             if claim is not None and not self._over(key, numbers[-1], confirmed=False):
-                found[key] = claim
-        return found
+                claims[key] = claim
+        return claims
 
     def _over(self, key: str, attempt: int, *, confirmed: bool = True) -> bool:
-        """Whether an attempt has ended: its process is gone or, where that cannot be known, its lease is."""
+        """Whether an attempt has ended: its process is gone or, where that cannot be checked, its lease has expired."""
         claim = self._read(key, attempt)
         dead = claim.owner.dead() if claim is not None else None
         if dead is not None:
@@ -139,7 +139,7 @@ class Claims:
         return silent > self._lease_s or (old and silent > CONFIRM_BEATS * self._beat_s)
 
     def _now(self) -> float:
-        """The file system's own clock: clocks of machines that share it may differ."""
+        """The file system's clock, as the clocks of machines that share it may differ."""
         probe = temporary_path(self.path)
         try:
             probe.touch()
@@ -151,7 +151,7 @@ class Claims:
                 probe.unlink(missing_ok=True)
 
     def _attempts(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+        attempts: dict[str, list[int]] = {}
         try:
             paths = list(self.path.iterdir())
         except FileNotFoundError:
@@ -159,8 +159,8 @@ class Claims:
         for path in paths:
             match = _NAME.fullmatch(path.name)
             if match:
-                found.setdefault(match[1], []).append(int(match[2]))
-        return {key: sorted(numbers) for key, numbers in found.items()}
+                attempts.setdefault(match[1], []).append(int(match[2]))
+        return {key: sorted(numbers) for key, numbers in attempts.items()}
 
     def _read(self, key: str, attempt: int) -> Claim | None:
         """The claim, or ``None`` when it is gone or unreadable."""
@@ -181,14 +181,14 @@ class Claims:
         return self.path / f"{key}.{attempt}.json"
 
     def _beat(self, claim: Claim) -> None:
-        heart = self._hearts[claim.token] = threading.Event()
+        stop_beating = self._heartbeats[claim.token] = threading.Event()
         path = self._file(claim.key, claim.attempt)
 
         def beat() -> None:
-            while not heart.wait(self._beat_s):
+            while not stop_beating.wait(self._beat_s):
                 on_disk = self._read(claim.key, claim.attempt)
                 if on_disk is not None and on_disk.token != claim.token:
-                    # The number is another process's by now: beating would keep its claim alive for it.
+                    # Another process has reused the number: a heartbeat would keep its claim alive.
                     return
                 try:
                     os.utime(path)
@@ -202,13 +202,13 @@ class Claims:
 
 @dataclass(frozen=True, kw_only=True)
 class InFlight:
-    """A cell that a living worker has claimed."""
+    """A cell that a live worker has claimed."""
 
     key: str
     owner: str
-    """Who claimed it, such as ``host:pid``."""
+    """The process that claimed it, as ``host:pid``."""
     step: int | None = None
-    """Last optimizer step reported."""
+    """Last logged optimizer step."""
     total_steps: int | None = None
     loss: float | None = None
     """Training loss at ``step``."""

@@ -1,4 +1,4 @@
-"""A run folder: everything a run leaves behind, safe for many writers on many machines."""
+"""A run folder: all output of a run, safe for concurrent writers on several machines."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from mtlbench.store.claims import InFlight
 
 ADAPTER: Final = "adapter_sha256"
-"""Provenance of a record: checksum of the cell's adapter."""
+"""Provenance field of a record: checksum of the cell's adapter."""
 SAMPLES: Final = "samples_sha256"
-"""Likewise, of the file with its predictions."""
+"""Provenance field of a record: checksum of the file of predictions."""
 _log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """One run folder. Records are the truth; everything else can be rebuilt from them.
+    """One run folder. Records are the source of truth; everything else can be rebuilt from them.
 
-    A claim of another machine outlives its last heartbeat by ``lease_s`` seconds; a heartbeat comes every ``beat_s``.
+    A claim of another machine expires ``lease_s`` seconds after its last heartbeat; heartbeats come every ``beat_s``.
     """
 
     def __init__(self, path: Path, *, lease_s: float = LEASE_S, beat_s: float = BEAT_S) -> None:
@@ -53,9 +53,9 @@ class RunFolder:
         self._claims = Claims(self.path / "claims", lease_s=lease_s, beat_s=beat_s)
 
     def preflight(self) -> None:
-        """Make the folder, try everything a run needs of it, and clear up what dead processes left.
+        """Create the folder, check that it can be used, and remove leftovers of dead processes.
 
-        Parents are made only below the working directory: elsewhere a missing parent is more likely a typing error.
+        Parents are created only below the working directory: elsewhere a missing parent is more likely a typo.
 
         Raises:
             RequestError: the folder cannot be made, is a file, cannot be written or has no hard links.
@@ -65,25 +65,25 @@ class RunFolder:
 
     # Requests
 
-    def put_request(self, words: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-        """Keep what was asked for and the cells it means; gives the request's id. Equal requests have one id."""
-        return self._requests.put(words, cells)
+    def put_request(self, options: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+        """Store the options of a request and its cells; returns the request's id. Equal requests have equal ids."""
+        return self._requests.put(options, cells)
 
     def requests(self) -> list[dict[str, Any]]:
-        """Every request, oldest first: ``id``, ``words``, ``cells``, ``created``. Unreadable ones are left out."""
+        """Every request, oldest first: ``id``, ``words`` (options), ``cells``, ``created``. Skips unreadable ones."""
         return self._requests.all()
 
-    def words(self, request: str) -> dict[str, Any]:
-        """The words of one request, as given to :meth:`put_request`.
+    def options(self, request: str) -> dict[str, Any]:
+        """The options of one request, as passed to :meth:`put_request`.
 
         Raises:
             StoreError: there is no such request, or it cannot be read.
         """
-        words: dict[str, Any] = self._requests.get(request)["words"]
-        return words
+        options: dict[str, Any] = self._requests.get(request)["words"]
+        return options
 
     def cells(self, request: str) -> list[Cell]:
-        """The cells of one request, in the order asked for.
+        """The cells of one request, in request order.
 
         Raises:
             StoreError: there is no such request, or it cannot be read.
@@ -95,7 +95,7 @@ class RunFolder:
         return Series(self.path / "requests")
 
     def queue(self, request: str, *, series: str | None = None) -> Queue:
-        """The cells of a request and of those that follow it in the series of this name.
+        """The cells of a request and of later requests in the series of this name.
 
         Raises:
             StoreError: there is no such request, or it cannot be read.
@@ -117,14 +117,14 @@ class RunFolder:
         return self._records.get(key)
 
     def records(self) -> dict[str, Record]:
-        """Cell key to record, each checked. One bad file never hides the others."""
+        """Cell key to record, each checked. A damaged file does not affect the others."""
         return self._records.all()
 
     def problems(self, records: Mapping[str, Record] | None = None) -> list[str]:
-        """What a reader of the results should know, one sentence each: damaged, foreign, newer, deleted or replaced
-        files, and results of one cell that disagree. Empty when all is well.
+        """Problems with the results, one sentence each: damaged, foreign, newer, deleted or replaced files, and results
+        of one cell that disagree.
 
-        ``records`` are those that :meth:`records` gave, which are then not read again.
+        Pass the ``records`` that :meth:`records` returned to avoid reading them again.
         """
         names = {cell.key: f"{cell.variant} seed {cell.seed}" for cell in self.expected()}
         return [*self._requests.problems(), *Problems(self._records, names, dict(records or {})).sentences()]
@@ -134,13 +134,13 @@ class RunFolder:
         return [cell for cell in cells if self.record(cell.key) is None]
 
     def publish(self, record: Record, claim: Claim) -> bool:
-        """Write a record if ``claim`` still stands and its cell has none; once ``True`` comes back, it stays.
+        """Write a record if ``claim`` is still valid and its cell has none; returns whether it was written.
 
-        The checksums of the cell's adapter and predictions go into its provenance.
+        The checksums of the cell's adapter and predictions are added to its provenance.
 
         Raises:
-            ValueError: the record is of another cell, or holds what JSON cannot (such as NaN).
-            TypeError: the record holds what JSON cannot.
+            ValueError: the record is of another cell, or holds a value that JSON cannot represent, such as NaN.
+            TypeError: the record holds a type that JSON cannot represent.
         """
         if record.key != claim.key:
             raise ValueError(f"the record of cell {record.key} cannot be published with the claim of {claim.key}")
@@ -152,7 +152,7 @@ class RunFolder:
                 checksums[SAMPLES] = samples
             record = replace(record, provenance={**record.provenance, **checksums})
         if not self._claims.holds(claim):
-            _log.warning("cell %s was taken over by another worker: this record is dropped", claim.key)
+            _log.warning("cell %s was taken over by another worker: dropping this record", claim.key)
             self._records.compare(record)
             return False
         return self._records.add(record)
@@ -160,7 +160,7 @@ class RunFolder:
     def retire_failed(self, keys: Iterable[str]) -> list[str]:
         """Let failed cells run again: their records become ``<key>.failed-<n>.json`` and no longer count.
 
-        Gives the keys of those. Each is done under the cell's claim: another run may be at the same.
+        Returns their keys. Each is renamed under the cell's claim, as another run may do the same.
         """
         retired = []
         for key in keys:
@@ -178,7 +178,7 @@ class RunFolder:
     # Claims
 
     def claim(self, key: str) -> Claim | None:
-        """The right to run a cell that has no record; ``None`` when it has one or another process holds it."""
+        """Claim a cell that has no record; ``None`` when it has one or another process holds the claim."""
         claim = self._claims.take(key)
         if claim is None:
             return None
@@ -191,13 +191,13 @@ class RunFolder:
         return claim if free else None
 
     def release(self, claim: Claim) -> None:
-        """Give a claim back, with or without a record published."""
+        """Release a claim, whether or not a record was published."""
         self._claims.release(claim)
         if self._records.has(claim.key):
             self._claims.forget([claim.key])
 
     def forget_deaths(self, keys: Iterable[str]) -> None:
-        """Start counting the deaths of these cells' workers anew."""
+        """Reset the count of worker deaths of these cells."""
         self._claims.forget(keys)
 
     def claims(self) -> dict[str, Claim]:
@@ -205,29 +205,29 @@ class RunFolder:
         return self._claims.live()
 
     def running(self) -> list[InFlight]:
-        """The cells that a living worker has, and how far their step logs say they are."""
+        """The cells that a live worker runs, with their progress by the step log."""
         from mtlbench.store.claims import InFlight
 
-        found = []
+        cells = []
         for key, claim in self.claims().items():
-            seen: dict[str, Any] = {}
+            latest: dict[str, Any] = {}
             for line in self.steps(key):
-                seen.update(line)
-            found.append(
+                latest.update(line)
+            cells.append(
                 InFlight(
                     key=key,
                     owner=f"{claim.owner.host}:{claim.owner.pid}",
-                    step=seen.get("step"),
-                    total_steps=seen.get("total"),
-                    loss=seen.get("loss"),
+                    step=latest.get("step"),
+                    total_steps=latest.get("total"),
+                    loss=latest.get("loss"),
                 )
             )
-        return found
+        return cells
 
-    # What a cell leaves beside its record
+    # Other outputs of a cell
 
     def put_samples(self, key: str, rows: list[dict[str, Any]]) -> None:
-        """Keep per-example predictions as Parquet; all rows have the keys of the first one."""
+        """Store per-example predictions as Parquet; all rows must have the keys of the first one."""
         write_samples(self._samples(key), rows)
 
     def samples(self, key: str) -> list[dict[str, Any]] | None:
@@ -240,40 +240,40 @@ class RunFolder:
             return None
 
     def checked_samples(self, record: Record) -> bytes | None:
-        """The Parquet file of predictions that the record was made with, or ``None`` when there is none; another one is
-        moved away. A record of a version that kept no checksum is compared with the one inside the file."""
-        path, told = self._samples(record.key), record.provenance.get(SAMPLES)
-        if told is None:
+        """The Parquet file of the record's predictions, or ``None`` when there is none; one with another checksum is
+        moved away. Records of versions that stored no checksum rely on the one inside the file."""
+        path, checksum = self._samples(record.key), record.provenance.get(SAMPLES)
+        if checksum is None:
             return path.read_bytes() if self.samples(record.key) is not None else None
         try:
-            return _as_recorded(path, told)
+            return _as_recorded(path, checksum)
         except FileNotFoundError:
             return None
         except Damaged as error:
-            self._quarantine.take(path, reason=str(error), check=lambda moved: _as_recorded(moved, told))
+            self._quarantine.take(path, reason=str(error), check=lambda moved: _as_recorded(moved, checksum))
             return None
 
     def _samples(self, key: str) -> Path:
         return self.path / "samples" / f"{key}.parquet"
 
     def steps_file(self, key: str) -> Path:
-        """Where the step log of a cell goes: JSON lines, only ever appended to."""
+        """File of a cell's step log: JSON lines, append-only."""
         return self.path / "steps" / f"{key}.jsonl"
 
     def steps(self, key: str) -> list[dict[str, Any]]:
-        """The step log of a cell's latest attempt; a torn line is left out.
+        """The step log of a cell's latest attempt, without incomplete lines.
 
-        An attempt that went on from a checkpoint says so in its line ``{"total": steps, "done": steps}``: what the ones
-        before it logged up to there belongs to it, so that every step is there once.
+        An attempt that resumed from a checkpoint has a line ``{"total": steps, "done": steps}``: the steps that earlier
+        attempts logged up to there are included, so that every step occurs once.
         """
         return latest_attempt(self.steps_since(key, 0)[0])
 
     def steps_since(self, key: str, offset: int) -> tuple[list[dict[str, Any]], int]:
-        """The whole lines of a step log from byte ``offset`` on, and the offset to ask for next."""
+        """The complete lines of a step log from byte ``offset`` on, and the offset for the next call."""
         return lines_since(self.steps_file(key), offset)
 
     def checkpoints(self, key: str) -> Path:
-        """The folder of a cell's checkpoints; it is there only while the cell is unfinished."""
+        """The folder of a cell's checkpoints; exists only while the cell is unfinished."""
         return self.path / "checkpoints" / key
 
     def drop_checkpoints(self, key: str) -> None:
@@ -281,7 +281,7 @@ class RunFolder:
         shutil.rmtree(self.checkpoints(key), ignore_errors=True)
 
     def drop_finished_checkpoints(self) -> None:
-        """Remove checkpoints of cells that are done: a process that died may have left them."""
+        """Remove checkpoints of finished cells, which a process that died may have left."""
         for path in sorted((self.path / "checkpoints").glob("*")):
             record = self.record(path.name)
             if record is not None and record.status != "failed":
@@ -292,37 +292,37 @@ class RunFolder:
         return self.path / "adapters" / key
 
     def checked_adapter(self, record: Record) -> Path:
-        """The folder of the adapter that the record was made with.
+        """The folder of the record's adapter.
 
         Raises:
             StoreError: it was changed since.
         """
-        path, told = self.adapter(record.key), record.provenance.get(ADAPTER)
-        if told is not None and folder_sha256(path) != told:
+        path, checksum = self.adapter(record.key), record.provenance.get(ADAPTER)
+        if checksum is not None and folder_sha256(path) != checksum:
             raise StoreError(
-                f"The adapter {str(path)!r} is not the one that its record was made with: it is damaged or was "
+                f"The adapter {str(path)!r} does not match the checksum in its record: it is damaged or was "
                 f"replaced. Delete it and records/{record.key}.json, and run the same command again."
             )
         return path
 
     def log(self, worker: int) -> Path:
-        """Where the output of the worker with this index goes."""
+        """Log file of the worker with this index."""
         return self.path / "logs" / f"worker-{worker}.log"
 
     def newest_log(self) -> Path | None:
-        """The worker log written to last."""
+        """The most recently written worker log."""
         return max((self.path / "logs").glob("worker-*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _as_recorded(path: Path, told: str) -> bytes:
+def _as_recorded(path: Path, checksum: str) -> bytes:
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != told:
-        raise Damaged("not the predictions that the record was made with")
+    if hashlib.sha256(data).hexdigest() != checksum:
+        raise Damaged("the checksum differs from that in the record")
     return data
 
 
 def newest(parent: Path) -> Path | None:
-    """The run folder in ``parent`` that something happened in last, or ``None``."""
+    """The most recently used run folder in ``parent``, or ``None``."""
     times: dict[Path, float] = {}
     for requests in parent.glob("*/requests"):
         inner = [requests, requests.parent / "records"]
@@ -334,15 +334,15 @@ FOLDERS = (
     "requests", "records", "published", "conflicts", "claims", "samples", "steps", "adapters", "logs", "quarantine",
 )  # fmt: skip
 IN_PLACE = ("steps", "adapters", "logs", "checkpoints")
-"""Folders whose entries are written to where they are; into the others files come by renaming alone."""
+"""Folders whose files are written in place; in the others files only appear by renaming."""
 
 
 def preflight(path: Path) -> None:
-    """Make the run folder, try every part of it, and remove temporary files that dead processes left.
+    """Create the run folder, check every subfolder, and remove temporary files of dead processes.
 
     Raises:
         RequestError: as :meth:`RunFolder.preflight`.
-        DiskError: there is no room in it.
+        DiskError: the disk is full.
     """
     try:
         if path.exists() and not path.is_dir():
@@ -371,7 +371,7 @@ def preflight(path: Path) -> None:
 
 
 def _refuse_links(path: Path) -> None:
-    """A run folder from somebody else must not make us write elsewhere."""
+    """Symbolic links in a run folder from somebody else could redirect writes."""
     for name in IN_PLACE:
         for entry in (path / name).glob("*"):
             if entry.is_symlink():

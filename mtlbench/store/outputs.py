@@ -1,4 +1,5 @@
-"""Per-example predictions as Parquet, with a checksum of the values: Parquet's own does not cover the whole file."""
+"""Per-example predictions as Parquet, with a checksum of the values, as Parquet's own does not cover the whole file;
+and step logs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _CHECKSUM = b"mtlbench.sha256"
 
 
 def write_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``rows``; all have the keys of the first one.
+    """Write ``rows``; all must have the keys of the first one.
 
     Raises:
         DiskError: there is no room for them.
@@ -32,7 +33,7 @@ def write_samples(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]] | None:
-    """What :func:`write_samples` was given, or ``None`` when there is no file.
+    """The rows that :func:`write_samples` wrote, or ``None`` when there is no file.
 
     Raises:
         Damaged: the values are not those written.
@@ -47,8 +48,8 @@ def read_samples(path: Path) -> list[dict[str, Any]] | None:
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise Damaged(f"not readable as Parquet: {error}") from error
-    told = (table.schema.metadata or {}).get(_CHECKSUM)
-    if told != _checksum(rows):
+    stored = (table.schema.metadata or {}).get(_CHECKSUM)
+    if stored != _checksum(rows):
         raise Damaged("the checksum does not match")
     return rows
 
@@ -58,7 +59,7 @@ def _checksum(rows: list[dict[str, Any]]) -> bytes:
 
 
 def lines_since(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines of ``path`` from byte ``offset`` on, and the offset to ask for next."""
+    """The complete lines of ``path`` from byte ``offset`` on, and the offset for the next call."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -72,27 +73,27 @@ def lines_since(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 def latest_attempt(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of the latest attempt.
 
-    One that went on from a checkpoint says so in its line ``{"total": steps, "done": steps}``: what the attempts before
-    it logged up to there belongs to it, so that every step is there once.
+    One that resumed from a checkpoint has a line ``{"total": steps, "done": steps}``: the steps that earlier attempts
+    logged up to there are included, so that every step occurs once.
     """
     earlier: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    latest: list[dict[str, Any]] = []
     for line in lines:
         if "started" in line:
-            earlier, found = found or earlier, []
+            earlier, latest = latest or earlier, []
         elif "total" in line:
             done = line.get("done", 0)
-            found = [line, *(step for step in earlier if step.get("step", math.inf) <= done)]
+            latest = [line, *(step for step in earlier if step.get("step", math.inf) <= done)]
         else:
-            found.append(line)
-    return found
+            latest.append(line)
+    return latest
 
 
 def _parsed(data: bytes) -> list[dict[str, Any]]:
-    """The JSON objects of ``data``, one per line; what is torn or no object is left out."""
+    """The JSON objects of ``data``, one per line; skips incomplete lines and other JSON values."""
     lines = [line for line in data.split(b"\n") if line.strip()]
     try:
-        values = json.loads(b"[" + b",".join(lines) + b"]")  # one call for all takes half the time
+        values = json.loads(b"[" + b",".join(lines) + b"]")  # parsing all at once takes half the time
         if len(values) == len(lines):
             return [value for value in values if isinstance(value, dict)]
     except ValueError:

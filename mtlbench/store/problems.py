@@ -1,4 +1,4 @@
-"""What a reader of a run folder should know: damaged, deleted, replaced and disagreeing results, in sentences."""
+"""Problems of a run folder, as sentences: damaged, deleted, replaced and disagreeing results."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ AGAIN = "run the same command again"
 
 @dataclass
 class Problems:
-    """Looks at every file; ``names`` is how to call a cell, by key. Records that were read already may be given."""
+    """Checks every file; ``names`` maps cell keys to display names. Records that were already read may be passed."""
 
     records: Records
     names: Mapping[str, str]
-    _good: dict[str, Record] = field(default_factory=dict)
+    _readable: dict[str, Record] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
-        """One for each thing to know; empty when all is well."""
-        found = [*self._unreadable()]
-        return [*found, *self._damaged(), *self._conflicting(), *self._changed()]
+        """One sentence per problem."""
+        unreadable = [*self._unreadable()]  # first, as it fills the readable records
+        return [*unreadable, *self._damaged(), *self._conflicting(), *self._changed()]
 
     def _unreadable(self) -> Iterator[str]:
         for key in self.records.names():
-            if key in self._good:
+            if key in self._readable:
                 continue
             try:
                 record = self.records.get(key)
@@ -39,29 +39,29 @@ class Problems:
                 yield f"Left out: {error}"
                 continue
             if record is not None:
-                self._good[key] = record
+                self._readable[key] = record
 
     def _damaged(self) -> Iterator[str]:
-        settled = 0
+        others = 0
         for entry in self.records.quarantine.entries():
             folder, _, file = entry.origin.rpartition("/")
             key = Path(file).stem
-            if folder == "samples" and key in self._good:
+            if folder == "samples" and key in self._readable:
                 yield (
-                    f"The predictions of {self._name(key)} were damaged ({entry.reason}) and lie in "
-                    f"quarantine/{entry.path.name}: its scores stand, but nothing is resampled from its answers. To "
-                    f"have them again, delete records/{key}.json and {AGAIN}."
+                    f"The predictions of {self._name(key)} were damaged ({entry.reason}) and moved to "
+                    f"quarantine/{entry.path.name}: its scores are valid, but its answers are not resampled. To "
+                    f"restore them, delete records/{key}.json and {AGAIN}."
                 )
                 continue
-            if folder not in ("", "records") or key in self._good:
-                settled += 1
+            if folder not in ("", "records") or key in self._readable:
+                others += 1
                 continue
             yield (
-                f"The record of {self._name(key)} was damaged ({entry.reason}) and lies in "
+                f"The record of {self._name(key)} was damaged ({entry.reason}) and moved to "
                 f"quarantine/{entry.path.name}: {AGAIN}."
             )
-        if settled:
-            yield f"Damaged files in quarantine/: {settled}. No result is missing for them."
+        if others:
+            yield f"Damaged files in quarantine/: {others}. No result is missing."
 
     def _conflicting(self) -> Iterator[str]:
         for path in sorted(self.records.conflicts.glob("[!.]*.json")):
@@ -71,12 +71,12 @@ class Problems:
             except (Damaged, StoreError) as error:
                 yield f"conflicts/{path.name} cannot be read: {error}"
                 continue
-            if other is None or key not in self._good:
+            if other is None or key not in self._readable:
                 continue
             yield (
-                f"Two results of {self._name(key)} disagree: {_told(self._good[key])} in records/{key}.json, which the "
-                f"tables show, and {_told(other)} in conflicts/{path.name}. Keep the first by deleting the second, or "
-                f"delete both and {AGAIN}."
+                f"Two results of {self._name(key)} disagree: {_scores(self._readable[key])} in records/{key}.json, "
+                f"which the tables show, and {_scores(other)} in conflicts/{path.name}. Keep the first by deleting the "
+                f"second, or delete both and {AGAIN}."
             )
 
     def _changed(self) -> Iterator[str]:
@@ -84,21 +84,21 @@ class Problems:
         for path in sorted(self.records.published.glob("[!.]*")):
             key = path.name
             record = self.records.file(key)
-            if key not in self._good:
+            if key not in self._readable:
                 if key not in damaged and not record.exists():
                     yield f"The record of {self._name(key)} was deleted by hand: {AGAIN}."
                 continue
             with contextlib.suppress(OSError):
-                told = path.read_text()
-                if told and hashlib.sha256(record.read_bytes()).hexdigest() != told:
+                checksum = path.read_text()
+                if checksum and hashlib.sha256(record.read_bytes()).hexdigest() != checksum:
                     yield (
                         f"The record of {self._name(key)} is not the one that was published here: it was replaced by "
-                        f"hand. If that was not meant, delete it and {AGAIN}."
+                        f"hand. If that was not intended, delete it and {AGAIN}."
                     )
 
     def _name(self, key: str) -> str:
         return f"{self.names[key]} ({key})" if key in self.names else f"cell {key}"
 
 
-def _told(record: Record) -> str:
+def _scores(record: Record) -> str:
     return ", ".join(f"{task} {score.score:.6g}" for task, score in sorted(record.scores.items())) or "no score"

@@ -1,4 +1,4 @@
-"""Quarantine: where damaged files go, each with the reason, so that nothing is read from them and nothing is lost."""
+"""Quarantine: damaged files are moved here, each with the reason, so that they are not read but not lost either."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtlbench.files.sealed import Damaged, overwrite
 
 _log = logging.getLogger(__name__)
 RECORDS = "records"
-"""The folder whose damaged files take the result of a cell with them; others only take what lies beside it."""
+"""The folder in which a damaged file means that the cell has no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +26,19 @@ class QuarantinedFile:
 
     path: Path
     origin: str
-    """Where it was, relative to the run folder."""
+    """Original path, relative to the run folder."""
     reason: str
     time: str
 
 
 class Quarantine:
-    """The quarantine folder. Beside each file lies ``<name>.reason``: where it was, why it went, and when."""
+    """The quarantine folder. Each file has a ``<name>.reason`` with its origin, the reason and the time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def take(self, path: Path, *, reason: str, check: Callable[[Path], object]) -> bool:
-        """Move ``path`` here unless ``check`` finds that it is good by now; says whether it went.
+        """Move ``path`` here unless ``check`` accepts it; returns whether it was moved.
 
         ``check`` raises :class:`Damaged` for a damaged file.
         """
@@ -65,38 +65,38 @@ class Quarantine:
         return False
 
     def settle(self, origin: Path, *, check: Callable[[Path, Path], object]) -> None:
-        """Finish what a process that died in :meth:`take` left: files of the folder ``origin`` without a reason.
+        """Finish moves that a process began before it died: files of the folder ``origin`` without a reason.
 
-        A good one is put back. ``check`` gets the file and its place in ``origin``.
+        An intact one is put back. ``check`` gets the file and its original path.
         """
         for path in self._files():
             if _reason_file(path).exists():
                 continue
-            place = origin / f"{path.stem.rpartition('.')[0]}{path.suffix}"
+            original = origin / f"{path.stem.rpartition('.')[0]}{path.suffix}"
             try:
-                check(path, place)
+                check(path, original)
             except Damaged as error:
-                self._explain(path, origin=place, reason=str(error))
+                self._explain(path, origin=original, reason=str(error))
                 continue
             except Exception as error:
-                _log.warning("%s is left where it is: %s", path, error)
+                _log.warning("%s stays in quarantine: %s", path, error)
                 continue
             with contextlib.suppress(OSError):
-                os.link(path, place)
+                os.link(path, original)
             path.unlink(missing_ok=True)
 
     def entries(self) -> list[QuarantinedFile]:
-        """What is here, by name."""
-        found = []
+        """The quarantined files, by name."""
+        entries = []
         for path in self._files():
             try:
-                told = json.loads(_reason_file(path).read_bytes())
-                found.append(
-                    QuarantinedFile(path=path, origin=str(told["from"]), reason=str(told["reason"]), time=told["time"])
+                body = json.loads(_reason_file(path).read_bytes())
+                entries.append(
+                    QuarantinedFile(path=path, origin=str(body["from"]), reason=str(body["reason"]), time=body["time"])
                 )
             except (OSError, ValueError, KeyError, TypeError):
-                found.append(QuarantinedFile(path=path, origin=path.name, reason="no reason was kept", time=""))
-        return found
+                entries.append(QuarantinedFile(path=path, origin=path.name, reason="reason unknown", time=""))
+        return entries
 
     def _files(self) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
@@ -104,13 +104,13 @@ class Quarantine:
 
     def _explain(self, path: Path, *, origin: Path, reason: str) -> None:
         where = f"{origin.parent.name}/{origin.name}"
-        told = {"from": where, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        body = {"from": where, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         lost = "; its cell counts as not run" if origin.parent.name == RECORDS else ""
         _log.warning("%s was damaged (%s): moved to %s%s", origin, reason, path, lost)
         try:
-            overwrite(_reason_file(path), json.dumps(told).encode(), durable=False)
+            overwrite(_reason_file(path), json.dumps(body).encode(), durable=False)
         except OSError as error:
-            _log.warning("the reason cannot be kept: %s", error)
+            _log.warning("cannot write the reason: %s", error)
 
 
 def _reason_file(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Records on disk: write-once, checked on every read, never trusted when damaged."""
+"""Records on disk: write-once, and checked on every read."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ _log = logging.getLogger(__name__)
 class Records:
     """The records folder; damaged files go to ``quarantine``, second results that disagree to ``conflicts``.
 
-    ``published`` holds the checksum of each record as it was published here, so that one that is deleted or replaced
-    by hand is noticed.
+    ``published`` holds the checksum of each published record, which shows whether one was deleted or replaced by hand.
     """
 
     def __init__(self, path: Path, *, quarantine: Quarantine, conflicts: Path, published: Path) -> None:
@@ -37,7 +36,7 @@ class Records:
         self.published = published
 
     def get(self, key: str) -> Record | None:
-        """The record of a cell, or ``None``; a damaged one is moved away and counts as none.
+        """The record of a cell, or ``None``; a damaged one is moved to quarantine and counts as missing.
 
         Raises:
             StoreError: the record was written by a newer version, or cannot be read.
@@ -46,31 +45,31 @@ class Records:
         try:
             return read_record(path, key)
         except Damaged as error:
-            self._keep_copy(path, key)
+            self._compare_misnamed(path, key)
             self.quarantine.take(path, reason=str(error), check=lambda moved: read_record(moved, key))
             return None
 
     def has(self, key: str) -> bool:
-        """Whether there is a file, unchecked."""
+        """Whether the file exists, without reading it."""
         return self.file(key).exists()
 
     def all(self) -> dict[str, Record]:
-        """Cell key to record. One bad file is logged and left out; it never hides the others."""
-        found: dict[str, Record] = {}
+        """Cell key to record. An unreadable file is logged and skipped."""
+        records: dict[str, Record] = {}
         for key in self.names():
             try:
                 record = self.get(key)
             except StoreError as error:
-                _log.warning("left out: %s", error)
+                _log.warning("skipped: %s", error)
                 continue
             if record is not None:
-                found[key] = record
-        return found
+                records[key] = record
+        return records
 
     def add(self, record: Record) -> bool:
-        """Write a record unless its cell has one; says whether this call did. One that disagrees is kept aside.
+        """Write a record unless its cell has one; returns whether it was written. One that differs goes to conflicts.
 
-        Secrets of the environment are blanked in what the record tells beside its cell.
+        Secrets are redacted everywhere except in the cell.
         """
         body = redacted_body(record.to_json())
         data = seal(body)
@@ -83,10 +82,10 @@ class Records:
         return True
 
     def compare(self, record: Record) -> None:
-        """Keep ``record`` aside if its cell has another one with other scores."""
+        """Write ``record`` to ``conflicts`` if its cell has another record with other scores."""
         with contextlib.suppress(StoreError):
-            kept = self.get(record.key)
-            if kept is not None and disagree(kept, record):
+            published = self.get(record.key)
+            if published is not None and disagree(published, record):
                 self._conflict(record)
 
     def retire(self, key: str) -> bool:
@@ -98,32 +97,32 @@ class Records:
         while (target := self.path / f"{key}.failed-{number}.json").exists():
             number += 1
         with contextlib.suppress(FileNotFoundError):
-            # First, so that a process that dies in between leaves no mark of a record that nobody deleted.
+            # First, so that dying in between does not look like a record deleted by hand.
             (self.published / key).unlink()
         self.file(key).rename(target)
         return True
 
     def settle(self) -> None:
-        """Finish moves to quarantine that a process that died began."""
-        self.quarantine.settle(self.path, check=lambda path, place: read_record(path, place.stem))
+        """Finish moves to quarantine that a process began before it died."""
+        self.quarantine.settle(self.path, check=lambda path, original: read_record(path, original.stem))
 
     def names(self) -> Iterator[str]:
-        """Names of the files that should be records."""
+        """Keys of the cells with a record file."""
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self.path.iterdir()):
                 if path.name[0] != "." and path.suffix == ".json" and not _RETIRED.fullmatch(path.name):
                     yield path.stem
 
     def file(self, key: str) -> Path:
-        """Where the record of a cell is."""
+        """File of a cell's record."""
         return self.path / f"{key}.json"
 
-    def _keep_copy(self, path: Path, key: str) -> None:
-        """A whole record under a wrong name may be a second result of its cell: keep it if it disagrees."""
+    def _compare_misnamed(self, path: Path, key: str) -> None:
+        """An intact record under the wrong file name may be a second result of its cell: compare it."""
         with contextlib.suppress(Damaged, StoreError):
             body = read_sealed(path)
-            own = str((body or {}).get("key"))
-            record = read_record(path, own) if own != key else None
+            actual = str((body or {}).get("key"))
+            record = read_record(path, actual) if actual != key else None
             if record is not None:
                 self.compare(record)
 
@@ -132,17 +131,17 @@ class Records:
         path = self.conflicts / f"{record.key}.{digest(body, length=8)}.json"
         self.conflicts.mkdir(exist_ok=True)
         if write_new(path, seal(body)):
-            _log.error("%s: a second result of this cell disagrees with the first; kept in %s", record.key, path)
+            _log.error("%s: a second result of this cell disagrees with the first; written to %s", record.key, path)
 
 
 def disagree(one: Record, other: Record) -> bool:
-    """Whether two records of one cell have both scores and those differ."""
+    """Whether two records of one cell are both ok but have different scores."""
     scores = [{task: asdict(score) for task, score in record.scores.items()} for record in (one, other)]
     return one.status == other.status == "ok" and scores[0] != scores[1]
 
 
 def redacted_body(body: dict[str, Any]) -> dict[str, Any]:
-    """The record without secrets; what names the cell stays, since its key is computed from that."""
+    """The record without secrets; the cell is unchanged, since the key is computed from it."""
     return {name: value if name in ("key", "cell") else redacted(value) for name, value in body.items()}
 
 
@@ -150,7 +149,7 @@ def read_record(path: Path, key: str) -> Record | None:
     """The record of cell ``key`` in ``path``, checked; ``None`` when there is no file.
 
     Raises:
-        Damaged: it is not what was written, or the record of another cell.
+        Damaged: the content is not what was written, or the record of another cell.
         StoreError: it was written by a newer version, or cannot be read.
     """
     body = read_sealed(path)
@@ -158,7 +157,7 @@ def read_record(path: Path, key: str) -> Record | None:
         return None
     schema = body.get("schema")
     if not isinstance(schema, int):
-        raise Damaged("no record")
+        raise Damaged("not a record")
     if schema > SCHEMA:
         raise StoreError(
             f"{path} has record schema {schema}, this version of mtlbench reads up to {SCHEMA}. "

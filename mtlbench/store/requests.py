@@ -1,4 +1,4 @@
-"""Requests on disk: what was asked for and the cells it means, write-once, so that commands can share a run folder."""
+"""Requests on disk: options and the resulting cells, write-once, so that commands can share a run folder."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _log = logging.getLogger(__name__)
 
 
 class Requests:
-    """The requests folder; damaged files go to ``quarantine`` when they are written again."""
+    """The requests folder; a damaged file goes to ``quarantine`` when the request is written again."""
 
     def __init__(self, path: Path, *, quarantine: Quarantine) -> None:
         self.path = path
         self._quarantine = quarantine
 
-    def put(self, words: Mapping[str, Any], cells: Sequence[Cell]) -> str:
-        """Keep a request unless it is there; gives its id, a digest of words and cells.
+    def put(self, options: Mapping[str, Any], cells: Sequence[Cell]) -> str:
+        """Store a request unless it exists; returns its id, a digest of options and cells.
 
         Raises:
-            RequestError: the request holds a secret, which would be in the names of its cells and in every report.
-            DiskError: there is no room for it.
+            RequestError: the request holds a secret, which would appear in cell names and reports.
+            DiskError: the disk is full.
         """
-        wanted = {"words": dict(words), "cells": [cell.to_json() for cell in cells]}
-        if redacted(wanted) != wanted:
+        content = {"words": dict(options), "cells": [cell.to_json() for cell in cells]}
+        if redacted(content) != content:
             raise RequestError(
                 "The request holds what looks like a token or a password (it equals a secret of the environment, or is "
                 "part of a URL). Take it out: tokens belong into environment variables such as HF_TOKEN."
             )
-        request = digest(wanted)
+        request = digest(content)
         path = self._file(request)
         try:
             if read_sealed(path) is not None:
@@ -47,11 +47,11 @@ class Requests:
         except Damaged as error:
             self._quarantine.take(path, reason=str(error), check=read_sealed)
         created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_new(path, seal({"schema": SCHEMA, "id": request, **wanted, "created": created}))
+        write_new(path, seal({"schema": SCHEMA, "id": request, **content, "created": created}))
         return request
 
     def get(self, request: str) -> dict[str, Any]:
-        """One request: ``id``, ``words``, ``cells``, ``created``.
+        """One request: ``id``, ``words`` (its options), ``cells``, ``created``.
 
         Raises:
             StoreError: there is no such request, or it cannot be read.
@@ -67,30 +67,30 @@ class Requests:
         if isinstance(schema, int) and schema > SCHEMA:
             raise StoreError(f"{path} was written by a newer version. Upgrade mtlbench, or use another run folder.")
         if not {"schema", "id", "words", "cells", "created"} <= set(body) or body["id"] != request:
-            raise StoreError(f"{path} holds no request, or another one than its name says. Delete it.")
+            raise StoreError(f"{path} is not a request, or not the one that its name says. Delete it.")
         return body
 
     def all(self) -> list[dict[str, Any]]:
-        """Every readable request, oldest first; unreadable ones are logged, :meth:`problems` names them."""
-        found, problems = self._read_all()
+        """Every readable request, oldest first; unreadable ones are logged, and listed by :meth:`problems`."""
+        requests, problems = self._read_all()
         for problem in problems:
             _log.warning("%s", problem)
-        return found
+        return requests
 
     def problems(self) -> list[str]:
-        """One sentence for each request that is left out."""
+        """One sentence per unreadable request."""
         return self._read_all()[1]
 
     def _read_all(self) -> tuple[list[dict[str, Any]], list[str]]:
-        found, problems = [], []
+        requests, problems = [], []
         for path in sorted(self.path.glob("[!.]*.json")):
             try:
                 request = self.get(path.stem)
                 cells_of(request)
-                found.append(request)
+                requests.append(request)
             except StoreError as error:
                 problems.append(f"Left out: {error}")
-        ordered = sorted(found, key=lambda request: (str(request["created"]), str(request["id"])))
+        ordered = sorted(requests, key=lambda request: (str(request["created"]), str(request["id"])))
         return ordered, problems
 
     def _file(self, request: str) -> Path:
@@ -98,7 +98,7 @@ class Requests:
 
 
 def cells_of(request: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a request, in the order asked for.
+    """The cells of a request, in request order.
 
     Raises:
         StoreError: another version of mtlbench wrote them.
@@ -110,10 +110,10 @@ def cells_of(request: Mapping[str, Any]) -> list[Cell]:
 
 
 def printable(cell: Cell) -> Cell:
-    """The cell as it is.
+    """The cell, unchanged.
 
     Raises:
-        ValueError: one of its names holds control characters.
+        ValueError: a name in it contains control characters.
     """
     for name in (cell.method, cell.model, *cell.tasks, *cell.settings, *map(str, cell.settings.values())):
         if not name.isprintable():

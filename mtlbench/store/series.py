@@ -1,4 +1,4 @@
-"""Requests that one command makes one after another, so that its workers stay for the next one."""
+"""A series of requests by one command, whose workers keep running for the next request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mtlbench.files.temporary import temporary_path
 
 
 class Series:
-    """The end of the command: it adds requests, and says that no more come.
+    """The command's side of a series: it adds requests and closes the series.
 
-    It is a file of request ids with the name of a temporary file: what a killed command leaves is swept like those.
+    A series is a file of request ids. It is named like a temporary file, so that it is removed if the command dies.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -23,31 +23,31 @@ class Series:
 
     @property
     def name(self) -> str:
-        """Tells workers which one to follow."""
+        """Identifies the series for workers."""
         return self._path.name
 
     def add(self, request: str) -> None:
-        """The next request.
+        """Add the next request.
 
         Raises:
-            DiskError: there is no room for it.
+            DiskError: the disk is full.
         """
         self._requests.append(request)
         overwrite(self._path, json.dumps(self._requests).encode(), durable=False)
 
     def close(self) -> None:
-        """No more requests come: workers end when all cells have records."""
+        """Close the series: workers end when all cells have records."""
         self._path.unlink(missing_ok=True)
 
 
 class Queue:
-    """The cells of a request, and of those that follow it in a series.
+    """The cells of a request and of later requests in a series.
 
     Args:
-        cells: Request id to its cells.
-        folder: Where series are.
+        cells: Returns the cells of a request id.
+        folder: Folder of the series files.
         request: The first request.
-        series: Name of the series; ``None`` when no more requests come.
+        series: Name of the series; ``None`` for a single request.
     """
 
     def __init__(
@@ -58,30 +58,30 @@ class Queue:
         self._known = {request}
         self._seen: object = None
         self.cells: list[Cell] = list(cells(request))
-        """Those known so far, each once."""
+        """The cells known so far, each once."""
         self.open = series is not None
-        """Whether more may come."""
+        """Whether requests may still be added."""
 
     def refresh(self) -> list[Cell]:
-        """Cells that came since the last call."""
+        """The cells that were added since the last call."""
         if self._path is None:
             return []
         try:
-            found = self._path.stat()
-            now = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if now == self._seen:
+            status = self._path.stat()
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if version == self._seen:
                 return []
-            # The file is replaced whole: what is read is at least as new as what was looked at.
+            # The file is replaced atomically: its content is at least as new as ``version``.
             requests = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             self.open = False
             return []
-        self._seen, self.open = now, True
-        there = {cell.key for cell in self.cells}
+        self._seen, self.open = version, True
+        known = {cell.key for cell in self.cells}
         new: dict[str, Cell] = {}
         for request in requests:
             if request not in self._known:
                 self._known.add(request)
-                new |= {cell.key: cell for cell in self._read(request) if cell.key not in there}
+                new |= {cell.key: cell for cell in self._read(request) if cell.key not in known}
         self.cells += new.values()
         return list(new.values())

@@ -1,1 +1,1 @@
-"""Rows to token ids, and the cache of them."""
+"""Tokenisation of examples, and the cache of tokens."""

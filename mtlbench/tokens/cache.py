@@ -1,7 +1,7 @@
-"""Tokenised rows on disk, under a digest of everything they were made of.
+"""Cache of tokenised examples on disk, keyed by a digest of everything they depend on.
 
-An entry is a safetensors file: the tokens of all rows, the lengths of their contexts and targets, and in its header the
-checksum of these. One whose checksum does not hold is made again.
+An entry is a safetensors file with the tokens of all examples and the lengths of their contexts and targets; its header
+holds a checksum. An entry whose checksum does not match is made again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from mtlbench.data.cache import cache_folder, unusable, write_cached
 from mtlbench.tokens.encode import Tokens
 
 TokenPair = tuple[Tokens, Tokens]
-"""Context and target of a row."""
+"""Context and target of an example."""
 
 
 def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[TokenPair]:
-    """The rows under ``key``, or else what ``make`` gives, which is then kept."""
+    """The examples cached under ``key``; otherwise the result of ``make``, which is then cached."""
     path = cache_folder() / "tokens" / key[:2] / f"{key}.safetensors"
     try:
         if path.is_file():
             return _read(path)
-    except Exception as error:  # whatever is wrong with it, it can be made again
+    except Exception as error:  # any damage can be repaired by making the entry again
         unusable(path, error)
     made = make()
     write_cached(path, _content(made))
@@ -35,22 +35,22 @@ def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[T
 
 
 def _read(path: Path) -> list[TokenPair]:
-    """The rows of an entry.
+    """The examples of an entry.
 
     Raises:
-        ValueError: its checksum does not hold; safetensors raises errors of its own.
+        ValueError: the checksum does not match; safetensors raises its own errors.
     """
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        entry = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checksum = (file.metadata() or {}).get("sha256")
-    if checksum != _checksum(found):
-        raise ValueError("its checksum does not hold")
-    tokens: list[int] = found["tokens"].tolist()
-    lengths = np.stack([found["contexts"], found["targets"]], axis=1).reshape(-1).tolist()
-    parts = [tuple(tokens[low:high]) for low, high in pairwise(accumulate(lengths, initial=0))]
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    if checksum != _checksum(entry):
+        raise ValueError("its checksum does not match")
+    tokens: list[int] = entry["tokens"].tolist()
+    lengths = np.stack([entry["contexts"], entry["targets"]], axis=1).reshape(-1).tolist()
+    texts = [tuple(tokens[low:high]) for low, high in pairwise(accumulate(lengths, initial=0))]
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _content(rows: Sequence[TokenPair]) -> bytes:

@@ -1,4 +1,4 @@
-"""Text pairs to token ids, as lm-eval encodes what it scores.
+"""Encoding of text pairs as token ids, as lm-eval does.
 
 Source: lm_eval 0.4.13, ``TemplateLM._encode_pair`` and ``HFLM.tok_encode``; the tests compare token by token.
 """
@@ -27,7 +27,7 @@ def encode_rows(
     max_length: int,
     append_eos: bool,
 ) -> list[TokenRow]:
-    """Training rows. ``append_eos`` ends each answer with the end-of-sequence token: for tasks scored by generation.
+    """Encode training examples. ``append_eos`` ends each answer with the end-of-sequence token, for generation tasks.
 
     Raises:
         DataError: an answer is empty, or too long for ``max_length``.
@@ -51,19 +51,19 @@ def encode_rows(
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], *, architecture: str) -> list[tuple[Tokens, Tokens]]:
     """``(context, continuation)`` texts as token ids; each distinct text is tokenised once, all in one call.
 
-    Blanks at the end of a context are moved to the continuation. A causal backbone's pair is encoded as one text and
-    split; an encoder-decoder's parts are encoded separately, the continuation without special tokens. An empty context
-    becomes the token that starts a text.
+    Trailing whitespace of a context is moved to the continuation. For a causal backbone a pair is encoded as one text
+    and split; for an encoder-decoder both texts are encoded separately, the continuation without special tokens. An
+    empty context becomes the start token.
     """
-    moved = [_move_blanks(context, continuation) for context, continuation in pairs]
-    with_context = [pair for pair in moved if pair[0]]
-    bare = encode_texts(tokenizer, _bare_texts(moved, architecture), special=False)
+    stripped_pairs = [_move_blanks(context, continuation) for context, continuation in pairs]
+    with_context = [pair for pair in stripped_pairs if pair[0]]
+    bare = encode_texts(tokenizer, _bare_texts(stripped_pairs, architecture), special=False)
     if architecture == "causal":
         whole = encode_texts(tokenizer, (text for c, t in with_context for text in (c, c + t)), special=True)
     else:
         whole = encode_texts(tokenizer, (context for context, _ in with_context), special=True)
     encoded: list[tuple[Tokens, Tokens]] = []
-    for context, continuation in moved:
+    for context, continuation in stripped_pairs:
         if not context:
             encoded.append(_after_start(start_token(tokenizer), bare[continuation]))
         elif architecture == "causal":
@@ -74,9 +74,9 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], *, architectu
 
 
 def encode_texts(tokenizer: Any, texts: Iterable[str], *, special: bool) -> dict[str, Tokens]:
-    """Each distinct text to its tokens, with the tokenizer's special tokens where ``special``.
+    """Distinct texts to their tokens, with special tokens if ``special``.
 
-    A text that already begins with the start token's text gets none added, as in ``HFLM.tok_encode``.
+    A text that already begins with the text of the start token gets no special tokens, as in ``HFLM.tok_encode``.
     """
     unique = list(dict.fromkeys(texts))
     start = tokenizer.decode([start_token(tokenizer)]) if special else ""
@@ -91,7 +91,7 @@ def encode_texts(tokenizer: Any, texts: Iterable[str], *, special: bool) -> dict
 
 
 def start_token(tokenizer: Any) -> int:
-    """The token that stands for an empty context: beginning of sequence, or end where there is none."""
+    """The token for an empty context: beginning of sequence, else end of sequence."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise DataError("The tokenizer has neither a beginning- nor an end-of-sequence token; set one of them.")
@@ -99,17 +99,17 @@ def start_token(tokenizer: Any) -> int:
 
 
 def fit(context: Tokens, target: Tokens, *, architecture: str, max_length: int) -> tuple[Tokens, Tokens]:
-    """Cut the context on its left so that the row fits; the answer is never cut.
+    """Truncate the context on the left so that the example fits; the answer is never truncated.
 
-    A causal row has at most ``max_length`` tokens, answer included, one of them context; an encoder-decoder row has at
-    most ``max_length`` tokens on each side.
+    A causal example has at most ``max_length`` tokens, answer included, at least one of them context; an
+    encoder-decoder example has at most ``max_length`` tokens on each side.
 
     Raises:
         DataError: the answer is empty, or alone too long.
     """
     if not target:
         raise DataError(
-            "An answer has no tokens: its text is empty, or the tokenizer joins it with the end of the prompt."
+            "An answer has no tokens: its text is empty, or the tokenizer merges it with the end of the prompt."
         )
     room = max_length - len(target) if architecture == "causal" else max_length
     if room < 1 or len(target) > max_length:
@@ -120,8 +120,8 @@ def fit(context: Tokens, target: Tokens, *, architecture: str, max_length: int) 
 
 
 def _move_blanks(context: str, continuation: str) -> tuple[str, str]:
-    kept = context.rstrip()
-    return kept, context[len(kept) :] + continuation
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
 
 
 def _bare_texts(pairs: Sequence[tuple[str, str]], architecture: str) -> list[str]:
@@ -129,7 +129,7 @@ def _bare_texts(pairs: Sequence[tuple[str, str]], architecture: str) -> list[str
 
 
 def _after_start(start: int, continuation: Tokens) -> tuple[Tokens, Tokens]:
-    # lm-eval does not repeat a start token that the text brings along.
+    # lm-eval does not repeat a start token that the text begins with.
     if continuation[:1] == (start,):
         return continuation[:1], continuation[1:]
     return (start,), continuation
@@ -137,24 +137,24 @@ def _after_start(start: int, continuation: Tokens) -> tuple[Tokens, Tokens]:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row: what the backbone reads and what it must answer."""
+    """One tokenised example: prompt and answer."""
 
     task: int
     """Task id."""
     context: tuple[int, ...]
-    """Prompt tokens; the encoder's input of an encoder-decoder backbone."""
+    """Prompt tokens; for an encoder-decoder the input of the encoder."""
     target: tuple[int, ...]
-    """Answer tokens, the only ones with a loss."""
+    """Answer tokens, the only ones that contribute to the loss."""
 
     @property
     def length(self) -> int:
-        """Prompt and answer together, in tokens."""
+        """Number of tokens of prompt and answer."""
         return len(self.context) + len(self.target)
 
 
 def by_task(rows: Sequence[TokenRow], tasks: int) -> list[list[int]]:
-    """Places of the rows of each task, for ``tasks`` tasks."""
-    places: list[list[int]] = [[] for _ in range(tasks)]
-    for place, row in enumerate(rows):
-        places[row.task].append(place)
-    return places
+    """Indices of the rows of each task, for ``tasks`` tasks."""
+    indices: list[list[int]] = [[] for _ in range(tasks)]
+    for index, row in enumerate(rows):
+        indices[row.task].append(index)
+    return indices

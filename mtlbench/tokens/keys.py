@@ -1,7 +1,7 @@
-"""What the tokens of a task's rows depend on, as a digest.
+"""Cache keys of tokenised examples: a digest of everything the tokens depend on.
 
-It holds the rows as they are handed to the prompt, the prompt's definition and code, the tokenizer, how rows are cut,
-and the versions of all that makes text and tokens. Nothing is said by the name or place of a data set.
+That is the rows from which prompts are made, definition and code of the prompt, the tokenizer, truncation, and the
+versions of the packages that make texts and tokens. Name and location of a data set are irrelevant.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 FORMAT = 1
-"""Of an entry; a change makes all earlier ones unreachable."""
+"""Format of an entry; changing it invalidates all earlier entries."""
 VERSIONS = ("mtlbench", "lm_eval", "jinja2", "tokenizers", "transformers")
-_OWN = Path(__file__).parents[1]
-_CODE = (*sorted((_OWN / "data").glob("*.py")), Path(__file__).parent / "encode.py")
-"""What of this package makes token ids of rows."""
+_PACKAGE = Path(__file__).parents[1]
+_CODE = (*sorted((_PACKAGE / "data").glob("*.py")), Path(__file__).parent / "encode.py")
+"""Files of this package that affect token ids."""
 
 
 def rows_key(
@@ -38,15 +38,15 @@ def rows_key(
     max_length: int,
     append_eos: bool,
 ) -> str:
-    """The key of the training rows numbered ``rows``.
+    """The key of the training examples with the indices ``rows``.
 
     Args:
-        tokenizer: Its :func:`tokenizer_digest`.
+        tokenizer: The :func:`tokenizer_digest`.
     """
     with quiet_lm_eval():
         docs = lm_task.training_docs()
     pool = getattr(lm_task.config.fewshot_config, "samples", None)
-    parts = {
+    content = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "code": _code_digest(_CODE),
@@ -56,24 +56,24 @@ def rows_key(
         "tokenizer": tokenizer,
         "cut": [architecture, max_length, append_eos],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:
-    """A digest of all that a tokenizer does; ``None`` for one written in Python, which cannot be told from another."""
+    """A digest of the tokenizer's behaviour; ``None`` for one written in Python, whose state is not accessible."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    tokenizer(["a"], add_special_tokens=True)  # leaves truncation and padding as every call does
-    words = [type(tokenizer).__name__, backend.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    tokenizer(["a"], add_special_tokens=True)  # sets truncation and padding to the state that every call leaves
+    state = [type(tokenizer).__name__, backend.to_str(), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _content_digest(docs: Any, rows: Sequence[int]) -> str:
-    """Of names, types and values of the rows, wherever they were read from."""
+    """Digest of column names, types and values of the rows, independent of their source."""
     import pyarrow
 
-    # by position: a selection would first be given a fingerprint, which takes longer than all else here
+    # Indexing, not select(): that would compute a fingerprint, which takes longer than everything else here.
     table = docs.with_format("arrow")[list(rows)].combine_chunks()
     total = hashlib.sha256()
     with pyarrow.ipc.new_stream(_Sink(total), table.schema.remove_metadata()) as stream:
@@ -82,7 +82,7 @@ def _content_digest(docs: Any, rows: Sequence[int]) -> str:
 
 
 class _Sink:
-    """A file that only hashes what is written."""
+    """A file object that hashes what is written."""
 
     closed = False
 
@@ -99,7 +99,7 @@ class _Sink:
 
 
 def _definition_digest(path: Path, package: str) -> str:
-    """Of the YAML and all code and YAML that it can reach: its folder, and its package unless that is lm-eval."""
+    """Digest of the YAML and all code and YAML it may use: its folder, and its package unless that is lm-eval."""
     folder = path.parent if package == "lm_eval" else _package_folder(path, package)
     return _code_digest(tuple(sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")])), path)
 

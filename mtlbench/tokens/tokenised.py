@@ -1,4 +1,4 @@
-"""Training rows as token ids, tokenised once for all cells, workers and studies of this machine."""
+"""Training examples as token ids, tokenised once for all cells, workers and studies on this machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class Tokenised:
-    """Gives the training rows of tasks for one backbone."""
+    """Tokenises training examples for one backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._tokenizer = tokenizer_digest(backbone.tokenizer)
         if self._tokenizer is None:
-            logger.debug("%s has a tokenizer written in Python: its tokens are not kept on disk", backbone.name)
+            logger.debug("%s has a tokenizer written in Python: its tokens are not cached on disk", backbone.name)
 
     def rows(
-        self, task: Task, lm_task: ConfigurableTask, wanted: Sequence[int], *, index: int, max_length: int
+        self, task: Task, lm_task: ConfigurableTask, numbers: Sequence[int], *, index: int, max_length: int
     ) -> list[TokenRow]:
-        """The rows numbered ``wanted`` with the task id ``index``.
+        """The examples with the indices ``numbers``, with the task id ``index``.
 
         Raises:
             DataError: an answer is empty, or too long for ``max_length``.
@@ -43,7 +43,7 @@ class Tokenised:
             try:
                 rows = encode_rows(
                     self._backbone.tokenizer,
-                    training_pairs(lm_task, wanted),
+                    training_pairs(lm_task, numbers),
                     task=index,
                     architecture=architecture,
                     max_length=max_length,
@@ -59,7 +59,7 @@ class Tokenised:
             key = rows_key(
                 task,
                 lm_task,
-                wanted,
+                numbers,
                 tokenizer=self._tokenizer,
                 architecture=architecture,
                 max_length=max_length,

@@ -39,7 +39,7 @@ ACCELERATOR_PASS_NUMBERS = 8e9
 
 def pass_tokens(model: nn.Module, device: torch.device) -> int:
     """How many tokens a pass over ``model`` computes at most, where rows are not longer."""
-    kept = backbone_size(model).kept
+    kept = backbone_size(model).activations
     return int(PASS_NUMBERS.get(device.type, ACCELERATOR_PASS_NUMBERS) // kept) if kept else 2**62
 
 

@@ -335,7 +335,7 @@ class Loop:
     def _score_stop(self, stop: Sequence[TokenRow]) -> float | None:
         """Mean over tasks of each task's mean loss on the rows ``stop``; ``None`` when the worker is asked to end."""
         self.model.eval()
-        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.asked_to_end)
+        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.stop_requested)
         self.model.train()
         if found is None:
             return None

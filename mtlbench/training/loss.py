@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.head import picked_rows
+from mtlbench.backbones.head import logits_at
 from mtlbench.nn.packing import packed
 from mtlbench.training.batches import Batch
 
@@ -49,7 +49,7 @@ class BatchAnswers:
 
         A backward of them must run inside :func:`running` too where the model recomputes layers.
         """
-        with running(self._model, self._batch, self._routing), picked_rows(self._model, self._batch.label_index):
+        with running(self._model, self._batch, self._routing), logits_at(self._model, self._batch.label_index):
             logits: Tensor = self._model(**self._batch.inputs, use_cache=False).logits
         return logits
 

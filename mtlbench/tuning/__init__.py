@@ -1,1 +1,1 @@
-"""Outer search: settings of a method chosen by Optuna's TPE on training rows that are kept from training."""
+"""Hyperparameter search: settings of a method chosen by Optuna's TPE, scored on examples held out of training."""

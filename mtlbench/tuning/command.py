@@ -1,4 +1,4 @@
-"""``mtlbench tune``: from checked words to trials, documents and the command that uses the result."""
+"""``mtlbench tune``: from options to trials, documents and the command that uses the result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mtlbench.observers.trackers import trackers_named
 from mtlbench.planning.request import check_devices
 from mtlbench.plugins import load_observer, offers
 from mtlbench.store import RunFolder
-from mtlbench.tuning.report import settings_words, trial_line, write_documents
+from mtlbench.tuning.report import settings_text, trial_line, write_documents
 from mtlbench.tuning.search import search
 from mtlbench.tuning.trials import Trial, best_of
-from mtlbench.tuning.tuning import Words, make_tuning
+from mtlbench.tuning.tuning import TuningOptions, make_tuning
 
 
 def tune(
-    words: Words,
+    options: TuningOptions,
     *,
     out: Path | None,
     to_optuna: str | None,
@@ -30,26 +30,25 @@ def tune(
     device: str,
     track: str | None = None,
     limits: Mapping[str, Any] | None = None,
-    say: Callable[[str], None],
-    tell: Callable[[str], None],
+    echo: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
-    """Search, write the documents and the export, and say what was found; gives the exit code.
+    """Search, write the documents and the export, and print the result; returns the exit code.
 
     ``limits`` are the options of :class:`~mtlbench.executors.runner.Session` for devices and times, ``track`` names
-    trackers.
-    ``say`` gets the result, ``tell`` what happens on the way.
+    trackers. ``echo`` gets the result, ``log`` the progress.
 
     Raises:
-        RequestError: a word is wrong; nothing was made then.
+        RequestError: an option is wrong; nothing has been created then.
     """
-    tuning = make_tuning(words)
+    tuning = make_tuning(options)
     limits = limits or {}
     if "devices" in limits:
         check_devices(limits["devices"], [tuning.template])
     starter = executor_of(executor)
     starter.check(device)
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
-    check_reachable(words.model)
+    check_reachable(options.model)
     if to_optuna is not None:
         from mtlbench.tuning.storage import check_storage
 
@@ -57,35 +56,35 @@ def tune(
     folder = RunFolder(out or tuning.default_folder)
     observers |= trackers_named(track, folder.path)
     folder.preflight()
-    effort = {"effort": tuning.effort, "seed": words.seed, "searches": list(words.searches)}
+    effort = {"effort": tuning.effort, "seed": options.seed, "searches": list(options.searches)}
 
     settled: list[Trial] = []
 
-    def heard(trial: Trial) -> None:
+    def on_settled(trial: Trial) -> None:
         settled.append(trial)
-        tell(trial_line(trial, best_of(settled)))
+        log(trial_line(trial, best_of(settled)))
 
-    how = {**limits, "device": device, "workers": workers, "at_once": tuning.at_once}
-    with Session(folder, starter, observers, **how) as session:
+    session_options = {**limits, "device": device, "workers": workers, "at_once": tuning.at_once}
+    with Session(folder, starter, observers, **session_options) as session:
 
         def run(cells: Sequence[Cell]) -> int:
             request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort}, cells)
             return session.run(request, cells)
 
-        outcome = search(tuning, folder, run, tell=heard)
+        outcome = search(tuning, folder, run, on_settled=on_settled)
     for path in write_documents(tuning, outcome, folder.path / "report"):
-        tell(f"wrote {path}")
+        log(f"wrote {path}")
     if to_optuna is not None:
         from mtlbench.tuning.storage import export
 
-        tell(f"wrote study {export(tuning, outcome.trials, to_optuna)!r} to {to_optuna}")
+        log(f"wrote study {export(tuning, outcome.trials, to_optuna)!r} to {to_optuna}")
     if outcome.code == INTERRUPTED:
-        tell(f"{len(settled)} of {tuning.trials} trials are settled. Run the same command again: it goes on from here.")
+        log(f"{len(settled)} of {tuning.trials} trials are settled. Run the same command again to resume.")
         return outcome.code
     best = outcome.best
     if best is None or best.score is None:
-        tell("No trial is complete, so there are no best settings. The reasons are above and in the report.")
+        log("No trial is complete, so there are no best settings. The reasons are above and in the report.")
         return outcome.code
-    say(f"best: {settings_words(best.settings)} (trial {best.number}, {best.score:.2f} on held-out training rows)")
-    say(tuning.run_command(best.settings))
+    echo(f"best: {settings_text(best.settings)} (trial {best.number}, {best.score:.2f} on held-out training rows)")
+    echo(tuning.run_command(best.settings))
     return outcome.code

@@ -1,4 +1,4 @@
-"""What a search found, as a Markdown document and a drawing."""
+"""The result of a search, as a Markdown document and a chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtlbench.results.study import study_of
 from mtlbench.text import one_line, sentences
 from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome
-from mtlbench.tuning.space import Space, quiet_study, space_words
+from mtlbench.tuning.space import Space, quiet_study, space_text
 from mtlbench.tuning.trials import Trial
 from mtlbench.tuning.tuning import Tuning
 
@@ -25,10 +25,10 @@ def documents(tuning: Tuning, outcome: Outcome) -> dict[str, str]:
     stem = f"tuning-{tuning.template.method}"
     title = f"Tuning of {tuning.template.variant}: {study_of([], expected=[tuning.template]).title}"
     drawn = history_svg(outcome.trials, title=title)
-    parts = [f"# {one_line(title)}", *_effort(tuning, outcome), *_best(tuning, outcome)]
-    parts += ["## History", *([f"![Score of each trial]({stem}.svg)"] if drawn else []), _history(outcome.trials)]
-    parts += ["## Importance of the settings", _importance(tuning, outcome)]
-    return {f"{stem}.md": "\n\n".join(parts) + "\n", **({f"{stem}.svg": drawn} if drawn else {})}
+    blocks = [f"# {one_line(title)}", *_effort(tuning, outcome), *_best(tuning, outcome)]
+    blocks += ["## History", *([f"![Score of each trial]({stem}.svg)"] if drawn else []), _history(outcome.trials)]
+    blocks += ["## Importance of the settings", _importance(tuning, outcome)]
+    return {f"{stem}.md": "\n\n".join(blocks) + "\n", **({f"{stem}.svg": drawn} if drawn else {})}
 
 
 def write_documents(tuning: Tuning, outcome: Outcome, target: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def write_documents(tuning: Tuning, outcome: Outcome, target: Path) -> list[Path
     return list(contents)
 
 
-def settings_words(settings: Mapping[str, Value]) -> str:
+def settings_text(settings: Mapping[str, Value]) -> str:
     """``learning_rate=0.00105, prefix_length=12``."""
     return ", ".join(f"{name}={'none' if value is None else value}" for name, value in sorted(settings.items()))
 
@@ -48,29 +48,29 @@ def settings_words(settings: Mapping[str, Value]) -> str:
 def trial_line(trial: Trial, best: Trial | None) -> str:
     """One line about a settled trial for a terminal."""
     score = f"average {trial.scores[-1]:.2f}" if trial.scores else "no score"
-    words = f"trial {trial.number}: {trial.state}, {score}, {settings_words(trial.settings)}"
+    text = f"trial {trial.number}: {trial.state}, {score}, {settings_text(trial.settings)}"
     if trial.state == "failed":
-        return sentences(words, _reason(trial))
-    return f"{words}; best so far {best.score:.2f} (trial {best.number})" if best and best.score is not None else words
+        return sentences(text, _reason(trial))
+    return f"{text}; best so far {best.score:.2f} (trial {best.number})" if best and best.score is not None else text
 
 
 def _effort(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
     protocol = tuning.template.protocol
     counts = [f"{n} {state}" for state in ("complete", "pruned", "failed", "running") if (n := _count(outcome, state))]
     yield (
-        f"Effort `{tuning.effort}`, seed {tuning.words.seed}: {len(outcome.trials)} of {tuning.trials} trials "
-        f"({', '.join(counts)}), {tuning.at_once} asked at once, {_amount(protocol)} each at most, "
+        f"Effort `{tuning.effort}`, seed {tuning.options.seed}: {len(outcome.trials)} of {tuning.trials} trials "
+        f"({', '.join(counts)}), {tuning.at_once} suggested at once, {_amount(protocol)} each at most, "
         f"{sum(trial.seconds for trial in outcome.trials):.0f} s of cells."
     )
     yield (
         f"Scores are averages over the tasks, in percent, on {protocol.eval_from_train:.0%} of each task's training "
-        "rows, which the trials do not train on. No trial reads the evaluation split, and these scores are not "
-        "comparable with those of `mtlbench run`: the best of several is higher than it would be on new rows."
+        "examples, which the trials do not train on. No trial reads the evaluation split. These scores are not "
+        "comparable with those of `mtlbench run`: the best of several is higher than it would be on new examples."
     )
     if len(tuning.protocols) > 1:
         shares = ", ".join(map(_amount, tuning.protocols))
-        yield f"Pruning `{tuning.words.pruning}`: each trial runs {shares}, one after another, until it is pruned."
-    rows = [[f"`{name}`", f"`{space_words(found)}`"] for name, found in tuning.space.fields.items()]
+        yield f"Pruning `{tuning.options.pruning}`: each trial runs {shares}, one after another, until it is pruned."
+    rows = [[f"`{name}`", f"`{space_text(domain)}`"] for name, domain in tuning.space.fields.items()]
     yield _grid(["searched", "values"], rows)
 
 
@@ -80,7 +80,7 @@ def _best(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
     if best is None:
         yield "No trial is complete."
         return
-    yield f"Trial {best.number} with {best.score:.2f}: {_code(settings_words(best.settings))}. To train with them:"
+    yield f"Trial {best.number} with {best.score:.2f}: {_code(settings_text(best.settings))}. To train with them:"
     yield f"```\n{tuning.run_command(best.settings)}\n```"
     for note in best.records[-1].notes.values():
         if isinstance(note, Mapping) and "architecture" in note:
@@ -94,19 +94,19 @@ def _history(trials: Sequence[Trial]) -> str:
         if trial.score is not None and (top is None or trial.score > top):
             top, best = trial.score, f"{trial.score:.2f}"
         scores = " → ".join(f"{score:.2f}" for score in trial.scores) or "–"
-        words = trial.state if trial.state != "failed" else f"failed: {_plain(_reason(trial))}"
+        state = trial.state if trial.state != "failed" else f"failed: {_plain(_reason(trial))}"
         rows.append(
-            [str(trial.number), _code(settings_words(trial.settings)), words, scores, best, f"{trial.seconds:.1f} s"]
+            [str(trial.number), _code(settings_text(trial.settings)), state, scores, best, f"{trial.seconds:.1f} s"]
         )
     return _grid(["trial", "settings", "outcome", "score", "best so far", "time"], rows)
 
 
 def _importance(tuning: Tuning, outcome: Outcome) -> str:
-    found = importances(tuning.space, outcome.trials)
-    if found is None:
-        return f"Not told with fewer than {FEWEST} complete trials."
+    shares = importances(tuning.space, outcome.trials)
+    if shares is None:
+        return f"Not available with fewer than {FEWEST} complete trials."
     return "PED-ANOVA over the complete trials:\n\n" + _grid(
-        ["setting", "importance"], [[f"`{name}`", f"{100 * share:.0f}%"] for name, share in found.items()]
+        ["setting", "importance"], [[f"`{name}`", f"{100 * share:.0f}%"] for name, share in shares.items()]
     )
 
 
@@ -138,7 +138,7 @@ def _plain(text: str) -> str:
 
 
 FEWEST = 10
-"""Complete trials below which importances say nothing."""
+"""Complete trials below which importances are meaningless."""
 
 
 def importances(space: Space, trials: Sequence[Trial]) -> Mapping[str, float] | None:

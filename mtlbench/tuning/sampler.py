@@ -1,6 +1,6 @@
-"""What to try next: Optuna's TPE as a function of the study's seed, the number of the trial and earlier results.
+"""The next suggestion: Optuna's TPE as a pure function of the study's seed, the trial number and earlier results.
 
-Nothing of Optuna is kept between two suggestions, so the same results give the same suggestion whenever it is asked.
+No Optuna state is kept between suggestions, so the same results always give the same suggestion.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtlbench.tuning.trials import Trial
 def suggest(space: Space, past: Sequence[Trial], *, seed: int, number: int, startup: int) -> dict[str, Value]:
     """Settings for trial ``number`` of the study ``seed`` given the trials before it, some of which may still run.
 
-    The first ``startup`` results are awaited before TPE models them; until then values are drawn at random.
+    Until there are ``startup`` results, values are drawn at random.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -46,16 +46,16 @@ def in_space(space: Space, trial: Trial) -> bool:
 
 
 def frozen(space: Space, trial: Trial, *, failed: TrialState = TrialState.PRUNED) -> FrozenTrial:
-    """The trial as Optuna sees it.
+    """The trial as an Optuna trial.
 
-    A failed one is by default a pruned one that never scored, which TPE ranks last: settings that cannot be run are
-    not asked for again and again.
+    A failed one becomes by default a pruned one without a score, which TPE ranks last, so that settings that cannot run
+    are not suggested again and again.
 
     Raises:
         ValueError: the settings lie outside the space.
     """
     states = {"running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-    made = create_trial(
+    optuna_trial = create_trial(
         state=states.get(trial.state, failed),
         params=dict(trial.settings),
         distributions=dict(space.fields),
@@ -66,6 +66,6 @@ def frozen(space: Space, trial: Trial, *, failed: TrialState = TrialState.PRUNED
     times = [record.provenance.get(name) for record in trial.records for name in ("started", "finished")]
     known = [datetime.datetime.fromtimestamp(time) for time in times if isinstance(time, int | float)]
     if known:
-        made.datetime_start = min(known)
-        made.datetime_complete = max(known) if made.state.is_finished() else None
-    return made
+        optuna_trial.datetime_start = min(known)
+        optuna_trial.datetime_complete = max(known) if optuna_trial.state.is_finished() else None
+    return optuna_trial

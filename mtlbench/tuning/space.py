@@ -1,4 +1,4 @@
-"""What is searched: the method's own space, and fields given as words."""
+"""The search space: that of the method, and fields given by ``--search``; and the named budgets."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from mtlbench.errors import PluginError, RequestError, did_you_mean
 from mtlbench.planning.settings import build, read_settings
 
 DIGITS = 4
-"""Significant digits of a suggested number, so that it can be read and typed again."""
+"""Significant digits of a suggested number, to keep it readable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What Optuna may choose."""
+    """The settings that are searched."""
 
     method: Method
-    """With the settings that are fixed."""
+    """The method with its fixed settings."""
     fields: Mapping[str, BaseDistribution]
     """Searched settings by name."""
-    own: Mapping[str, BaseDistribution]
-    """What the method's ``search_space`` suggests; some of it may be fixed or searched otherwise."""
+    method_fields: Mapping[str, BaseDistribution]
+    """Fields that the method's ``search_space`` suggests, including those that are fixed or overridden."""
 
     def settle(self, suggested: Mapping[str, Any]) -> dict[str, Value]:
-        """Suggested values as settings: rounded as the method does, then to four significant digits, within range."""
-        ours = {n for n, found in self.own.items() if self.fields.get(n) == found}
-        asked = {n: suggested[n] if n in ours else _lowest(found) for n, found in self.own.items()}
-        rounded = self.method.search_space(optuna.trial.FixedTrial(asked))
-        return {n: _tidy(rounded[n] if n in ours else suggested[n], found) for n, found in self.fields.items()}
+        """Suggested values as settings: rounded by the method, then to four significant digits, within range."""
+        by_method = {n for n, domain in self.method_fields.items() if self.fields.get(n) == domain}
+        values = {n: suggested[n] if n in by_method else _lowest(domain) for n, domain in self.method_fields.items()}
+        rounded = self.method.search_space(optuna.trial.FixedTrial(values))
+        return {n: _tidy(rounded[n] if n in by_method else suggested[n], domain) for n, domain in self.fields.items()}
 
 
-def search_space(name: str, words: Mapping[str, str], searches: Iterable[str]) -> Space:
-    """The space of method ``name``: its own, without the settings fixed by ``words``, and with ``searches``.
+def search_space(name: str, raw: Mapping[str, str], searches: Iterable[str]) -> Space:
+    """The space of method ``name``: that of the method without the settings fixed in ``raw``, and with ``searches``.
 
     Raises:
-        RequestError: a search cannot be read or does not fit the method, or nothing is left to search.
-        PluginError: the method's own space is not one.
+        RequestError: a search cannot be parsed or does not fit the method, or nothing is left to search.
+        PluginError: the method's ``search_space`` is invalid.
     """
-    fixed = read_settings(name, words)
+    fixed = read_settings(name, raw)
     method = build(name, fixed)
-    own = _own_space(method)
+    suggested = _method_space(method)
     searched: dict[str, BaseDistribution] = {}
     for search in searches:
-        field, equals, values = (part.strip() for part in search.partition("="))
+        field, equals, values = (text.strip() for text in search.partition("="))
         if not field or not equals:
             raise RequestError(f"--search {search!r} cannot be read. {_HOW}")
         if field in fixed:
-            raise RequestError(f"--search {search!r}: --method fixes {field} to {words[field]}. Leave one of them out.")
+            raise RequestError(f"--search {search!r}: --method fixes {field} to {raw[field]}. Omit one of them.")
         if field in searched:
             raise RequestError(f"--search {search!r}: {field} is searched twice.")
-        searched[field] = _read(search, values, partial(_typed, name, words, field))
-    searched = {**{n: found for n, found in own.items() if n not in fixed}, **searched}
+        searched[field] = _parse(search, values, partial(_typed, name, raw, field))
+    searched = {**{n: domain for n, domain in suggested.items() if n not in fixed}, **searched}
     if not searched:
         raise RequestError(f"Method {name!r} has nothing to tune with these settings. {_HOW}")
-    return Space(method=method, fields=searched, own=own)
+    return Space(method=method, fields=searched, method_fields=suggested)
 
 
 def quiet_study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    """A study in memory that maximises; making it logs nothing."""
+    """An in-memory study that maximises, created without log output."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -73,20 +73,20 @@ def quiet_study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         optuna.logging.set_verbosity(level)
 
 
-def space_words(found: BaseDistribution) -> str:
-    """A range or choices, as ``--search`` takes them."""
-    if isinstance(found, CategoricalDistribution):
+def space_text(domain: BaseDistribution) -> str:
+    """A range or choices in the syntax of ``--search``."""
+    if isinstance(domain, CategoricalDistribution):
         return ",".join(
-            str(choice).lower() if isinstance(choice, bool | None) else str(choice) for choice in found.choices
+            str(choice).lower() if isinstance(choice, bool | None) else str(choice) for choice in domain.choices
         )
-    assert isinstance(found, FloatDistribution | IntDistribution)
-    return f"{found.low:g}:{found.high:g}{':log' if found.log else ''}"
+    assert isinstance(domain, FloatDistribution | IntDistribution)
+    return f"{domain.low:g}:{domain.high:g}{':log' if domain.log else ''}"
 
 
 _HOW = "Write a range or choices: --search rank=4:64:log, --search dropout=0.0,0.1,0.2."
 
 
-def _own_space(method: Method) -> dict[str, BaseDistribution]:
+def _method_space(method: Method) -> dict[str, BaseDistribution]:
     trial = quiet_study(optuna.samplers.RandomSampler(seed=0)).ask()
     settings = method.search_space(trial)
     if set(settings) != set(trial.distributions):
@@ -98,8 +98,8 @@ def _own_space(method: Method) -> dict[str, BaseDistribution]:
     return dict(trial.distributions)
 
 
-def _typed(name: str, words: Mapping[str, str], field: str, word: str) -> Value:
-    settings = read_settings(name, {**words, field: word})
+def _typed(name: str, raw: Mapping[str, str], field: str, text: str) -> Value:
+    settings = read_settings(name, {**raw, field: text})
     if field not in settings:
         raise RequestError(
             f"Method {name!r} has no setting {field!r}. {did_you_mean(field, build(name, {}).settings())}"
@@ -107,17 +107,17 @@ def _typed(name: str, words: Mapping[str, str], field: str, word: str) -> Value:
     return settings[field]
 
 
-def _read(search: str, values: str, typed: Callable[[str], Value]) -> BaseDistribution:
+def _parse(search: str, values: str, typed: Callable[[str], Value]) -> BaseDistribution:
     if ":" not in values:
-        choices = [typed(word.strip()) for word in values.split(",")]
+        choices = [typed(value.strip()) for value in values.split(",")]
         if len(set(choices)) < max(2, len(choices)):
             raise RequestError(f"--search {search!r}: name at least two different values. {_HOW}")
         return CategoricalDistribution(choices)
-    low_word, _, rest = values.partition(":")
-    high_word, colon, scale = rest.partition(":")
+    low_text, _, rest = values.partition(":")
+    high_text, colon, scale = rest.partition(":")
     if colon and scale != "log":
-        raise RequestError(f"--search {search!r}: after the range comes nothing or :log, not {scale!r}.")
-    low, high = typed(low_word.strip()), typed(high_word.strip())
+        raise RequestError(f"--search {search!r}: a range may only be followed by :log, not {scale!r}.")
+    low, high = typed(low_text.strip()), typed(high_text.strip())
     if any(isinstance(bound, bool) or not isinstance(bound, int | float) for bound in (low, high)):
         raise RequestError(f"--search {search!r}: a range needs two numbers; name choices with commas instead.")
     assert isinstance(low, int | float) and isinstance(high, int | float)
@@ -130,37 +130,37 @@ def _read(search: str, values: str, typed: Callable[[str], Value]) -> BaseDistri
     return FloatDistribution(low, high, log=bool(scale))
 
 
-def _lowest(found: BaseDistribution) -> Any:
-    if isinstance(found, CategoricalDistribution):
-        return found.choices[0]
-    assert isinstance(found, FloatDistribution | IntDistribution)
-    return found.low
+def _lowest(domain: BaseDistribution) -> Any:
+    if isinstance(domain, CategoricalDistribution):
+        return domain.choices[0]
+    assert isinstance(domain, FloatDistribution | IntDistribution)
+    return domain.low
 
 
-def _tidy(value: Any, found: BaseDistribution) -> Value:
-    if isinstance(found, CategoricalDistribution):
-        kept: Value = value
-        return kept
-    assert isinstance(found, FloatDistribution | IntDistribution)
-    if isinstance(found, IntDistribution):
-        return min(max(int(value), found.low), found.high)
-    rounded = float(f"{value:.{DIGITS if found.step is None else 12}g}")
-    return min(max(rounded, found.low), found.high)
+def _tidy(value: Any, domain: BaseDistribution) -> Value:
+    if isinstance(domain, CategoricalDistribution):
+        choice: Value = value
+        return choice
+    assert isinstance(domain, FloatDistribution | IntDistribution)
+    if isinstance(domain, IntDistribution):
+        return min(max(int(value), domain.low), domain.high)
+    rounded = float(f"{value:.{DIGITS if domain.step is None else 12}g}")
+    return min(max(rounded, domain.low), domain.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """One named effort. Words that a command gives win over it."""
+    """A named budget. Options of the command override it."""
 
     trials: int
     startup: int
-    """Trials drawn at random before TPE has enough results to model."""
+    """Trials drawn at random before TPE starts to model."""
     at_once: int
-    """Trials asked before their results are known."""
+    """Trials suggested together, before any of their results is known."""
     share: float
-    """Share of each task's training rows that trials are scored on instead of being trained on."""
+    """Fraction of each task's training examples that trials are scored on instead of trained on."""
     score_rows: int | None = None
-    """At most this many of those rows per task are scored; ``None`` scores all."""
+    """Limit on scored examples per task; ``None`` scores all."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Protocol fields of the trials, and of the run that uses their result."""
 
@@ -190,7 +190,7 @@ def budget_named(name: str) -> Budget:
     """The budget ``name``.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it is unknown.
     """
     if name not in BUDGETS:
         raise RequestError(f"Unknown budget {name!r}. {did_you_mean(name, BUDGETS)}")

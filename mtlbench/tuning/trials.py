@@ -1,4 +1,4 @@
-"""Trials as records tell them."""
+"""Trials and their records."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ State = Literal["running", "complete", "pruned", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One suggestion and what came of it."""
+    """One suggestion and its results."""
 
     number: int
-    """From 0; it decides the trial's seeds."""
+    """From 0; determines the trial's seed."""
     settings: Mapping[str, Value]
     """The searched settings."""
     records: tuple[Record, ...] = ()
-    """One per share of the budget that was run; the last one may be a failure."""
+    """One per share of the budget that was run; the last one may have failed."""
     state: State = "running"
 
     @property
@@ -31,12 +31,12 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """Average at the whole budget, or ``None``."""
+        """Average at the full budget, or ``None``."""
         return self.scores[-1] if self.state == "complete" else None
 
     @property
     def seconds(self) -> float:
-        """What its cells took."""
+        """Total time of its cells."""
         return sum(record.costs.total_seconds for record in self.records if record.costs)
 
 

@@ -1,4 +1,4 @@
-"""Words to a tuning: what is searched, on which cells, with what effort. Every wrong word is refused here."""
+"""From options to a tuning request: search space, cells and budget. All options are checked here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """The words of the command, as given; ``None`` takes the budget's."""
+class TuningOptions:
+    """The options of the command; ``None`` takes the value of the budget."""
 
     method: str
     tasks: str
@@ -38,11 +38,11 @@ class Words:
     searches: tuple[str, ...] = ()
     seed: int = 0
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the protocol given explicitly; they win over the budget's."""
+    """Explicit protocol fields, which override those of the budget."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The words other than those of the protocol."""
+        """The options that are not protocol fields."""
         return tuple(f.name for f in dataclasses.fields(cls) if f.name != "protocol")
 
 
@@ -50,104 +50,106 @@ class Words:
 class Tuning:
     """A checked request to tune one method."""
 
-    words: Words
+    options: TuningOptions
     budget: Budget
     space: Space
     plan: Plan
-    """One cell: the method with its fixed settings, scored on training rows."""
+    """One cell: the method with its fixed settings, scored on held-out training examples."""
     training: Mapping[str, Any]
     """Protocol fields that the run with the best settings shares with the trials."""
 
     @property
     def trials(self) -> int:
-        return self.budget.trials if self.words.trials is None else self.words.trials
+        return self.budget.trials if self.options.trials is None else self.options.trials
 
     @property
     def at_once(self) -> int:
-        return self.budget.at_once if self.words.at_once is None else self.words.at_once
+        return self.budget.at_once if self.options.at_once is None else self.options.at_once
 
     @property
     def template(self) -> Cell:
-        """The cell of a trial, but for the searched settings and the seed."""
+        """The cell of a trial, without the searched settings and the seed."""
         return self.plan.cells[0]
 
     @property
     def effort(self) -> str:
-        """What :attr:`Protocol.tuning` says of cells that use the result."""
+        """Value of :attr:`Protocol.tuning` for cells that use the result."""
         count = f"{self.trials} trial{'' if self.trials == 1 else 's'}"
-        pruned = "" if self.words.pruning == "none" else f":{self.words.pruning}"
-        return f"tpe:{self.words.budget}:{count}{pruned}"
+        pruned = "" if self.options.pruning == "none" else f":{self.options.pruning}"
+        return f"tpe:{self.options.budget}:{count}{pruned}"
 
     @cached_property
     def protocols(self) -> tuple[Protocol, ...]:
-        """The trials' protocol for each share of the budget, smallest first; shares that round to one are one."""
+        """The trials' protocol for each share of the budget, smallest first, without duplicates from rounding."""
         whole = self.template.protocol
-        return tuple(dict.fromkeys(_shrunk(whole, share) for share in SHARES[self.words.pruning]))
+        return tuple(dict.fromkeys(_shrunk(whole, share) for share in SHARES[self.options.pruning]))
 
     def cell(self, number: int, settings: Mapping[str, Value], *, rung: int) -> Cell:
-        """Trial ``number`` at a share of the budget. Each trial has a seed of its own, the same at every share."""
+        """Trial ``number`` at a share of the budget. Each trial has its own seed, the same at every share."""
         template = self.template
         return dataclasses.replace(
             template,
             settings={**template.settings, **settings},
-            seed=self.words.seed * MOST_TRIALS + number,
+            seed=self.options.seed * MOST_TRIALS + number,
             protocol=self.protocols[rung],
         )
 
     def run_command(self, settings: Mapping[str, Value]) -> str:
         """The command that trains with ``settings`` and scores the evaluation split."""
-        words, request = self.words, self.plan.request
+        options, request = self.options, self.plan.request
         variant = dataclasses.replace(self.template, settings={**self.template.settings, **settings}).variant
-        parts = ["mtlbench", "run", "--methods", variant, "--tasks", words.tasks, "--model", request.model]
-        parts += ["--data", words.data] if words.data else []
+        argv = ["mtlbench", "run", "--methods", variant, "--tasks", options.tasks, "--model", request.model]
+        argv += ["--data", options.data] if options.data else []
         for name, value in {**self.training, "tuning": self.effort}.items():
             option = "protocol" if name == "name" else name.replace("_", "-")
-            parts += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
-        return shlex.join(parts)
+            argv += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
+        return shlex.join(argv)
 
     @property
     def default_folder(self) -> Path:
-        """Where a tuning goes when no folder is named: beside that of a run, so that its records stay apart."""
+        """Default run folder: next to that of a run, so that the records stay apart."""
         folder = self.plan.default_folder
         return folder.with_name(f"{folder.name}-tuning")
 
 
-def make_tuning(words: Words) -> Tuning:
-    """Check every word.
+def make_tuning(options: TuningOptions) -> Tuning:
+    """Check every option.
 
     Raises:
-        RequestError: a word is unknown or does not fit, with what to write instead.
+        RequestError: an option is unknown or invalid, with what to write instead.
     """
-    budget = budget_named(words.budget)
-    check_rule(words.pruning)
-    for name, count, most in (("trials", words.trials, MOST_TRIALS), ("at-once", words.at_once, MOST_TRIALS)):
+    budget = budget_named(options.budget)
+    check_rule(options.pruning)
+    for name, count, most in (("trials", options.trials, MOST_TRIALS), ("at-once", options.at_once, MOST_TRIALS)):
         if count is not None and not 1 <= count <= most:
             raise RequestError(f"--{name} must be a whole number from 1 to {most}, got {count}.")
-    if words.seed < 0:
-        raise RequestError(f"--seed must not be negative, got {words.seed}.")
-    methods = split_methods(words.method)
+    if options.seed < 0:
+        raise RequestError(f"--seed must not be negative, got {options.seed}.")
+    methods = split_methods(options.method)
     if len(methods) > 1:
         raise RequestError(
-            f"--method {words.method!r}: one method is tuned at a time, so that each gets a whole budget."
+            f"--method {options.method!r}: one method is tuned at a time, so that each gets a full budget."
         )
-    given = {name: value for name, value in words.protocol.items() if name not in ("tuning", "eval_from_train")}
-    training = {**_without(budget.training, given), **given}
-    share = words.protocol.get("eval_from_train", budget.share)
+    explicit = {name: value for name, value in options.protocol.items() if name not in ("tuning", "eval_from_train")}
+    training = {**_without(budget.training, explicit), **explicit}
+    share = options.protocol.get("eval_from_train", budget.share)
     if not 0 < share < 1:
         raise RequestError(
             f"--eval-from-train must be above 0 and below 1 for tuning, got {share}: trials are scored on it."
         )
     trial = {"eval_rows": budget.score_rows, **training, "eval_from_train": share, "tuning": "trial"}
-    request = Request(methods=words.method, tasks=words.tasks, model=words.model, data=words.data, protocol=trial)
+    request = Request(
+        methods=options.method, tasks=options.tasks, model=options.model, data=options.data, protocol=trial
+    )
     plan = make_plan(request)
     return Tuning(
-        words=words, budget=budget, space=search_space(*methods[0], words.searches), plan=plan, training=training
+        options=options, budget=budget, space=search_space(*methods[0], options.searches), plan=plan, training=training
     )
 
 
-def _without(budget: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps given in words replace the budget's epochs."""
-    return {name: value for name, value in budget.items() if not (name == "epochs" and "steps" in given)}
+def _without(budget: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """An explicit ``steps`` replaces the ``epochs`` of the budget."""
+    return {name: value for name, value in budget.items() if not (name == "epochs" and "steps" in explicit)}
 
 
 def _shrunk(protocol: Protocol, share: float) -> Protocol:

@@ -1,1 +1,1 @@
-"""A worker: how it is asked to end, shows that it lives, reports where it hangs, and becomes several processes."""
+"""Worker processes: the work loop, stack dumps, and groups of processes for cells on several devices."""

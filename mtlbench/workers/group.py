@@ -1,8 +1,7 @@
-"""A worker that is several processes: torchrun starts one for each device of a cell, all end together.
+"""A worker of several processes: torchrun starts one rank per device of a cell, and all end together.
 
-This process only watches. The first of the others (``mtlbench.workers.rank``) claims, evaluates and publishes like
-any worker.
-What they say comes over their standard output; that their standard input ends tells them that this process is gone.
+This process only supervises. Rank 0 (``mtlbench.workers.rank``) claims, evaluates and publishes like any worker.
+Ranks report on standard output; end of file on their standard input tells them that this process is gone.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.workers.arguments import thread_variables
-from mtlbench.workers.stacks import ASK
+from mtlbench.workers.stacks import STACKS_SIGNAL
 
 TRIES = 3
-"""Ports that are tried."""
+"""Ports to try."""
 TEARDOWN_S = 10.0
-"""How long the others may live when one process has ended; then all are killed."""
-ASK_AGAIN_S = 1.0
+"""Seconds that the other ranks may live after one has ended; then all are killed."""
+RESEND_S = 1.0
 TICK_S = 0.1
 _log = logging.getLogger(__name__)
 
 
 def command(argv: Sequence[str], *, processes: int, port: int) -> list[str]:
-    """The command that starts ``processes`` ranks with ``argv``, which meet at ``port`` of this machine."""
+    """The torchrun command for ``processes`` ranks with the arguments ``argv``; they connect at a local ``port``."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(processes)]
     launch += ["--max-restarts", "0", "--master-addr", "127.0.0.1", "--master-port", str(port)]
     return [*launch, "-m", "mtlbench.workers.rank", *argv]
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port: int = trial.getsockname()[1]
+    """A free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 
@@ -53,24 +52,24 @@ def serve(
     processes: int,
     threads: int | None,
     pulse: int | None,
-    stop: Stop,
+    stop: StopRequest,
     shard: bool = False,
     ports: Callable[[], int] = free_port,
     build: Callable[..., Sequence[str]] = command,
 ) -> int:
-    """Run a group of processes to its end; gives the exit code.
+    """Run a group of processes until it ends; returns the exit code.
 
-    Where the port is taken before the processes meet, another one is tried, at most :data:`TRIES`. Signals that ask to
-    end are passed on.
+    If the port is taken before the processes meet, another one is tried, up to :data:`TRIES`. Stop signals are passed
+    on to the ranks.
 
     Args:
         argv: Command line of ``mtlbench.workers.rank``.
         threads: CPU threads of each process.
-        pulse: Open file for signs of life.
-        shard: Whether each process keeps only a part of the backbone.
+        pulse: File descriptor of the heartbeat pipe.
+        shard: Whether each process holds only a shard of the backbone.
 
     Raises:
-        Stopped: the worker was asked to end, and the group has.
+        Stopped: a stop was requested, and the group has ended.
     """
     for trial in range(1, TRIES + 1):
         port = ports()
@@ -81,40 +80,42 @@ def serve(
         if group.met or group.refused or not _taken(port):
             return code
         _log.warning("port %d is taken by another program (try %d of %d)", port, trial, TRIES)
-    _log.error("no free port was found in %d tries: the processes of this worker cannot meet", TRIES)
+    _log.error("no free port was found in %d tries: the processes of this worker cannot connect", TRIES)
     return 1
 
 
 @dataclass
 class _Group:
-    """The processes of one try."""
+    """The processes of one attempt."""
 
     process: subprocess.Popen[bytes]
     pulse: int | None
     pids: dict[int, int] = field(default_factory=dict)
-    """Rank to process."""
+    """Rank to pid."""
     met: bool = False
+    """Whether the ranks have connected."""
     refused: bool = False
+    """Whether a rank refused its configuration."""
     _rest: bytes = b""
 
-    def watch(self, stop: Stop) -> int:
-        """Return when all have ended, within :data:`TEARDOWN_S` of the first that did."""
-        asked_at, killed_at = 0.0, float("inf")
+    def watch(self, stop: StopRequest) -> int:
+        """Return when all ranks have ended, at most :data:`TEARDOWN_S` after the first one; returns the exit code."""
+        signalled_at, kill_at = 0.0, float("inf")
         while (code := self.process.poll()) is None:
-            self._listen()
+            self._read()
             now = time.monotonic()
-            if stop.asked and now - asked_at > ASK_AGAIN_S:
-                asked_at = now
+            if stop.requested and now - signalled_at > RESEND_S:
+                signalled_at = now
                 if not self.met:
                     return 1
-                # Torchrun would take SIGTERM for a failure and kill the others; and it is not asked.
+                # Not to torchrun, and not SIGTERM: it would treat that as a failure and kill the other ranks.
                 self.signal(signal.SIGINT)
-            if any(not _there(pid) for pid in self.pids.values()):
-                killed_at = min(killed_at, now + TEARDOWN_S)
-            if now > killed_at:
-                _log.error("a process of this worker has ended and the others have not: they are killed")
+            if any(not _exists(pid) for pid in self.pids.values()):
+                kill_at = min(kill_at, now + TEARDOWN_S)
+            if now > kill_at:
+                _log.error("a process of this worker has ended and the others have not: killing them")
                 return 1
-        self._listen(wait_s=0)
+        self._read(wait_s=0)
         return code
 
     def signal(self, number: int) -> None:
@@ -124,7 +125,7 @@ class _Group:
                 os.kill(pid, number)
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining processes."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         for pid in self.pids.values():
@@ -133,7 +134,7 @@ class _Group:
                 os.killpg(pid, signal.SIGKILL)
         self.process.wait()
 
-    def _listen(self, wait_s: float = TICK_S) -> None:
+    def _read(self, wait_s: float = TICK_S) -> None:
         assert self.process.stdout is not None
         file = self.process.stdout.fileno()
         while select.select([file], [], [], wait_s)[0]:
@@ -144,9 +145,9 @@ class _Group:
             wait_s = 0
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._hear(line)
+                self._receive(line)
 
-    def _hear(self, line: bytes) -> None:
+    def _receive(self, line: bytes) -> None:
         match line.split():
             case [b"rank", rank, pid]:
                 self.pids[int(rank)] = int(pid)
@@ -161,25 +162,23 @@ class _Group:
 
 @contextlib.contextmanager
 def _started(argv: Sequence[str], *, threads: int | None, pulse: int | None, shard: bool) -> Iterator[_Group]:
-    """A group that is gone at the end of the block."""
-    environment = dict(os.environ)
+    """Start a group; its processes are killed at the end of the block."""
+    environ = dict(os.environ)
     if threads is not None:
-        environment |= thread_variables(threads)
+        environ |= thread_variables(threads)
     if sys.platform == "linux":
-        # All are on this machine, whose name need not lead to an address.
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # All ranks are on this machine, whose host name need not resolve.
+        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if shard:
-        # glibc keeps smaller blocks that are given back: as much as all gathered layers together, without this
-        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
+        # Without this, glibc keeps freed blocks: as much memory as all gathered layers together.
+        environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
     if pulse is not None:
         os.set_blocking(pulse, False)
-    process = subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-    )
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, start_new_session=True)
     group = _Group(process, pulse)
-    before = signal.getsignal(ASK) if ASK is not None else None
-    if ASK is not None:
-        signal.signal(ASK, lambda number, frame: group.signal(number))
+    before = signal.getsignal(STACKS_SIGNAL) if STACKS_SIGNAL is not None else None
+    if STACKS_SIGNAL is not None:
+        signal.signal(STACKS_SIGNAL, lambda number, frame: group.signal(number))
     try:
         with process:
             try:
@@ -187,11 +186,11 @@ def _started(argv: Sequence[str], *, threads: int | None, pulse: int | None, sha
             finally:
                 group.end()
     finally:
-        if ASK is not None:
-            signal.signal(ASK, before)
+        if STACKS_SIGNAL is not None:
+            signal.signal(STACKS_SIGNAL, before)
 
 
-def _there(pid: int) -> bool:
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -202,9 +201,9 @@ def _there(pid: int) -> bool:
 
 
 def _taken(port: int) -> bool:
-    with socket.socket() as trial:
+    with socket.socket() as probe:
         try:
-            trial.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", port))
         except OSError:
             return True
         return False

@@ -1,7 +1,7 @@
-"""The cells of a worker that is several processes: the first runs them, the others train along.
+"""The cells of a worker of several processes: rank 0 runs them, the other ranks join in training.
 
-Each cell is announced in the store the processes share. A process that fails alone leaves the others waiting for it:
-it ends then, and torchrun ends the rest.
+Rank 0 announces each cell in the store that the processes share. A rank that fails alone would leave the others
+waiting for it: it exits instead, and torchrun ends the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_along, run_cell
 from mtlbench.distributed.collectives import Connected
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import Stop, Stopped
+from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.training.checkpoints.model_state import Unusable
@@ -31,25 +31,25 @@ from mtlbench.workers.arguments import WorkerArguments
 
 POLL_S = 0.05
 SETTLE_S = 10.0
-"""How long the others may take to come out of a cell that the first process is done with."""
+"""Seconds that the other ranks may take to finish a cell that rank 0 has finished."""
 _log = logging.getLogger(__name__)
 
 
 class Leader:
-    """The first process: runs cells like any worker, and lets the others know which."""
+    """Rank 0: runs cells like any worker, and announces them to the other ranks."""
 
-    def __init__(self, given: WorkerArguments, ranks: Connected, stop: Stop) -> None:
-        self._given, self._ranks, self._stop, self._cells = given, ranks, stop, 0
+    def __init__(self, arguments: WorkerArguments, ranks: Connected, stop: StopRequest) -> None:
+        self._arguments, self._ranks, self._stop, self._cells = arguments, ranks, stop, 0
 
     def engine(self, folder: RunFolder, events: Events) -> Callable[[Cell], Record]:
-        """Gives the function that runs one cell."""
-        bench, every_s = _bench(self._given, self._ranks, folder), checkpoint_seconds()
+        """Returns the function that runs one cell."""
+        bench, every_s = _bench(self._arguments, self._ranks, folder), checkpoint_seconds()
 
         def run(cell: Cell) -> Record:
-            self._gather()
+            self._wait_for_others()
             self._cells += 1
-            self._ranks.turn_to(f"cell/{self._cells}")
-            self._ranks.leave(f"cell/{self._cells}", json.dumps(cell.to_json()))
+            self._ranks.use_prefix(f"cell/{self._cells}")
+            self._ranks.put(f"cell/{self._cells}", json.dumps(cell.to_json()))
             try:
                 return run_cell(
                     cell,
@@ -61,73 +61,73 @@ class Leader:
                     ranks=self._ranks,
                 )
             finally:
-                self._ranks.leave(f"over/{self._cells}", "1")
+                self._ranks.put(f"over/{self._cells}", "1")
 
         return run
 
     def end(self) -> None:
-        """Tell the others that there are no more cells."""
-        self._ranks.leave(f"cell/{self._cells + 1}", "")
+        """Announce that there are no more cells."""
+        self._ranks.put(f"cell/{self._cells + 1}", "")
 
-    def _gather(self) -> None:
-        """Wait until the others are through with the cell before; end this process if they do not come."""
+    def _wait_for_others(self) -> None:
+        """Wait until the other ranks have finished the previous cell; exit if they do not."""
         names = [f"idle/{self._cells}/{rank}" for rank in range(1, self._ranks.size)] if self._cells else []
-        if not _wait(lambda: self._ranks.left(*names)):
-            _log.error("the other processes of this worker do not come out of the cell before: the worker ends")
+        if not _wait(lambda: self._ranks.has(*names)):
+            _log.error("the other processes of this worker do not finish the previous cell: the worker ends")
             raise SystemExit(1)
 
 
-def follow(given: WorkerArguments, ranks: Connected, stop: Stop) -> int:
-    """Train along until the first process has no more cells; gives the exit code."""
-    folder = RunFolder(given.folder)
-    bench = _bench(given, ranks, folder)
-    around = TrainingContext(bench=bench, folder=folder, stop=stop, ranks=ranks)
+def follow(arguments: WorkerArguments, ranks: Connected, stop: StopRequest) -> int:
+    """Train along with rank 0 until it has no more cells; returns the exit code."""
+    folder = RunFolder(arguments.folder)
+    bench = _bench(arguments, ranks, folder)
+    context = TrainingContext(bench=bench, folder=folder, stop=stop, ranks=ranks)
     number = 0
     while True:
         number += 1
-        while not ranks.left(f"cell/{number}"):
+        while not ranks.has(f"cell/{number}"):
             time.sleep(POLL_S)
-        text = ranks.word(f"cell/{number}")
+        text = ranks.get(f"cell/{number}")
         if not text:
             return 0
         cell = Cell.from_json(json.loads(text))
-        ranks.turn_to(f"cell/{number}")
+        ranks.use_prefix(f"cell/{number}")
         try:
-            (run_along if ranks.sharded else _train)(cell, around)
+            (run_along if ranks.sharded else _train)(cell, context)
         except Stopped:
             return 0
         except Exception as error:
-            # The first process fails in the same, or it waits for this one for ever.
+            # If rank 0 does not fail too, it waits for this rank for ever.
             _log.warning("training along in cell %s ended: %s: %s", cell.key, type(error).__name__, error)
-            if not _wait(partial(ranks.left, f"over/{number}")):
+            if not _wait(partial(ranks.has, f"over/{number}")):
                 return 1
         free_memory(bench.device)
-        ranks.leave(f"idle/{number}/{ranks.rank}", "1")
+        ranks.put(f"idle/{number}/{ranks.rank}", "1")
 
 
-def _train(cell: Cell, around: TrainingContext) -> None:
-    """What :func:`~mtlbench.cells.cell.run_cell` does with a cell up to the end of its training. Every process has the
-    whole backbone: the rest is the first one's."""
+def _train(cell: Cell, context: TrainingContext) -> None:
+    """The steps of :func:`~mtlbench.cells.cell.run_cell` up to the end of training. As every rank has the whole
+    backbone, rank 0 evaluates alone."""
     for _ in range(2):
-        attempt = CellAttempt(cell, around, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
+        attempt = CellAttempt(cell, context, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
         if attempt.attach() is not None:
             return
         try:
             attempt.fit(trains=bool(trainable_names(attempt.model)))
         except Unusable:
-            continue  # the first process removes the checkpoints
+            continue  # rank 0 removes the checkpoints
         return
 
 
-def _bench(given: WorkerArguments, ranks: Connected, folder: RunFolder) -> Bench:
-    """What stays warm. All take the first one's measurements, from which the numbers' format follows."""
+def _bench(arguments: WorkerArguments, ranks: Connected, folder: RunFolder) -> Bench:
+    """The warm state between cells. All ranks use the measurements of rank 0, as the dtype depends on them."""
     sharding = None
-    if given.shard:
+    if arguments.shard:
         from mtlbench.distributed.shards import Sharding
 
         sharding, ranks.sharded = Sharding(ranks, ranks.device), True
-    data = folder.words(given.request)["data"]
-    bench = Bench(device=str(ranks.device), threads=given.threads, data=data, sharding=sharding)
+    data = folder.options(arguments.request)["data"]
+    bench = Bench(device=str(ranks.device), threads=arguments.threads, data=data, sharding=sharding)
     bench.machine = Machine(**{**ranks.broadcast_object(asdict(bench.machine)), "device": bench.machine.device})
     return bench
 

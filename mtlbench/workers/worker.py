@@ -1,4 +1,4 @@
-"""A worker: claim a cell, run it, publish its record, again. Executors start ``python -m`` this."""
+"""A worker: claim a cell, run it, publish its record, repeat. Executors start it with ``python -m``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from collections.abc import Callable, Sequence
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, Record
 from mtlbench.errors import MtlbenchError
-from mtlbench.files import heartbeat as pulse
+from mtlbench.files import heartbeat
 from mtlbench.files.failpoints import reach
 from mtlbench.files.redact import log_to_stderr
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events, StepLog
 from mtlbench.store import Claim, RunFolder
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import Stacks, crash_of
 
 MAX_DEATHS = 2
-"""A cell whose worker died this often is recorded as failed instead of being run again."""
+"""A cell whose worker died this often is recorded as failed instead of being retried."""
 LINGER_S = 300.0
-"""A worker that follows a series ends when all cells have records and no more came for so many seconds."""
+"""A worker that follows a series ends after this many seconds without a cell to run."""
 ORPHAN_GRACE_S = 30.0
-"""How long a worker without a parent may take to unwind, in seconds."""
+"""Seconds that a worker without a parent may take to unwind."""
 
 LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class DeviceLost(MtlbenchError):
-    """The worker cannot use its device any more."""
+    """The worker can no longer use its device."""
 
 
 def work(
@@ -46,7 +46,7 @@ def work(
     run: Callable[[Cell], Record],
     events: Events | None = None,
     index: int = 0,
-    stop: Stop | None = None,
+    stop: StopRequest | None = None,
     takes: Callable[[Cell], bool] = lambda cell: True,
     last: str | None = None,
     series: str | None = None,
@@ -54,22 +54,22 @@ def work(
 ) -> None:
     """Run cells of ``request`` until every one that this worker ``takes`` has a record.
 
-    Cells of requests that follow in ``series`` are taken too, until it is closed, or nothing came for a while.
+    Cells of later requests in ``series`` are taken too, until it is closed or none came for :data:`LINGER_S`.
 
-    ``run`` gives the record of a cell and raises only to end the worker. Cells that other workers hold are waited for
-    and taken over when their worker died. Worker ``index`` starts at another cell than its siblings, and
-    tries the cell with the key ``last`` after all others.
+    ``run`` returns the record of a cell and raises only to end the worker. The worker waits for cells that others have
+    claimed, and takes them over if their worker dies. ``index`` makes siblings start with different cells; the cell
+    with the key ``last`` is tried after all others.
 
     Raises:
         StoreError: the request or a record cannot be read.
         DeviceLost: a cell broke the device; it is recorded.
-        Stopped: the worker was asked to end; the cell in hand is given back unrecorded.
+        Stopped: a stop was requested; the claim is released and the cell stays without a record.
     """
     queue = folder.queue(request, series=series)
     pending: list[Cell] = []
     new, busy_at = queue.cells, time.monotonic()
     relay = events if events is not None else Events({})
-    stop = stop if stop is not None else Stop()
+    stop = stop if stop is not None else StopRequest()
     named: set[str] = set()
     folder.drop_finished_checkpoints()
     while True:
@@ -85,7 +85,7 @@ def work(
             busy_at = time.monotonic() if pending or new else busy_at
             if not (pending or new) and (not queue.open or time.monotonic() > busy_at + LINGER_S):
                 return
-            pulse.wait()
+            heartbeat.wait()
             _log_waiting(folder, pending, named)
             time.sleep(poll_s if pending else poll_s / 5)
             continue
@@ -96,7 +96,7 @@ def work(
             reach("worker.claimed")
             record = run(cell) if claim.deaths < MAX_DEATHS else _killed(folder, cell, claim)
             if record.status == "failed":
-                # The signal may be the cause: it goes to the children of the worker too.
+                # A stop signal may be the cause: children of the worker get it too.
                 stop.check()
             reach("worker.computed")
             with stop.held():
@@ -117,7 +117,7 @@ def work(
 
 
 def _publish(folder: RunFolder, record: Record, claim: Claim) -> tuple[Record, bool]:
-    """The record as written, and whether it was; one that is no JSON is written as a failure."""
+    """The record as written, and whether it was; one that is not valid JSON is replaced by a failure."""
     try:
         return record, folder.publish(record, claim)
     except (TypeError, ValueError) as error:
@@ -155,7 +155,7 @@ def _unwritable(cell: Cell, error: Exception) -> Record:
         failure=Failure(
             kind="plugin",
             message=f"The record cannot be written as JSON: {type(error).__name__}: {error}.",
-            next_step="The method or the task gave a number that is not finite or an object that is not plain data: "
+            next_step="The method or the task returned a number that is not finite or an object that is not JSON: "
             "report it to its authors.",
         ),
     )
@@ -175,7 +175,7 @@ def _log_waiting(folder: RunFolder, pending: Sequence[Cell], named: set[str]) ->
 
 
 def follow_parent(parent: int, *, poll_s: float = 0.5) -> None:
-    """End this process, in good order if it can, once ``parent`` is gone."""
+    """End this process once ``parent`` is gone: by SIGTERM first, then by SIGKILL."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -192,80 +192,88 @@ def follow_parent(parent: int, *, poll_s: float = 0.5) -> None:
 
 
 def end_group() -> None:
-    """Kill this process and what it started, if it leads its process group."""
+    """Kill this process and its children, if it leads its process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
 
 
-Engine = Callable[[WorkerArguments, RunFolder, Events, Stop], Callable[[Cell], Record]]
-"""Gives the function that runs one cell, and ends early when the worker is asked to stop."""
+Engine = Callable[[WorkerArguments, RunFolder, Events, StopRequest], Callable[[Cell], Record]]
+"""Returns the function that runs one cell, which ends early when a stop is requested."""
 
 
-def torch_engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
-    """The real engine; backbone and tokenised data stay warm between cells."""
+def torch_engine(
+    arguments: WorkerArguments, folder: RunFolder, events: Events, stop: StopRequest
+) -> Callable[[Cell], Record]:
+    """The engine that trains; backbone and tokenised data stay warm between cells."""
     from mtlbench.cells.cell import Bench, run_cell
     from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 
     every_s = checkpoint_seconds()
-    bench = Bench(device=given.device, threads=given.threads, data=folder.words(given.request)["data"])
+    data = folder.options(arguments.request)["data"]
+    bench = Bench(device=arguments.device, threads=arguments.threads, data=data)
     return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=stop, checkpoint_s=every_s)
 
 
 def main(argv: Sequence[str] | None = None, *, engine: Engine | None = None) -> int:
     """Entry point of ``python -m mtlbench.workers.worker``; without an ``engine``, cells are trained.
 
-    A worker whose cells get several devices is a group of as many processes.
+    A worker whose cells get several devices becomes a group of as many processes.
     """
-    given = WorkerArguments.parse(argv)
+    arguments = WorkerArguments.parse(argv)
     faulthandler.enable()
     log_to_stderr(logging.INFO, LOG_FORMAT)
-    stop = Stop()
+    stop = StopRequest()
     stop.install()
     if hasattr(signal, "SIGUSR2"):
-        # A job's warning of its end is for the process that started this worker, and it asks then.
+        # Slurm's warning signal is for the parent, which then sends SIGTERM.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if given.parent is not None:
-        follow_parent(given.parent)
+    if arguments.parent is not None:
+        follow_parent(arguments.parent)
     try:
-        if given.devices > 1 and engine is None:
-            return _group(given, stop)
-        return work_as(given, engine=engine or torch_engine, stop=stop)
+        if arguments.devices > 1 and engine is None:
+            return _group(arguments, stop)
+        return work_as(arguments, engine=engine or torch_engine, stop=stop)
     finally:
         stop.ignore()
-        if given.parent is not None and os.getppid() != given.parent:
+        if arguments.parent is not None and os.getppid() != arguments.parent:
             end_group()
 
 
-def work_as(given: WorkerArguments, *, engine: Engine, stop: Stop) -> int:
-    """Run the cells of a worker with these arguments; gives the exit code."""
-    folder = RunFolder(given.folder)
-    beats = {"pulse": pulse.install(given.pulse)} if given.pulse is not None else {}
-    events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beats, **_observers()})
+def work_as(arguments: WorkerArguments, *, engine: Engine, stop: StopRequest) -> int:
+    """Run the cells of a worker with these arguments; returns the exit code."""
+    folder = RunFolder(arguments.folder)
+    beat = {"heartbeat": heartbeat.install(arguments.pulse)} if arguments.pulse is not None else {}
+    events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beat, **_observers()})
     try:
         work(
             folder,
-            given.request,
-            run=engine(given, folder, events, stop),
+            arguments.request,
+            run=engine(arguments, folder, events, stop),
             events=events,
-            index=given.index,
+            index=arguments.index,
             stop=stop,
-            takes=lambda cell: given.devices_per_cell(cell) == given.devices,
-            last=given.last,
-            series=given.series,
+            takes=lambda cell: arguments.devices_per_cell(cell) == arguments.devices,
+            last=arguments.last,
+            series=arguments.series,
         )
     except MtlbenchError as error:
-        # Its one sentence says all; the traceback would push it out of what the parent shows.
+        # Without a traceback, which would push the message out of the lines that the parent shows.
         _log.error("this worker ends: %s", error)
         return 1
     return 0
 
 
-def _group(given: WorkerArguments, stop: Stop) -> int:
+def _group(arguments: WorkerArguments, stop: StopRequest) -> int:
     from mtlbench.workers import group
 
-    ranks = given.of_rank()
+    ranks = arguments.of_rank()
     return group.serve(
-        ranks.argv(), processes=given.devices, threads=ranks.threads, pulse=given.pulse, stop=stop, shard=given.shard
+        ranks.argv(),
+        processes=arguments.devices,
+        threads=ranks.threads,
+        pulse=arguments.pulse,
+        stop=stop,
+        shard=arguments.shard,
     )
 
 

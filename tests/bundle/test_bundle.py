@@ -22,7 +22,7 @@ RTE = "data/nyu-mll/glue/rte/train.parquet"
 
 def collected(folder: Path, *, tasks: str = TASKS, data: str = "demo", models: tuple[str, ...] = ("demo",)) -> Path:
     wanted, suites = resolve_tasks(tasks)
-    make(folder, tasks=wanted, source=open_source(data, suites=suites), models=models, say=lambda line: None)
+    make(folder, tasks=wanted, source=open_source(data, suites=suites), models=models, log=lambda line: None)
     return folder
 
 
@@ -131,7 +131,7 @@ def test_links_are_named_and_never_followed(bundle: Path, tmp_path: Path):
     models.symlink_to(tmp_path / "models", target_is_directory=True)
     (bundle / "data" / "more").symlink_to("/etc", target_is_directory=True)
     found = list(manifest.problems(bundle))
-    assert f"link: {RTE} is a symbolic link or lies behind one" in found
+    assert f"link: {RTE} is a symbolic link or inside a linked folder" in found
     assert sum(line.startswith("link: models/demo/") for line in found) == 6
     assert "added: data/more is not in the manifest" in found and not any("/etc" in line for line in found)
 

@@ -199,7 +199,7 @@ def test_the_command_takes_rows_from_a_folder_and_ends_with_1_when_they_are_not_
     done = command("check", "superglue", "--data", str(tmp_path))
     assert done.returncode == 1
     failed = [line for line in done.stdout.splitlines() if line.startswith("  failed")]
-    assert len(failed) == 8 and all("splits" in line and "which is not there" in line for line in failed)
+    assert len(failed) == 8 and all("splits" in line and "which does not exist" in line for line in failed)
 
 
 def test_single_tasks_of_several_suites_are_checked_together():

@@ -7,7 +7,7 @@ import pytest
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.task import Task
-from mtlbench.data.from_train import held_out, scored_from_train, splits_under
+from mtlbench.data.from_train import eval_from_train_splits, holdout_splits, splits_under
 from mtlbench.errors import DataError
 
 TASK = Task(name="t", yaml="lm_eval:x.yaml", metrics=("acc",), dataset="d", config=None)
@@ -22,7 +22,7 @@ def splits(rows: int = 100) -> dict[str, datasets.Dataset]:
 
 @pytest.mark.parametrize(("train_rows", "kept", "scored"), [(None, 75, 25), (40, 30, 10), (1000, 75, 25), (2, 1, 1)])
 def test_training_rows_are_divided_and_no_evaluation_row_is_left(train_rows: int | None, kept: int, scored: int):
-    made = scored_from_train(TASK, splits(), share=0.25, train_rows=train_rows)
+    made = eval_from_train_splits(TASK, splits(), share=0.25, train_rows=train_rows)
     train, other = set(made["train"]["row"]), set(made["validation"]["row"])
     assert (len(train), len(other)) == (kept, scored)
     assert not train & other
@@ -30,26 +30,26 @@ def test_training_rows_are_divided_and_no_evaluation_row_is_left(train_rows: int
 
 
 def test_every_call_scores_the_same_rows():
-    first, again = (scored_from_train(TASK, splits(), share=0.1, train_rows=50) for _ in range(2))
+    first, again = (eval_from_train_splits(TASK, splits(), share=0.1, train_rows=50) for _ in range(2))
     assert first["validation"]["row"] == again["validation"]["row"]
     assert first["validation"]["row"] != [f"train {i}" for i in range(5)], "drawn, not the first ones"
 
 
 def test_what_cannot_be_divided_is_refused():
     with pytest.raises(DataError, match="1 training row"):
-        scored_from_train(TASK, splits(rows=1), share=0.5, train_rows=None)
+        eval_from_train_splits(TASK, splits(rows=1), share=0.5, train_rows=None)
     same = Task(name="t", yaml="", metrics=(), dataset="d", config=None, train_split="validation")
     with pytest.raises(DataError, match="one split"):
-        scored_from_train(same, splits(), share=0.5, train_rows=None)
+        eval_from_train_splits(same, splits(), share=0.5, train_rows=None)
 
 
 @pytest.mark.parametrize(("rows", "held"), [(554, 56), (400, 40), (2490, 249), (635, 64), (2, 1)])
 def test_a_holdout_is_the_part_of_the_training_split_that_common_splitting_gives(rows: int, held: int):
-    made = held_out(TASK, splits(rows=rows), share=0.1)
+    made = holdout_splits(TASK, splits(rows=rows), share=0.1)
     train, scored = set(made["train"]["row"]), set(made["validation"]["row"])
     assert (len(train), len(scored)) == (rows - held, held)
     assert not train & scored and train | scored == {f"train {i}" for i in range(rows)}
-    assert made["validation"]["row"] == held_out(TASK, splits(rows=rows), share=0.1)["validation"]["row"]
+    assert made["validation"]["row"] == holdout_splits(TASK, splits(rows=rows), share=0.1)["validation"]["row"]
 
 
 def test_fewer_training_rows_leave_the_holdout_as_it_is():
@@ -67,4 +67,4 @@ def test_trials_of_a_holdout_protocol_never_see_its_evaluation_rows():
 
 def test_a_holdout_that_cannot_be_is_refused():
     with pytest.raises(DataError, match="1 training row"):
-        held_out(TASK, splits(rows=1), share=0.5)
+        holdout_splits(TASK, splits(rows=1), share=0.5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
 from mtlbench.distributed.ranks import ALONE, Ranks
-from mtlbench.files.stop_request import Stop, Stopped
+from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
@@ -102,7 +102,7 @@ class Training:
         method = method_of(self.words)
         setup = setup_for(model, total_steps=STEPS)
         method.attach(model, setup)
-        self.stop = Stop()
+        self.stop = StopRequest()
         files = CheckpointStore(self.folder, identity={}) if self.folder else None
         recovery = CheckpointPolicy(files, stop=self.stop, every_s=self.every_s, writes=self.ranks.first)
         protocol = {"steps": STEPS, "batch_size": 13, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}
@@ -126,7 +126,7 @@ class Training:
 
     def _stepped(self, step: int, losses: Tensor, tasks: Tensor) -> None:
         self.losses.append(losses.clone())
-        self.stop.asked = self.stop.asked or step + 1 == self.asked_at
+        self.stop.requested = self.stop.requested or step + 1 == self.asked_at
 
     def result(self) -> dict[str, Any]:
         return {
@@ -172,7 +172,7 @@ def main(out: Path) -> None:
     found: dict[str, Any] = {}
 
     def turn(name: str) -> str:
-        ranks.turn_to(name)
+        ranks.use_prefix(name)
         return name
 
     for words, changes in EQUAL.items():

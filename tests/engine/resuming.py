@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Setup
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.planning.settings import build, read_settings, split_methods
 from mtlbench.testing import setup_for, tiny_causal, toy_loop
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
@@ -54,7 +54,7 @@ class Attempt:
         model = self.build(0)
         self.setup: Setup = setup_for(model, total_steps=STEPS)
         self.method.attach(model, self.setup)
-        stop = Stop()
+        stop = StopRequest()
         files = CheckpointStore(self.folder, identity=self.identity) if self.folder and self.method.resumes() else None
         self.recovery = CheckpointPolicy(files, stop=stop, every_s=self.every_s)
         protocol = {"steps": STEPS, "batch_size": 12, "learning_rate": 1e-2, "evals_per_run": 4, "patience": 9}

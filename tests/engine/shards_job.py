@@ -128,7 +128,7 @@ def main(out: Path) -> None:
         return made
 
     def turn(name: str) -> str:
-        ranks.turn_to(name)
+        ranks.use_prefix(name)
         return name
 
     for words, changes in CAUSAL.items():

@@ -29,9 +29,9 @@ def main(name: str) -> None:
     changes = {"steps": 2, "batch_size": 4, "evals_per_run": 0, "checkpointing": True}
     # What is loaded with the first step of any model is not counted.
     warm = cut(tiny_causal(0), None, name="tiny", architecture="causal", sharding=sharding)
-    ranks.turn_to("warm")
+    ranks.use_prefix("warm")
     Training("lora[dropout=0]", ranks, changes, build=lambda seed: warm.fresh()).run()
-    ranks.turn_to("mid")
+    ranks.use_prefix("mid")
     before = resident("RssAnon")
     backbone = load_sharded(name, dtype=torch.float32, attention="sdpa", sharding=sharding)
     kept = resident("RssAnon") - before

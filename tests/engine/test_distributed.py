@@ -26,7 +26,7 @@ from mtlbench.api.record import Record
 from mtlbench.distributed.collectives import join
 from mtlbench.errors import RequestError
 from mtlbench.executors.local import LocalExecutor
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.planning.plan import make_plan
 from mtlbench.planning.request import Request
 from mtlbench.store import RunFolder
@@ -127,8 +127,8 @@ def test_what_one_process_fails_in_all_fail_in(both: list[dict[str, Any]]) -> No
 
 
 def test_fewer_processes_than_asked_for_are_refused() -> None:
-    with pytest.raises(RequestError, match="2 processes were asked for and the group has 1"):
-        join(processes=2, device="cpu", environment={"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    with pytest.raises(RequestError, match="2 processes were requested, but the group has 1"):
+        join(processes=2, device="cpu", environ={"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
 
 
 # Workers
@@ -176,7 +176,7 @@ def serve(words: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytes
     caplog.set_level(logging.WARNING)
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
-    return group.serve(words, processes=2, threads=1, pulse=None, stop=Stop(), **given)
+    return group.serve(words, processes=2, threads=1, pulse=None, stop=StopRequest(), **given)
 
 
 def test_a_taken_port_costs_a_try_and_the_record_tells_of_two_processes(
@@ -218,7 +218,7 @@ def test_a_group_that_is_smaller_than_asked_for_leaves_nothing(
         return group.command(words, processes=processes - 1, port=port)
 
     assert serve(words, caplog, monkeypatch, build=build) == 1
-    assert "2 processes were asked for and the group has 1, so nothing is trained" in capfd.readouterr().err
+    assert "2 processes were requested, but the group has 1: nothing is trained" in capfd.readouterr().err
     assert folder.records() == {} and folder.claims() == {}
     assert "try" not in caplog.text, "another port would change nothing"
 

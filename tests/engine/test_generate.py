@@ -11,7 +11,7 @@ from test_lm_methods import LONGEST, TASKS, attached, scorer, small
 from tiny_backbones import TEXTS, tiny_backbone, tiny_tokenizer
 
 from mtlbench.evaluation import generate as generation
-from mtlbench.evaluation.generate import shared_beginnings
+from mtlbench.evaluation.generate import shared_prefix_runs
 
 SETTINGS = {"until": ["on", "."], "max_gen_toks": 12, "do_sample": False}
 
@@ -38,12 +38,12 @@ def read_ahead(monkeypatch):
     """The beginnings that are read ahead from now on."""
     seen = []
 
-    class Watched(generation.Trunks):
+    class Watched(generation.SharedPrefixes):
         def __init__(self, model, routing, groups, *, pad_id):
             seen.extend(groups)
             super().__init__(model, routing, groups, pad_id=pad_id)
 
-    monkeypatch.setattr(generation, "Trunks", Watched)
+    monkeypatch.setattr(generation, "SharedPrefixes", Watched)
     return seen
 
 
@@ -118,7 +118,7 @@ def test_beginnings_save_as_many_tokens_as_any_choice_of_them_could():
         rows = sorted(
             tuple(draw.choices((1, 2), k=draw.randint(0, 4))) + tuple(draw.choices((1, 2, 3), k=4)) for _ in range(6)
         )
-        runs = shared_beginnings(rows, cost=3)
+        runs = shared_prefix_runs(rows, cost=3)
         assert [low for low, _, _ in runs] == [0, *(high for _, high, _ in runs[:-1])] and runs[-1][1] == len(rows)
         for low, high, ahead in runs:
             assert all(row[:ahead] == rows[low][:ahead] and len(row) > ahead for row in rows[low:high])
@@ -138,4 +138,4 @@ def best_of_all(rows, *, cost):
 
 
 def test_no_prompts_share_nothing():
-    assert shared_beginnings([]) == []
+    assert shared_prefix_runs([]) == []

@@ -12,7 +12,7 @@ from tiny_backbones import TEXTS, tiny_backbone
 from torch import nn
 
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.head import picked_rows
+from mtlbench.backbones.head import logits_at
 from mtlbench.errors import DataError
 from mtlbench.evaluation.lm import RoutedLM
 from mtlbench.nn.prefixes.inject import attach_prefix
@@ -126,14 +126,14 @@ def test_no_requests_give_no_scores(backbone):
 
 
 def read_by(lm, requests):
-    """What the backbone was given: the packs of every batch."""
+    """What the backbone was given: the packed_rows of every batch."""
     seen = []
     scores = lm._reader.scores
     assert lm._packable
 
-    def watch(batch, *trunks, plain=False):
+    def watch(batch, *prefixes, plain=False):
         seen.extend(batch)
-        return scores(batch, *trunks, plain=plain)
+        return scores(batch, *prefixes, plain=plain)
 
     lm._reader.scores = watch
     lm.loglikelihood(requests)
@@ -147,9 +147,9 @@ def test_a_document_is_one_row_in_which_nothing_stands_twice(backbone):
         encoded = encode_pairs(backbone[2], [r.args for r in requests], architecture=backbone[0])
         inputs = [(*c, *a[:-1]) if backbone[0] == "causal" else (0, *a[:-1]) for c, a in encoded]
         beginnings = {tokens[:n] for tokens in inputs for n in range(1, len(tokens) + 1)}
-        (pack,) = read_by(routed(backbone), requests)
-        assert len(pack.tokens) == len(beginnings)
-        assert len(pack.picks) == len(requests)
+        (packed,) = read_by(routed(backbone), requests)
+        assert len(packed.tokens) == len(beginnings)
+        assert len(packed.readouts) == len(requests)
 
 
 class TaskNoise(nn.Module):
@@ -237,27 +237,27 @@ def test_sampling_is_refused(backbone):
         routed(backbone).generate_until([request])
 
 
-def test_picked_rows_are_the_rows_of_the_full_logits(backbone):
+def test_logits_at_positions_are_those_of_the_full_logits(backbone):
     architecture, model, _, _ = backbone
     ids = torch.randint(3, 300, (3, 7), generator=torch.manual_seed(1))
     inputs = {"input_ids": ids} if architecture == "causal" else {"input_ids": ids, "decoder_input_ids": ids.flip(0)}
     index = torch.tensor([20, 0, 8])
     full = model(**inputs).logits
-    with picked_rows(model, index):
+    with logits_at(model, index):
         picked = model(**inputs).logits
     assert picked.shape == (3, full.shape[-1])
     torch.testing.assert_close(picked, full.flatten(0, 1)[index])
     torch.testing.assert_close(model(**inputs).logits, full)
 
 
-def test_picked_rows_pass_gradients_only_through_what_was_picked(backbone):
+def test_logits_at_positions_pass_gradients_only_through_them(backbone):
     architecture, model, _, _ = backbone
     ids = torch.randint(3, 300, (2, 5), generator=torch.manual_seed(2))
     embeds = torch.randn(2, 5, 32, generator=torch.manual_seed(3), requires_grad=True)
     decoder = (
         {"inputs_embeds": embeds} if architecture == "causal" else {"input_ids": ids, "decoder_inputs_embeds": embeds}
     )
-    with picked_rows(model, torch.tensor([7])):
+    with logits_at(model, torch.tensor([7])):
         model(**decoder).logits.logsumexp(-1).sum().backward()
     assert embeds.grad[0].abs().sum() == 0
     assert embeds.grad[1, :3].abs().sum() > 0

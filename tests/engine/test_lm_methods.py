@@ -114,15 +114,15 @@ def test_sharing_changes_no_score_of_a_method(tmp_path, name, architecture):
     model, routing = attached(name, model)
     lm = scorer(model, tokenizer, routing=routing)
     assert lm._packable
-    assert bool(behind_trunks(lm, requests)) == (architecture == "causal")
+    assert bool(behind_prefixes(lm, requests)) == (architecture == "causal")
     ours = lm.loglikelihood(requests)
     assert max(abs(a - b) for (a, _), (b, _) in zip(ours, plain, strict=True)) > 1e-2
     assert_same(ours, one_by_one(model, tokenizer, requests, routing=routing))
     assert_same(scorer(model, tokenizer, routing=routing, token_budget=9999).loglikelihood(requests), ours)
 
 
-def behind_trunks(lm, requests):
-    return [pack for pack in lm._packs(lm._wishes(requests)) if pack.trunk]
+def behind_prefixes(lm, requests):
+    return [packed for packed in lm._packed_rows(lm._score_requests(requests)) if packed.prefix]
 
 
 @pytest.mark.parametrize("architecture", ["causal", "seq2seq"])
@@ -231,5 +231,5 @@ def test_a_method_that_looks_at_whole_rows_is_found_by_the_trial(tmp_path, caplo
         assert not lm._packable
     assert "trial" in caplog.text
     requests = requests_of(seed=5)
-    packs = lm._packs(lm._wishes(requests))
-    assert not any(pack.branches or pack.trunk for pack in packs)
+    packed_rows = lm._packed_rows(lm._score_requests(requests))
+    assert not any(packed.branches or packed.prefix for packed in packed_rows)

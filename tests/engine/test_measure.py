@@ -116,7 +116,7 @@ def test_others_are_noticed(monkeypatch):
     own = iter([10.0, 11.0])
     clock = iter([0.0, 2.0])
     monkeypatch.setattr(conditions, "_busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(conditions, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(conditions, "_process_seconds", lambda: next(own))
     monkeypatch.setattr(conditions.time, "perf_counter", lambda: next(clock))
     told = MachineWatch(CPU).conditions()
     assert told["others_cores"] == 1.5 and told["disturbed"], "4 busy seconds, 1 of them ours, in 2 seconds"

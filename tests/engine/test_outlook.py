@@ -16,11 +16,11 @@ from mtlbench.api.record import Record
 from mtlbench.backbones.names import BACKBONES
 from mtlbench.cells.cost import folder_bytes
 from mtlbench.errors import RequestError
-from mtlbench.forecasting.forecast import Target, VariantForecast, forecast_lines, forecasts, refuse_what_cannot_fit
+from mtlbench.forecasting.forecast import Target, VariantForecast, check_fits, forecast_lines, forecasts
 from mtlbench.store import RunFolder
 
 WORDS = ["--methods", "lora,full", "--tasks", "glue/rte,glue/sst2", "--train-rows", "200", "--epochs", "1"]
-PLACE = Target(device="cpu", memory=64 * 2**30, workers=1)
+TARGET = Target(device="cpu", memory=64 * 2**30, workers=1)
 
 
 def call(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def forecast(folder: RunFolder, *, known: bool) -> dict[str, tuple[VariantForecast, Record]]:
     records = {record.cell.variant: record for record in folder.records().values()}
     found, refused = forecasts(
-        [record.cell for record in records.values()], folder.records() if known else {}, place=PLACE, data="demo"
+        [record.cell for record in records.values()], folder.records() if known else {}, target=TARGET, data="demo"
     )
     assert not refused
     return {one.cell.variant: (one, records[one.cell.variant]) for one in found}
@@ -54,7 +54,7 @@ def test_tokens_steps_and_disk_are_those_of_the_recorded_cells(recorded: RunFold
         adapter = folder_bytes(recorded.adapter(record.key))
         beside = [recorded.path / "samples" / f"{record.key}.parquet", recorded.steps_file(record.key)]
         left = adapter + sum(path.stat().st_size for path in beside)
-        assert left * 0.8 < one.kept < left * 1.5 + 100_000, (one.kept, left)
+        assert left * 0.8 < one.disk < left * 1.5 + 100_000, (one.disk, left)
 
 
 _ALONE = """
@@ -63,7 +63,7 @@ from pathlib import Path
 from mtlbench.forecasting.forecast import Target, forecasts
 from mtlbench.store import RunFolder
 records = RunFolder(Path(sys.argv[1])).records().values()
-found, _ = forecasts([r.cell for r in records], {}, place=Target(device="cpu", memory=64 * 2**30, workers=1), data="demo")
+found, _ = forecasts([r.cell for r in records], {}, target=Target(device="cpu", memory=64 * 2**30, workers=1), data="demo")
 print(json.dumps({one.cell.variant: one.memory.total for one in found}))
 """
 """In a process of its own, as `mtlbench plan` does: a cell never seen is expected to need what the process has by now."""
@@ -85,23 +85,27 @@ def test_memory_is_within_a_tenth_once_cells_are_recorded(recorded: RunFolder) -
 
 def test_time_follows_recorded_cells_and_without_any_the_arithmetic(recorded: RunFolder) -> None:
     for name, (one, record) in forecast(recorded, known=True).items():
-        assert record.costs is not None and one.pace.records == 1
+        assert record.costs is not None and one.throughput.records == 1
         assert one.seconds == pytest.approx(record.costs.total_seconds, rel=0.15), name
     unseen = {name: one for name, (one, _) in forecast(recorded, known=False).items()}
     lora, full = unseen["lora"], unseen["full"]
-    assert lora.pace.records == 0 and lora.seconds > 0
-    assert lora.seconds * lora.pace.rate < full.seconds * full.pace.rate < 1.6 * lora.seconds * lora.pace.rate
+    assert lora.throughput.records == 0 and lora.seconds > 0
+    assert (
+        lora.seconds * lora.throughput.rate
+        < full.seconds * full.throughput.rate
+        < 1.6 * lora.seconds * lora.throughput.rate
+    )
 
 
 def test_what_cannot_fit_is_refused_and_what_must_be_halved_is_said(recorded: RunFolder) -> None:
     both = [one for one, _ in forecast(recorded, known=False).values()]
     need = both[0].smallest.total
-    refuse_what_cannot_fit(both, place=PLACE, folder=recorded.path)
+    check_fits(both, target=TARGET, folder=recorded.path)
     tight = Target(device="cpu", memory=need - 1, workers=1)
-    with pytest.raises(RequestError, match="with one row in a pass, and there are"):
-        refuse_what_cannot_fit(both, place=tight, folder=recorded.path)
+    with pytest.raises(RequestError, match="with one row in a pass, but only"):
+        check_fits(both, target=tight, folder=recorded.path)
     middle = Target(device="cpu", memory=(need + both[0].memory.total) // 2, workers=1)
-    (line,) = [line for line in forecast_lines(both[:1], {}, place=middle, folder=recorded.path) if "halved" in line]
+    (line,) = [line for line in forecast_lines(both[:1], {}, target=middle, folder=recorded.path) if "halved" in line]
     assert "a pass of 32 rows will be halved" in line
 
 
@@ -109,8 +113,8 @@ def test_devices_of_a_cell_share_rows_and_with_shards_weights(recorded: RunFolde
     cells = [record.cell for record in recorded.records().values() if record.cell.variant == "lora"]
 
     def expected(devices: DevicesPerCell) -> VariantForecast:
-        place = Target(device="cpu", memory=2**30, workers=1, devices=devices)
-        ((one,), _) = forecasts(cells, {}, place=place, data="demo")
+        target = Target(device="cpu", memory=2**30, workers=1, devices=devices)
+        ((one,), _) = forecasts(cells, {}, target=target, data="demo")
         return one
 
     alone, shared, sharded = map(expected, [DevicesPerCell(), DevicesPerCell(2), DevicesPerCell(2, shard=True)])
@@ -136,5 +140,5 @@ def test_a_model_that_no_memory_here_holds_is_refused_before_anything_is_made(tm
     words = ["--methods", "lora", "--tasks", "glue/rte", "--model", str(huge), "--data", "demo", "--out", "out"]
     done = call("plan", *words, "--forecast", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "with one row in a pass, and there are" in done.stderr
+    assert "with one row in a pass, but only" in done.stderr
     assert not (tmp_path / "out").exists()

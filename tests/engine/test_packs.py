@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from mtlbench.evaluation.lm import cuts
-from mtlbench.evaluation.packed_rows import ScoreRequest, pack_of, pack_rows, share_rows
+from mtlbench.evaluation.packed_rows import ScoreRequest, pack_rows, packed_row, share_rows
 
 GROUP = (0, ())
 
@@ -16,9 +16,9 @@ def rows_of(*sequences, group=GROUP, answer=1):
     )
 
 
-def read(pack, at):
+def read(packed, at):
     """The tokens that the token ``at`` sees, its own last."""
-    return [*pack.trunk, *(t for i, t in enumerate(pack.tokens) if i <= at < pack.ends[i])]
+    return [*packed.prefix, *(t for i, t in enumerate(packed.tokens) if i <= at < packed.ends[i])]
 
 
 def random_tree(seed):
@@ -30,64 +30,68 @@ def random_tree(seed):
     return made
 
 
-def test_every_wish_sees_its_own_sequence_and_nothing_else():
+def test_every_request_sees_its_own_sequence_and_nothing_else():
     for seed in range(30):
         sequences = random_tree(seed)
         rows = rows_of(*sequences)
         alike = len({tokens[0] for tokens in sequences}) == 1 and min(map(len, sequences)) > 1
-        trunk = rows[0].tokens[:1] if alike else ()
-        for pack in (pack_of(rows), pack_of(rows, trunk=trunk), *pack_rows(rows)):
-            for wish, places in pack.picks:
-                assert len(places) == len(wish.answer)
-                assert read(pack, places[-1]) == list(wish.tokens)
-                assert pack.positions[places[-1]] == len(wish.tokens) - 1
-        assert sorted(wish.number for pack in pack_rows(rows) for wish, _ in pack.picks) == list(range(len(sequences)))
+        prefix = rows[0].tokens[:1] if alike else ()
+        for packed in (packed_row(rows), packed_row(rows, prefix=prefix), *pack_rows(rows)):
+            for request, positions in packed.readouts:
+                assert len(positions) == len(request.answer)
+                assert read(packed, positions[-1]) == list(request.tokens)
+                assert packed.positions[positions[-1]] == len(request.tokens) - 1
+        assert sorted(request.number for packed in pack_rows(rows) for request, _ in packed.readouts) == list(
+            range(len(sequences))
+        )
 
 
 def test_answers_of_several_tokens_are_read_along_their_path():
     rows = rows_of((1, 2, 3, 4), (1, 2, 3, 5, 6), answer=2)
-    pack = pack_of(rows)
-    assert pack.tokens == [1, 2, 3, 4, 5, 6]
-    assert pack.positions == [0, 1, 2, 3, 3, 4]
-    assert [places for _, places in pack.picks] == [[2, 3], [4, 5]]
-    assert pack.branches
-    assert not pack_of(rows[:1]).branches
+    packed = packed_row(rows)
+    assert packed.tokens == [1, 2, 3, 4, 5, 6]
+    assert packed.positions == [0, 1, 2, 3, 3, 4]
+    assert [positions for _, positions in packed.readouts] == [[2, 3], [4, 5]]
+    assert packed.branches
+    assert not packed_row(rows[:1]).branches
 
 
 def test_choices_of_a_long_context_share_a_row_and_strangers_do_not():
     context, other = tuple(range(100, 200)), tuple(range(300, 400))
-    packs = pack_rows(rows_of((*context, 1, 2), (*context, 3, 4), (*other, 1, 2)))
-    assert sorted(len(pack.tokens) for pack in packs) == [102, 104]
-    assert not any(pack.trunk for pack in packs)
+    packed_rows = pack_rows(rows_of((*context, 1, 2), (*context, 3, 4), (*other, 1, 2)))
+    assert sorted(len(packed.tokens) for packed in packed_rows) == [102, 104]
+    assert not any(packed.prefix for packed in packed_rows)
 
 
 def test_a_preamble_of_many_questions_is_read_once():
     preamble = tuple(range(1000, 1400))
     questions = [(*preamble, *(random.Random(n).randrange(900) for _ in range(60))) for n in range(30)]
-    packs = pack_rows(rows_of(*questions))
-    assert {pack.trunk for pack in packs} == {preamble}
-    assert sum(len(pack.tokens) for pack in packs) <= 30 * 60
-    without = pack_rows(rows_of(*questions), trunks=False)
-    assert not any(pack.trunk for pack in without)
+    packed_rows = pack_rows(rows_of(*questions))
+    assert {packed.prefix for packed in packed_rows} == {preamble}
+    assert sum(len(packed.tokens) for packed in packed_rows) <= 30 * 60
+    without = pack_rows(rows_of(*questions), prefixes=False)
+    assert not any(packed.prefix for packed in without)
 
 
-def test_each_paragraph_is_a_trunk_of_its_own():
+def test_each_paragraph_is_a_shared_prefix():
     def paragraph(n):
         return (7, *(random.Random(n).randrange(900) for _ in range(250)))
 
     tails = [tuple(random.Random(100 + n).randrange(900) for _ in range(30)) for n in range(20)]
-    packs = pack_rows(rows_of(*((*paragraph(n), *tail) for n in range(3) for tail in tails)))
-    assert {pack.trunk for pack in packs} == {paragraph(n) for n in range(3)}
+    packed_rows = pack_rows(rows_of(*((*paragraph(n), *tail) for n in range(3) for tail in tails)))
+    assert {packed.prefix for packed in packed_rows} == {paragraph(n) for n in range(3)}
 
 
-def test_no_logits_are_wanted_inside_a_trunk():
+def test_no_logits_are_wanted_inside_a_shared_prefix():
     preamble = tuple(range(1000, 1400))
     rows = share_rows(
         [ScoreRequest(n, GROUP, (*preamble, n), (*preamble[300:], n, 1)) for n in range(30)]  # answers that begin alike
     )
-    packs = pack_rows(rows)
-    assert all(min(places) >= 0 and len(places) == 102 for pack in packs for _, places in pack.picks)
-    assert all(len(pack.trunk) <= 299 for pack in packs)
+    packed_rows = pack_rows(rows)
+    assert all(
+        min(positions) >= 0 and len(positions) == 102 for packed in packed_rows for _, positions in packed.readouts
+    )
+    assert all(len(packed.prefix) <= 299 for packed in packed_rows)
 
 
 def test_groups_never_share():

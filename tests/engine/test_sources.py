@@ -12,7 +12,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_cell
 from mtlbench.composition import Sum
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.planning.plan import make_plan
 from mtlbench.planning.request import Request
@@ -81,7 +81,9 @@ def trained(method, protocol=PROTOCOL, *, folder=None, crash_at=None):
         parts[0][1],
         splits=parts[0][0],
         on_step=stepped,
-        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=StopRequest(), every_s=0.0)
+        if folder
+        else None,
     )
     states = [trainable_state(model)]
     method.fit(model, loop)

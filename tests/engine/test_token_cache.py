@@ -71,13 +71,13 @@ def test_nothing_half_written_is_left_or_read(folder):
 def test_a_folder_that_cannot_be_written_to_costs_a_warning(folder, caplog):
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     assert cached_rows(KEY, lambda: PAIRS) == PAIRS
-    assert "nothing is kept" in caplog.text
+    assert "nothing is cached" in caplog.text
 
 
 def test_a_file_in_the_place_of_the_folder_costs_a_warning(folder, caplog):
     (folder / "tokens").write_text("")
     assert cached_rows(KEY, lambda: PAIRS) == PAIRS
-    assert "nothing is kept" in caplog.text
+    assert "nothing is cached" in caplog.text
 
 
 def _many(number):

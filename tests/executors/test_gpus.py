@@ -89,7 +89,7 @@ def test_a_device_on_which_workers_die_is_left_out_and_its_cells_run_elsewhere(
     records = folder.records()
     assert {record.status for record in records.values()} == {"ok"} and len(records) == 8
     assert {record.notes["CUDA_VISIBLE_DEVICES"] for record in records.values()} == {inventory.names[1]}
-    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 are left" in caplog.text
+    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 left" in caplog.text
 
 
 def test_a_poison_cell_is_no_reason_to_leave_a_device_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +130,7 @@ def test_a_device_that_breaks_in_two_cells_is_left_out(tmp_path: Path, caplog: p
     wait_for(lambda: workers.alive() == 0)
     failed = [record for record in folder.records().values() if record.status == "failed"]
     assert len(failed) == 2 and len(folder.records()) == 8
-    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 are left" in caplog.text
+    assert f"{inventory.names[0]} is not used again: 2 workers in a row died on it; 1 left" in caplog.text
 
 
 def test_a_device_that_is_gone_is_not_used_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,7 +154,7 @@ def test_cells_that_no_device_group_can_hold_any_more_end_the_run(
     inventory.names.pop()
     wait_for(lambda: workers.alive() == 0)
     assert set(folder.records()) == {cells[1].key}, "the narrow one runs on what is left"
-    assert "1 usable devices are left, and cells that need 2 wait" in caplog.text
+    assert "1 usable devices are left, but some cells need 2" in caplog.text
 
 
 def test_two_runs_never_share_a_device_and_the_second_waits(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_two_runs_never_share_a_device_and_the_second_waits(tmp_path: Path) -> N
     assert all(used(two, cell)[1] >= ends for cell in second)
     held = leases.take(inventory.devices())
     assert held, "nothing is held when all are done"
-    leases.give_back(held)
+    leases.release(held)
 
 
 def test_a_device_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_device_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> Non
     workers.stop(grace_s=0)
     held = leases.take(inventory.devices())
     assert held is not None
-    leases.give_back(held)
+    leases.release(held)
 
 
 @pytest.mark.parametrize(("used", "stamp"), [(40, None), (600, "600")])

@@ -89,7 +89,7 @@ def test_a_killed_cell_is_tried_again_with_one_worker_less(tmp_path: Path, caplo
     cells = [toy_cell(0, do="die_once"), *(toy_cell(seed, seconds=0.4) for seed in range(1, 6))]
     code, folder = go(tmp_path / "run", cells, workers=2)
     assert code == 0 and len(folder.records()) == 6
-    assert "SIGKILL): it is started again once its cell is done" in caplog.text
+    assert "SIGKILL): restarted once its cell is done" in caplog.text
 
 
 def test_what_a_cell_started_ends_with_its_worker_wherever_it_went(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Costs, Failure, FailureClass, Record, TaskScore
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.workers.arguments import WorkerArguments
@@ -111,7 +111,7 @@ def _leak(record: Record) -> Record:
     return Record(**{**vars(record), "notes": {"leaked": told}, "provenance": {"command": [told]}})
 
 
-def engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: Stop) -> Callable[[Cell], Record]:
+def engine(given: WorkerArguments, folder: RunFolder, events: Events, stop: StopRequest) -> Callable[[Cell], Record]:
     return lambda cell: run(cell, folder, events)
 
 

@@ -92,7 +92,7 @@ def test_a_disturbed_row_is_marked_and_a_failed_one_said():
     lines = list(table_lines([measured(disturbed=True), failed]))
     (row,) = [line for line in lines if line.lstrip().startswith("lora*")]
     assert row.split()[1:] == ["demo", "unified", "3", "0.5000", "0.0000", "0.2000", "-"]
-    assert any("something else used the machine meanwhile, up to 0.4 cores" in line for line in lines)
+    assert any("other processes used the machine meanwhile, up to 0.4 cores" in line for line in lines)
     assert lines[-1] == "peml: oom: out of memory"
 
 
@@ -123,5 +123,5 @@ def test_a_shape_that_fits_nowhere_is_refused_with_both_sizes():
 
 def test_a_shape_on_a_processor_is_told_what_it_will_take():
     (told,) = forecast(make_rows({"methods": "lora,peml", "model": "random:t5-large"}), inventory=Room())
-    assert "random:t5-large on a processor: 1.4 GiB" in told and "2 rows" in told
+    assert "random:t5-large on a CPU: 1.4 GiB" in told and "2 rows" in told
     assert not list(forecast(make_rows({"methods": "lora"}), inventory=Room()))

@@ -18,7 +18,7 @@ from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch_counts, group_tasks
 from mtlbench.nn.low_rank.layer import merge_low_rank
 from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
@@ -115,7 +115,9 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         setup,
         Protocol(steps=10, batch_size=8, evals_per_run=2, patience=9, learning_rate=1e-2),
         on_step=stepped,
-        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=StopRequest(), every_s=0.0)
+        if folder
+        else None,
     )
     method.fit(model, loop)
     return model, setup, loop

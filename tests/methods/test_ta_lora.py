@@ -18,7 +18,7 @@ from mtlbench.cells.guards import label_logits
 from mtlbench.errors import PluginError, RequestError
 from mtlbench.evaluation.packable import packable
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
-from mtlbench.files.stop_request import Stop
+from mtlbench.files.stop_request import StopRequest
 from mtlbench.nn.attachments import get_state
 from mtlbench.nn.prefixes.attention import AttentionSlot, gated_prefix_attention
 from mtlbench.nn.prefixes.fast_slow import FastSlowPrompts
@@ -192,7 +192,9 @@ def trained(method=SMALL, *, folder=None, crash_at=None):
         parts[0][1],
         splits=parts[0][0],
         on_step=stepped,
-        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=Stop(), every_s=0.0) if folder else None,
+        recovery=CheckpointPolicy(CheckpointStore(folder, identity={}), stop=StopRequest(), every_s=0.0)
+        if folder
+        else None,
     )
     states = [trainable_state(model)]
     method.fit(model, loop)

@@ -26,7 +26,7 @@ def test_requests_with_other_cells_share_a_folder(folder: RunFolder, caplog: pyt
     second = folder.put_request({"methods": "toy"}, [make_cell(1), make_cell(2)])
     assert folder.put_request({"methods": "toy"}, [make_cell(1), make_cell(2)]) == second != first
     assert folder.cells(first) == [make_cell(0), make_cell(1)]
-    assert folder.words(first) == {"methods": "toy", "data": "demo"}
+    assert folder.options(first) == {"methods": "toy", "data": "demo"}
     assert {request["id"] for request in folder.requests()} == {first, second}
     assert {cell.seed for cell in folder.expected()} == {0, 1, 2} and len(folder.expected()) == 3
     with pytest.raises(StoreError, match="no request 'nothing'"):
@@ -140,7 +140,7 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(folder: RunFolder) -> 
     done = subprocess.run([sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
     assert "DiskError" in last and "needs " in last and " bytes are free" not in last
-    assert re.search(r"needs \d{3} bytes and [\d,]+ are free\. The size of single files is limited too", last), last
+    assert re.search(r"needs \d{3} bytes and [\d,]+ are free\. The size of a single file is limited too", last), last
     assert [path.name for path in (folder.path / "requests").iterdir()] == []
 
 

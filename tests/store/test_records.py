@@ -189,7 +189,7 @@ def test_a_record_deleted_or_replaced_by_hand_is_told(folder: RunFolder) -> None
         publish(folder, scored(seed, 50.0))
     replaced.unlink()
     publish(folder, scored(1, 50.0))
-    assert folder.problems() == ["Damaged files in quarantine/: 1. No result is missing for them."]
+    assert folder.problems() == ["Damaged files in quarantine/: 1. No result is missing."]
 
 
 def test_a_failed_record_is_retired_only_by_who_has_the_claim(folder: RunFolder) -> None:

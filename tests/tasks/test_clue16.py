@@ -76,7 +76,7 @@ def test_real_rows_train_and_score(shared_data, name):
 
 @pytest.mark.parametrize("name", sorted(NO_SAMPLES))
 def test_a_set_that_is_not_in_the_folder_is_named_with_its_file(shared_data, name):
-    with pytest.raises(Exception, match=r"train\.parquet', which is not there"):
+    with pytest.raises(Exception, match=r"train\.parquet', which does not exist"):
         loaded(CLUE16, TASKS[name], str(shared_data))
 
 

@@ -6,7 +6,7 @@ import pytest
 from suite_loading import by_name, loaded, prompts, stock_of
 
 from mtlbench.data.examples import evaluation_golds, training_pairs
-from mtlbench.data.source import wanted_splits
+from mtlbench.data.source import required_splits
 from mtlbench_tasks.commonsense import COMMONSENSE, mtlbench_tasks
 from mtlbench_tasks.superglue import SUPERGLUE
 
@@ -20,7 +20,7 @@ def test_the_suite_has_the_eight_tasks_and_reads_no_test_split():
     }  # fmt: skip
     for task in COMMONSENSE.tasks:
         assert task.licence and task.source and task.metrics == ("acc",)
-        assert wanted_splits(task) == ("train", "validation")
+        assert required_splits(task) == ("train", "validation")
     assert TASKS["boolq"] is by_name(SUPERGLUE)["boolq"], "one data set, one prompt"
 
 

@@ -10,7 +10,7 @@ from suite_loading import by_name, loaded, prompts, stock, stock_of
 
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds, training_pairs
-from mtlbench.data.source import wanted_splits
+from mtlbench.data.source import required_splits
 from mtlbench_tasks.mmlu import ALL, AUXILIARY, FIVE_SHOT, MMLU, mtlbench_tasks
 from mtlbench_tasks.subjects import SUBJECTS
 
@@ -23,7 +23,7 @@ def test_the_subjects_are_the_57_of_lm_eval():
     assert [f"mmlu_{subject}" for subject in SUBJECTS] == sorted(path.stem for path in STOCK.glob("mmlu_*.yaml"))
     for suite in (MMLU, FIVE_SHOT):
         assert [task.name for task in suite.tasks] == list(SUBJECTS)
-        assert all(wanted_splits(task) == ("dev", "test") and task.licence and task.source for task in suite.tasks)
+        assert all(required_splits(task) == ("dev", "test") and task.licence and task.source for task in suite.tasks)
     assert {task.shots for task in MMLU.tasks} == {0} and {task.shots for task in FIVE_SHOT.tasks} == {5}
 
 

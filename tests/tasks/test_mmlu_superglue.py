@@ -8,8 +8,8 @@ from suite_loading import by_name, loaded, prompts
 
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import training_pairs
-from mtlbench.data.from_train import scored_from_train
-from mtlbench.data.source import wanted_splits
+from mtlbench.data.from_train import eval_from_train_splits
+from mtlbench.data.source import required_splits
 from mtlbench_tasks.mmlu import FIVE_SHOT
 from mtlbench_tasks.mmlu_superglue import MMLU_SUPERGLUE, mtlbench_tasks
 from mtlbench_tasks.subjects import SUBJECTS
@@ -40,9 +40,9 @@ def test_auxiliary_rows_are_learnt_without_worked_examples():
 
 
 def test_the_split_of_the_worked_examples_is_read_and_kept_when_training_rows_are_divided():
-    assert wanted_splits(MMLU) == ("auxiliary_train", "test", "dev")
+    assert required_splits(MMLU) == ("auxiliary_train", "test", "dev")
     splits = open_source("demo", suites={"mmlu_superglue": MMLU_SUPERGLUE}).splits(MMLU)
-    divided = scored_from_train(MMLU, splits, share=0.1, train_rows=50)
+    divided = eval_from_train_splits(MMLU, splits, share=0.1, train_rows=50)
     assert (len(divided["auxiliary_train"]), len(divided["test"]), len(divided["dev"])) == (45, 5, 285)
     asked = {doc["question"] for doc in divided["test"]}
     assert not asked & set(splits["test"]["question"])

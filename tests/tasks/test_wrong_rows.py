@@ -10,7 +10,7 @@ import pytest
 
 from mtlbench.api.task import Task
 from mtlbench.data.choose import open_source
-from mtlbench.data.source import wanted_splits
+from mtlbench.data.source import required_splits
 from mtlbench.errors import DataError
 from mtlbench_tasks.attempt21 import ATTEMPT21
 from mtlbench_tasks.clue16 import CLUE16
@@ -51,7 +51,7 @@ def said(folder: Path, task: Task) -> str:
 
 @each_task
 def test_wrong_values_missing_columns_and_empty_splits_are_named(tmp_path, suite, task):
-    rows = {split: suite.demo(task.dataset, task.config, split)[:5] for split in wanted_splits(task)}
+    rows = {split: suite.demo(task.dataset, task.config, split)[:5] for split in required_splits(task)}
     for split in rows:
         for good in rows:
             written(tmp_path, task, good, rows[good])

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.files.stop_request import DRAIN_S, Stop
+from mtlbench.files.stop_request import DRAIN_S, StopRequest
 from mtlbench.training.checkpoints.checkpoint import Checkpoint, CheckpointStore, TrainingPosition
 
 EVERY_S = 60.0
@@ -55,7 +55,7 @@ class CheckpointPolicy:
         self,
         checkpoints: CheckpointStore | None,
         *,
-        stop: Stop,
+        stop: StopRequest,
         every_s: float = EVERY_S,
         writes: bool = True,
         about: Callable[[], Mapping[str, Any]] = dict,
@@ -89,7 +89,7 @@ class CheckpointPolicy:
     @property
     def due(self) -> bool:
         """Whether it is time to save. To be asked once per step."""
-        return self.stop.asked or time.monotonic() >= self._next
+        return self.stop.requested or time.monotonic() >= self._next
 
     def give_up(self, reason: str) -> None:
         """Write no checkpoint from here on, and let go of those there are."""

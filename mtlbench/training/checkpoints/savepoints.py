@@ -44,14 +44,14 @@ class TrainerState:
         """Whether to save now."""
         return self._recovery is not None and self._ranks.any(self._recovery.due)
 
-    def asked_to_end(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether the worker was."""
-        return self._recovery is not None and self._recovery.stop.asked
+        return self._recovery is not None and self._recovery.stop.requested
 
     def end_if_asked(self) -> None:
         """Raise :class:`~mtlbench.files.stop_request.Stopped` if the worker was asked to end."""
-        if self._recovery is not None and self._ranks.any(self._recovery.stop.asked):
-            self._recovery.stop.ask()
+        if self._recovery is not None and self._ranks.any(self._recovery.stop.requested):
+            self._recovery.stop.stop_now()
 
     def begin_run(self) -> None:
         """Look at the model before a run changes it."""
