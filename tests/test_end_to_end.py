@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import python_path
 
 from mtlbench.store import RunFolder
 
@@ -37,7 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, installed) -> Path:
     path = installed(Path("mtlbench-example"), folder / "site")
     for model in ("demo", "demo-t5"):
         words = ("--methods", "base,lora,mtl_lora,peml,scaled_rows", "--model", model)
-        done = call(*RUN, *words, cwd=folder, env=environment(PYTHONPATH=path))
+        done = call(*RUN, *words, cwd=folder, env=environment(PYTHONPATH=python_path(path)))
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -78,7 +79,7 @@ def test_the_report_shows_everyone_and_says_demo_data(study: Path):
 
 
 def test_a_stranger_is_listed_with_its_distribution(study: Path):
-    done = call("list", "methods", cwd=study, env=environment(PYTHONPATH=str(study / "site")))
+    done = call("list", "methods", cwd=study, env=environment(PYTHONPATH=python_path(study / "site")))
     assert "scaled_rows" in done.stdout and "mtlbench-example 0.1.0" in done.stdout
 
 
@@ -139,7 +140,7 @@ def test_a_failed_cell_never_stops_the_others_and_is_tried_again(tmp_path: Path,
     text = (site / "mtlbench_example.py").read_text()
     (site / "mtlbench_example.py").write_text(text.replace("import torch  #", "raise ValueError('boom')  #"))
     words = (*RUN, "--methods", "scaled_rows,base")
-    done = call(*words, cwd=tmp_path, env=environment(PYTHONPATH=path))
+    done = call(*words, cwd=tmp_path, env=environment(PYTHONPATH=python_path(path)))
     assert done.returncode == 1
     records = {r.cell.method: r for r in RunFolder(tmp_path / "out").records().values()}
     assert records["base"].status == "ok" and records["scaled_rows"].status == "failed"
@@ -148,7 +149,7 @@ def test_a_failed_cell_never_stops_the_others_and_is_tried_again(tmp_path: Path,
     report = call("report", "out", cwd=tmp_path).stdout
     assert "boom" in report and "scaled_rows" in report
     (site / "mtlbench_example.py").write_text(text)
-    assert call(*words, cwd=tmp_path, env=environment(PYTHONPATH=path)).returncode == 0
+    assert call(*words, cwd=tmp_path, env=environment(PYTHONPATH=python_path(path))).returncode == 0
     assert all(r.status == "ok" for r in RunFolder(tmp_path / "out").records().values())
 
 

@@ -18,7 +18,7 @@ import pytest
 import ranks_job
 import torch
 from ranks_job import EQUAL, STEPS, Training, tiny_seq2seq
-from toy_worker import wait_for
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch

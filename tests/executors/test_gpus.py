@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, ran, toy_cell, toy_folder, wait_for
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch, Workers

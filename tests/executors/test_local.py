@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch, Workers

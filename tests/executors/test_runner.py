@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
@@ -108,7 +110,7 @@ def test_a_wrong_device_starts_nothing_and_ends_the_display(tmp_path: Path, monk
 RUN = """
 import signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from toy_worker import COMMAND
 from mtlbench.observers import progress
 from mtlbench.executors.local import LocalExecutor
@@ -124,7 +126,7 @@ sys.exit(run(folder, request, cells, LocalExecutor(command=COMMAND), {{"progress
 
 
 def start(folder: RunFolder, request: str, *, hang_up: str = "hup") -> subprocess.Popen[str]:
-    code = RUN.format(tests=str(Path(__file__).parent))
+    code = RUN.format(path=sys.path)
     words = [sys.executable, "-c", code, str(folder.path), request, hang_up]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

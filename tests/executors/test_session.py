@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.executors.local import LocalExecutor
@@ -98,7 +100,7 @@ def test_workers_that_nobody_sends_more_end_by_themselves(tmp_path: Path, monkey
 RUN = """
 import signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from test_session import ask, batches, session
 from mtlbench.store import RunFolder
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,7 +117,7 @@ sys.exit(max(codes))
 
 
 def start(path: Path, *, seconds: float) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parent)), str(path), str(seconds)]
+    words = [sys.executable, "-c", RUN.format(path=sys.path), str(path), str(seconds)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 from mtlbench.errors import RequestError
 from mtlbench.files import failpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

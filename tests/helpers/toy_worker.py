@@ -107,23 +107,6 @@ def toy_engine(given: Assignment, folder: RunFolder, events: Events) -> Callable
     return lambda cell: toy_run(cell, folder, events)
 
 
-def wait_for(holds: Callable[[], object], *, seconds: float = 60) -> None:
-    """Return once ``holds()`` is true; fail when it never gets so."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie that waits to be collected."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
 def toy_folder(path: Path, cells: list[Cell]) -> tuple[RunFolder, str]:
     folder = RunFolder(path)
     folder.preflight()

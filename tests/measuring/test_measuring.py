@@ -98,7 +98,7 @@ def test_a_disturbed_row_is_marked_and_a_failed_one_said():
 
 def test_planning_a_measurement_loads_no_torch():
     code = (
-        "import sys; from mtlbench.measuring import presets, records, request, run, table\n"
+        "import sys; from mtlbench.measuring import records, request, run, table\n"
         "request.make_rows({'methods': 'lora,peml', 'model': 'random:t5-large'}); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

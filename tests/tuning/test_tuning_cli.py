@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_worker import alive, wait_for
+from processes import alive
+from waiting import wait_for
 
 from mtlbench.store import RunFolder
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive, python_path
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.store import RunFolder
 
@@ -150,7 +152,7 @@ def test_a_broken_observer_in_a_worker_harms_nothing(tmp_path: Path) -> None:
         "import mtlbench\n@mtlbench.hookimpl\ndef mtlbench_cell_started(cell):\n    raise OSError('no tracker')\n"
     )
     folder, request = toy_folder(tmp_path / "run", [toy_cell(0), toy_cell(1)])
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    environment = {**os.environ, "PYTHONPATH": python_path(site)}
     words = [*COMMAND, "--folder", str(folder.path), "--request", request]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
