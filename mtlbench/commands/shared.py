@@ -62,7 +62,7 @@ def _seeds(words: str) -> tuple[int, ...]:
 
 
 def limits_from(words: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :data:`mtlbench.commands.options.LIMITS` out of a command's, as :func:`runner.run` takes."""
+    """Take the options of :data:`mtlbench.commands.options.LIMITS` out of a command's, as the runner does."""
     given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := words.pop(name)) is not None}
     return {"devices": devices_from(words), **given}
 

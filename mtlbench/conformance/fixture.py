@@ -256,4 +256,4 @@ class Check:
     advice: str
     """What to change where the promise is broken; empty where only an exception can break it."""
     run: Callable[[Fixture], None]
-    """Raises :class:`PromiseBroken` with what was seen, :class:`NotApplicable`, or what the method raised."""
+    """Raises ``PromiseBroken`` with what was seen, ``NotApplicable``, or what the method raised."""

@@ -54,7 +54,7 @@ class Stop:
 
     @contextlib.contextmanager
     def held(self, *, for_s: float = math.inf) -> Iterator[None]:
-        """Do not raise inside: a signal that comes sets :attr:`asked` and waits for the next :meth:`check`.
+        """Do not raise inside: a signal that comes sets ``asked`` and waits for the next :meth:`check`.
 
         A signal that comes ``for_s`` seconds after the first one raises all the same.
         """

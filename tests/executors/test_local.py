@@ -13,7 +13,7 @@ from toy_worker import COMMAND, ran, toy_cell, toy_folder
 from waiting import wait_for
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import DevicesPerCell, Launch, Workers
+from mtlbench.api.executor import Launch, Workers
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
@@ -83,17 +83,6 @@ def test_wide_cells_come_first_and_narrow_ones_take_what_is_left() -> None:
     assert shares(5, {1: 9, 4: 3}, most=9) == {4: 1, 1: 1}
     assert shares(8, {2: 9}, most=3) == {2: 3}
     assert shares(3, {4: 2, 1: 1}, most=3) == {4: 0, 1: 1}
-
-
-def test_the_words_for_devices_per_cell_are_read() -> None:
-    rule = DevicesPerCell.read("2,toy=4")
-    assert (rule(toy_cell()), rule(toy_cell(method="other")), str(rule)) == (4, 2, "2,toy=4")
-    assert DevicesPerCell.read(str(rule)) == rule and DevicesPerCell.read("1") == DevicesPerCell()
-    for words in ("0", "x", "full=", "=2", "1,,2", "-1"):
-        with pytest.raises(RequestError, match="--devices-per-cell"):
-            DevicesPerCell.read(words)
-    with pytest.raises(RequestError, match="'toi', no method here. Did you mean 'toy'"):
-        DevicesPerCell.read("toi=2").check([toy_cell()])
 
 
 def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Drawings(Generic[T]):
 def drawings(
     study: Study, show: Callable[[int, Chart], T], *, copies: int | None = None
 ) -> Iterator[Callable[[], list[Drawings[T]]]]:
-    """Begin to draw the charts of every table, inside :func:`..style.drawing`; what it gives waits for them.
+    """Begin to draw the charts of every table, inside ``style.drawing``; what it gives waits for them.
 
     ``show`` makes a value of a chart and of the number of its table, such as the bytes of a file. Figures take most of
     the time of a report, so they are drawn in ``copies`` of this process (:func:`mtlbench.files.copies.in_copies`).
