@@ -8,11 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from processes import python_path
+from waiting import wait_for
 
 from mtlbench.store import RunFolder
 
@@ -110,9 +110,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_completes(tmp_path: Path):
         [*CLI, *words], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, start_new_session=True
     )
     records = tmp_path / "out" / "records"
-    deadline = time.monotonic() + 300
-    while not list(records.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: list(records.glob("*.json")), seconds=300)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     worker = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and str(tmp_path) in _command(p)]

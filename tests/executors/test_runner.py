@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from holding import hold, release
 from processes import alive
 from toy_worker import COMMAND, ran, toy_cell, toy_folder
 from waiting import wait_for
@@ -158,8 +159,9 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
 
 
 def test_a_killed_parent_takes_its_workers_with_it_and_the_next_run_completes(tmp_path: Path) -> None:
-    cells = [toy_cell(seed, seconds=0.5) for seed in range(6)]
+    cells = [toy_cell(seed) for seed in range(6)]
     folder, request = toy_folder(tmp_path / "run", cells)
+    hold(folder, cells[2:])
     process = start(folder, request)
     wait_for(lambda: folder.records() and folder.claims())
     pids = {claim.owner.pid for claim in folder.claims().values()}
@@ -168,6 +170,7 @@ def test_a_killed_parent_takes_its_workers_with_it_and_the_next_run_completes(tm
     wait_for(lambda: not any(alive(pid) for pid in pids))
     finished = set(folder.records())
     assert 0 < len(finished) < 6
+    release(folder)
     process = start(folder, request)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from bench import Bench, Tally
 from fault_worker import fault_cell, undisturbed
+from holding import hold, release
 from processes import alive, children, stopped
 from waiting import wait_for
 
@@ -69,8 +70,10 @@ def test_a_worker_killed_at_a_fail_point(bench_of: Make, tally: Tally, point: st
 @pytest.mark.repeated()
 def test_a_parent_killed_with_three_jobs_running(bench_of: Make, tally: Tally, seed: int) -> None:
     bench = bench_of([fault_cell(n, seconds=0.2) for n in range(9)])
+    hold(bench.folder, bench.cells)
     parent = bench.run(workers=3)
     wait_for(lambda: len(bench.folder.claims()) == 3)
+    release(bench.folder)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     workers = children(parent.pid)
     parent.kill()

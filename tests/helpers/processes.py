@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 
@@ -24,6 +25,13 @@ def alive(pid: int) -> bool:
 def stopped(pid: int) -> bool:
     """Whether a signal stopped the process."""
     return state(pid) == "T"
+
+
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal has come that the process has not taken yet, as a stopped one does not."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def children(pid: int) -> list[int]:

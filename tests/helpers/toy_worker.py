@@ -4,7 +4,8 @@
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
-device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``; ``seconds`` is how long it works.
+device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``;
+``seconds`` is how long it works. A cell that :mod:`holding` holds waits after the second of its four steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from holding import wait_while_held
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Failure, Record
@@ -88,6 +91,8 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     began = time.monotonic()
     events.training_planned(cell, 4)
     for step in range(1, 5):
+        if step == 3:
+            wait_while_held(folder, cell)
         time.sleep(float(cell.settings["seconds"] or 0) / 4)
         events.step_finished(cell, step, Numbers([1.0, 2.0, 6.0]), Numbers([0, 1, 1]))  # type: ignore[arg-type]
     loss = float("nan") if do == "nan" else 0.0
