@@ -78,6 +78,17 @@ def test_tests_lie_in_the_room_they_test() -> None:
     assert {path.name for path in (ROOT / "tests").glob("test_*.py")} == ALONE, "a test goes to the room it tests"
 
 
+def test_the_quick_tests_are_there() -> None:
+    """Renamed files and tests would end ``make test-quick`` with an error; every room has some of its tests in it."""
+    lines = (ROOT / "tests" / "quick.txt").read_text().split()
+    for line in lines:
+        path, _, name = line.partition("::")
+        assert (ROOT / path).exists(), line
+        assert not name or f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), line
+    rooms = {path.parent.name for path in (ROOT / structure.PACKAGE).glob("*/__init__.py")}
+    assert rooms <= {Path(line.partition("::")[0]).parts[1] for line in lines}
+
+
 def test_no_two_files_of_tests_have_one_name() -> None:
     """Folders of tests are no packages, so that a second file of a name would hide the first."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py")]
@@ -88,10 +99,11 @@ def test_the_figures_of_a_tree_that_breaks_every_rule(tmp_path: Path) -> None:
     """What the tests above would say of it: a guard that cannot fail guards nothing."""
     files = {
         "__init__.py": "",
-        "high/__init__.py": "from mtlbench.low import one",
+        "high/__init__.py": "",
+        "high/user.py": "from mtlbench.low import one",
         "low/__init__.py": "",
         "low/one.py": "def f():\n    from mtlbench.low.two import g",
-        "low/two.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .one import f\nimport mtlbench.high",
+        "low/two.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .one import f\nimport mtlbench.high.user",
         "lost/__init__.py": "",
     }
     for name, text in files.items():
@@ -102,11 +114,14 @@ def test_the_figures_of_a_tree_that_breaks_every_rule(tmp_path: Path) -> None:
         '[[tool.importlinter.contracts]]\ntype = "layers"\nlayers = ["mtlbench.high", "mtlbench.low"]\n'
     )
     graph = structure.read_graph(tmp_path)
-    assert structure.circles(graph.imports) == [["mtlbench.high", "mtlbench.low.one", "mtlbench.low.two"]]
+    assert structure.circles(graph.imports) == [["mtlbench.high.user", "mtlbench.low.one", "mtlbench.low.two"]]
     assert structure.upward(graph, structure.layers(tmp_path)) == [("low", "high")]
     assert structure.mutual(graph) == [("mtlbench.high", "mtlbench.low")]
-    assert structure.small_files(graph) == ["mtlbench.low.one", "mtlbench.low.two"]
-    assert structure.flat_files(graph) == {"mtlbench.low": 2} and structure.room_lines(graph)["low"] == 6
+    assert structure.small_files(graph) == ["mtlbench.high.user", "mtlbench.low.one", "mtlbench.low.two"]
+    assert (
+        structure.flat_files(graph) == {"mtlbench.high": 1, "mtlbench.low": 2}
+        and structure.room_lines(graph)["low"] == 6
+    )
 
 
 @pytest.mark.parametrize("figure", ["files", "circles of imports", "arrows against the layers"])
