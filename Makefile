@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.mtlbench-installed
 
-.PHONY: demo test test-slow reliability soak check format install clean
+.PHONY: demo test test-quick test-slow reliability soak check format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -13,6 +13,10 @@ demo: $(STAMP)
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+# An answer in less than two minutes on two cores: the tests of tests/quick.txt, or with ROOM=nn all of one room that are not slow.
+test-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(if $(ROOM),tests/$(ROOM),@tests/quick.txt)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -183,9 +183,8 @@ def main() -> int:
     wrong = [side for side in options.sides if side not in SIDES]
     if wrong:
         parser.error(f"unknown side {wrong[0]!r}; known: {', '.join(SIDES)}")
-    print(
-        f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n\n{header(options.sides)}"
-    )
+    print(f"matrix rate {probe(torch.device(options.device)).float32_gflops:.0f} GFLOP/s in float32\n")
+    print(header(options.sides))
     results = []
     for name in names:
         results.append(measure(name, options))

@@ -8,10 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import python_path
+from waiting import wait_for
 
 from mtlbench.store import RunFolder
 
@@ -37,7 +38,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, installed) -> Path:
     path = installed(Path("mtlbench-example"), folder / "site")
     for model in ("demo", "demo-t5"):
         words = ("--methods", "base,lora,mtl_lora,peml,scaled_rows", "--model", model)
-        done = call(*RUN, *words, cwd=folder, env=environment(PYTHONPATH=path))
+        done = call(*RUN, *words, cwd=folder, env=environment(PYTHONPATH=python_path(path)))
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -78,7 +79,7 @@ def test_the_report_shows_everyone_and_says_demo_data(study: Path):
 
 
 def test_a_stranger_is_listed_with_its_distribution(study: Path):
-    done = call("list", "methods", cwd=study, env=environment(PYTHONPATH=str(study / "site")))
+    done = call("list", "methods", cwd=study, env=environment(PYTHONPATH=python_path(study / "site")))
     assert "scaled_rows" in done.stdout and "mtlbench-example 0.1.0" in done.stdout
 
 
@@ -109,9 +110,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_completes(tmp_path: Path):
         [*CLI, *words], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, start_new_session=True
     )
     records = tmp_path / "out" / "records"
-    deadline = time.monotonic() + 300
-    while not list(records.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: list(records.glob("*.json")), seconds=300)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
     worker = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and str(tmp_path) in _command(p)]
@@ -139,7 +138,7 @@ def test_a_failed_cell_never_stops_the_others_and_is_tried_again(tmp_path: Path,
     text = (site / "mtlbench_example.py").read_text()
     (site / "mtlbench_example.py").write_text(text.replace("import torch  #", "raise ValueError('boom')  #"))
     words = (*RUN, "--methods", "scaled_rows,base")
-    done = call(*words, cwd=tmp_path, env=environment(PYTHONPATH=path))
+    done = call(*words, cwd=tmp_path, env=environment(PYTHONPATH=python_path(path)))
     assert done.returncode == 1
     records = {r.cell.method: r for r in RunFolder(tmp_path / "out").records().values()}
     assert records["base"].status == "ok" and records["scaled_rows"].status == "failed"
@@ -148,7 +147,7 @@ def test_a_failed_cell_never_stops_the_others_and_is_tried_again(tmp_path: Path,
     report = call("report", "out", cwd=tmp_path).stdout
     assert "boom" in report and "scaled_rows" in report
     (site / "mtlbench_example.py").write_text(text)
-    assert call(*words, cwd=tmp_path, env=environment(PYTHONPATH=path)).returncode == 0
+    assert call(*words, cwd=tmp_path, env=environment(PYTHONPATH=python_path(path))).returncode == 0
     assert all(r.status == "ok" for r in RunFolder(tmp_path / "out").records().values())
 
 

@@ -39,7 +39,7 @@ def read_graph(root: Path = ROOT) -> Graph:
     """The graph of ``root/mtlbench``, read from its files without importing them."""
     files = {_module(path.relative_to(root)): path for path in sorted((root / PACKAGE).rglob("*.py"))}
     imports = {
-        module: frozenset(_imported(ast.parse(path.read_text(encoding="utf-8")), files)) - {module}
+        module: frozenset(_imported(ast.parse(path.read_text(encoding="utf-8")), module, files)) - {module}
         for module, path in files.items()
     }
     return Graph(files, imports)
@@ -76,8 +76,8 @@ def circles(arrows: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 def layers(root: Path = ROOT) -> list[list[str]]:
     """The rooms by the ``layers`` contract of import-linter, highest first; rooms of one layer stand together."""
-    told = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    contract = next(c for c in told["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = next(c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     return [[room_of(name.strip()) for name in layer.split(":")] for layer in contract["layers"]]
 
 
@@ -105,28 +105,49 @@ def mutual(graph: Graph) -> list[tuple[str, str]]:
     return [(a, b) for a in sorted(arrows) for b in sorted(arrows[a]) if a < b and a in arrows.get(b, ())]
 
 
-def figures(root: Path = ROOT) -> dict[str, object]:
+def line_counts(graph: Graph) -> dict[str, int]:
+    """Lines of each module."""
+    return {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in graph.files.items()}
+
+
+def room_lines(graph: Graph) -> dict[str, int]:
+    """Lines of each room, folders below it included."""
+    found: dict[str, int] = {}
+    for module, lines in line_counts(graph).items():
+        found[room_of(module)] = found.get(room_of(module), 0) + lines
+    return found
+
+
+def flat_files(graph: Graph) -> dict[str, int]:
+    """Files of each folder itself, without ``__init__.py``."""
+    found: dict[str, int] = {}
+    for module, path in graph.files.items():
+        if path.name != "__init__.py":
+            folder = _folder(module, path)
+            found[folder] = found.get(folder, 0) + 1
+    return found
+
+
+def small_files(graph: Graph) -> list[str]:
+    """Modules of at most :data:`SMALL` lines, without ``__init__.py``."""
+    lines = line_counts(graph)
+    return [m for m, path in graph.files.items() if path.name != "__init__.py" and lines[m] <= SMALL]
+
+
+def figures(root: Path = ROOT) -> dict[str, int | str]:
     """What is measured, by name."""
     graph = read_graph(root)
-    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in graph.files.items()}
-    inits = {module for module, path in graph.files.items() if path.name == "__init__.py"}
-    flat: dict[str, int] = {}
-    rooms: dict[str, int] = {}
-    for module, path in graph.files.items():
-        rooms[room_of(module)] = rooms.get(room_of(module), 0) + lines[module]
-        if module not in inits:
-            folder = _folder(module, path)
-            flat[folder] = flat.get(folder, 0) + 1
+    rooms, flat = room_lines(graph), flat_files(graph)
     largest, most = max(rooms, key=rooms.__getitem__), max(flat, key=flat.__getitem__)
     return {
         "files": len(graph.files),
-        f"files of at most {SMALL} lines": sum(n <= SMALL for module, n in lines.items() if module not in inits),
+        f"files of at most {SMALL} lines": len(small_files(graph)),
         "flat files in the largest folder": f"{flat[most]} ({most})",
         "circles of imports": len(circles(graph.imports)),
         "arrows against the layers": len(upward(graph, layers(root))),
         "pairs of folders that import each other": len(mutual(graph)),
         "largest room": f"{100 * rooms[largest] / sum(rooms.values()):.1f} % of the lines ({largest})",
-        "lines": sum(lines.values()),
+        "lines": sum(rooms.values()),
         "test files in the root of tests/": len(list((root / "tests").glob("test_*.py"))),
     }
 
@@ -140,14 +161,18 @@ def _folder(module: str, path: Path) -> str:
     return module if path.name == "__init__.py" else module.rpartition(".")[0]
 
 
-def _imported(tree: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
+def _imported(tree: ast.AST, module: str, known: Mapping[str, Path]) -> Iterator[str]:
+    folder = _folder(module, known[module])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and node.module in known:
-            for alias in node.names:
-                below = f"{node.module}.{alias.name}"
-                yield below if below in known else node.module
+        elif isinstance(node, ast.ImportFrom):
+            above = folder.split(".")[: len(folder.split(".")) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            if source in known:
+                for alias in node.names:
+                    below = f"{source}.{alias.name}"
+                    yield below if below in known else source
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def show_written(written: Written) -> None:
 
 
 def limits_from(options: dict[str, Any]) -> dict[str, Any]:
-    """Take :data:`mtlbench.commands.options.LIMITS` out of a command's options, as :func:`runner.run` takes them."""
+    """Take :data:`mtlbench.commands.options.LIMITS` out of a command's options, as the runner takes them."""
     given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := options.pop(name)) is not None}
     return {"devices": devices_from(options), **given}
 

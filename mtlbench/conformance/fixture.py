@@ -256,4 +256,4 @@ class Check:
     advice: str
     """What to change if the promise is broken; empty if only an exception can break it."""
     run: Callable[[Fixture], None]
-    """Raises :class:`PromiseBroken` with what was observed, :class:`NotApplicable`, or the method's exception."""
+    """Raises ``PromiseBroken`` with what was observed, ``NotApplicable``, or the method's exception."""

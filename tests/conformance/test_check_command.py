@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import python_path
 
 from mtlbench.conformance.kit import CHECKS
 
@@ -47,7 +48,7 @@ def mtlbench_methods():
 
 
 def check(words: str, *, path: str = "") -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": path}
+    env = {**os.environ, "PYTHONPATH": python_path(path)}
     command = [sys.executable, "-m", "mtlbench", "check", words]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from processes import python_path
 from toy_tasks import ARC, RTE, SUITE, rte_rows, write
 
 from mtlbench.api.task import TaskSuite
@@ -18,7 +19,7 @@ from mtlbench.data.source import find_task
 from mtlbench.errors import DataError
 
 NONE = {}
-HERE = str(Path(__file__).parent)
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_the_hub_names_what_can_be_done_without_it(monkeypatch, tmp_path):
         "try:\n    open_source('hub', suites={}).check(RTE)\n"
         "except DataError as error:\n    print(error)\n"
     )
-    env = {"PYTHONPATH": HERE, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_CACHE": str(tmp_path)}
+    env = {"PYTHONPATH": python_path(HELPERS), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     for word in ("nyu-mll/glue", "cannot be reached", "--data DIR", "--model demo"):
         assert word in done.stdout
@@ -180,6 +181,6 @@ def test_checking_data_loads_neither_torch_nor_datasets(folder):
         f"s = open_source({str(folder)!r}, suites={{}})\ns.check(RTE)\ns.identity([RTE])\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'lm_eval'} & set(sys.modules)))"
     )
-    env = {"PYTHONPATH": HERE}
+    env = {"PYTHONPATH": python_path(HELPERS)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

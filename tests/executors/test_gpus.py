@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, ran, toy_cell, toy_folder, wait_for
+from holding import hold, release
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Launch, Workers
@@ -82,9 +80,12 @@ def test_cells_of_one_two_and_four_gpus_share_four_without_overlap(tmp_path: Pat
 def test_a_device_on_which_workers_die_is_left_out_and_its_cells_run_elsewhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cells = [toy_cell(seed, do="bad_gpu", seconds=0.4) for seed in range(8)]
+    cells = [toy_cell(seed, do="bad_gpu") for seed in range(8)]
     inventory = shelf("bad", "good")
+    hold(toy_folder(tmp_path / "run", cells)[0], cells)
     folder, workers = begin(tmp_path / "run", cells, inventory)
+    wait_for(lambda: workers.alive() and "is not used again" in caplog.text)
+    release(folder)  # so far one cell is held on the good device, and two died on the other
     wait_for(lambda: workers.alive() == 0)
     records = folder.records()
     assert {record.status for record in records.values()} == {"ok"} and len(records) == 8
@@ -124,9 +125,12 @@ def test_a_cell_that_breaks_the_device_ends_its_worker_and_the_next_gets_a_fresh
 
 
 def test_a_device_that_breaks_in_two_cells_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cells = [toy_cell(seed, do="break_bad", seconds=0.5) for seed in range(8)]
+    cells = [toy_cell(seed, do="break_bad") for seed in range(8)]
     inventory = shelf("bad", "good")
+    hold(toy_folder(tmp_path / "run", cells)[0], cells)
     folder, workers = begin(tmp_path / "run", cells, inventory)
+    wait_for(lambda: workers.alive() and "is not used again" in caplog.text)
+    release(folder)  # so far one cell is held on the good device, and two broke the other
     wait_for(lambda: workers.alive() == 0)
     failed = [record for record in folder.records().values() if record.status == "failed"]
     assert len(failed) == 2 and len(folder.records()) == 8
@@ -159,11 +163,14 @@ def test_cells_that_no_device_group_can_hold_any_more_end_the_run(
 
 def test_two_runs_never_share_a_device_and_the_second_waits(tmp_path: Path) -> None:
     inventory = shelf("a")
-    first = [toy_cell(seed, seconds=0.5) for seed in range(2)]
-    second = [toy_cell(seed, seconds=0.1) for seed in range(10, 12)]
+    first = [toy_cell(seed) for seed in range(2)]
+    second = [toy_cell(seed) for seed in range(10, 12)]
+    hold(toy_folder(tmp_path / "one", first)[0], first)
     one, workers = begin(tmp_path / "one", first, inventory)
     two, later = begin(tmp_path / "two", second, inventory)
-    assert later.alive() == 1, "it waits, which is no reason to give up"
+    wait_for(lambda: workers.alive() and ran(one))
+    assert later.alive() == 1 and not ran(two), "it waits, which is no reason to give up"
+    release(one)
     wait_for(lambda: (workers.alive(), later.alive()) == (0, 0))
     ends = max(used(one, cell)[2] for cell in first)
     assert all(used(two, cell)[1] >= ends for cell in second)

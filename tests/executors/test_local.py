@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.executor import DevicesPerCell, Launch, Workers
+from mtlbench.api.executor import Launch, Workers
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device, Nvidia
 from mtlbench.executors.local import LocalExecutor
 from mtlbench.executors.slots import DeviceSlot, Pool, pool, shares
 from mtlbench.files.owner import cpus
-from mtlbench.planning.request import check_devices, read_devices
 from mtlbench.plugins import load_executor
 from mtlbench.store import RunFolder
 
@@ -86,17 +83,6 @@ def test_wide_cells_come_first_and_narrow_ones_take_what_is_left() -> None:
     assert shares(5, {1: 9, 4: 3}, most=9) == {4: 1, 1: 1}
     assert shares(8, {2: 9}, most=3) == {2: 3}
     assert shares(3, {4: 2, 1: 1}, most=3) == {4: 0, 1: 1}
-
-
-def test_the_words_for_devices_per_cell_are_read() -> None:
-    rule = read_devices("2,toy=4")
-    assert (rule(toy_cell()), rule(toy_cell(method="other")), str(rule)) == (4, 2, "2,toy=4")
-    assert read_devices(str(rule)) == rule and read_devices("1") == DevicesPerCell()
-    for words in ("0", "x", "full=", "=2", "1,,2", "-1"):
-        with pytest.raises(RequestError, match="--devices-per-cell"):
-            read_devices(words)
-    with pytest.raises(RequestError, match="'toi', no method here. Did you mean 'toy'"):
-        check_devices(read_devices("toi=2"), [toy_cell()])
 
 
 def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

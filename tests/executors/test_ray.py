@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.executor import Launch
 from mtlbench.errors import RequestError
@@ -126,7 +125,7 @@ def test_a_cluster_of_gpus_gives_each_cell_the_number_it_asks_for(tmp_path: Path
 DRIVER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from toy_worker import COMMAND
 from mtlbench.executors.ray import RayExecutor
 from mtlbench.executors.runner import run
@@ -143,7 +142,7 @@ def test_a_killed_driver_takes_its_workers_with_it_and_the_next_one_completes(tm
     cluster.wait_for_nodes()
     cells = [toy_cell(seed, seconds=1.5) for seed in range(6)]
     folder, request = toy_folder(tmp_path / "run", cells)
-    code = DRIVER.format(tests=str(Path(__file__).parents[1]))
+    code = DRIVER.format(path=sys.path)
     words = [sys.executable, "-c", code, str(folder.path), request]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, stdout=log, stderr=log) as driver:
         wait_for(lambda: folder.records() and len(folder.claims()) == 2, seconds=120)
@@ -166,7 +165,7 @@ def test_a_killed_head_loses_nothing_and_the_next_command_completes_without_it(
     cluster.wait_for_nodes()
     cells = [toy_cell(seed, seconds=3.0) for seed in range(12)]
     folder, request = toy_folder(tmp_path / "run", cells)
-    script = DRIVER.format(tests=str(Path(__file__).parents[1]))
+    script = DRIVER.format(path=sys.path)
     words = [sys.executable, "-c", script, str(folder.path), request]
     # How long the driver waits for a head that is gone; a minute where nobody says.
     environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}

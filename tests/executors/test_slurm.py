@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-
 import fake_slurm
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+import pytest
+from holding import held_until, hold, release
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Launch
@@ -68,7 +66,11 @@ def test_jobs_of_an_array_share_the_cells_and_leave_the_records_of_the_local_exe
     tmp_path: Path, cluster: Path
 ) -> None:
     cells = [*(toy_cell(seed, seconds=0.2) for seed in range(5)), toy_cell(5, do="fail"), toy_cell(6, do="skip")]
-    code, folder = go(tmp_path / "slurm-run", cells)
+    folder, _ = toy_folder(tmp_path / "slurm-run", cells)
+    with held_until(
+        folder, cells, lambda: len(ran(folder)) == 2
+    ):  # a job on its own would do all before the other starts
+        code, folder = go(folder.path, cells)
     assert code == 1 and len(folder.records()) == len(ran(folder)) == 7
     assert list(states(cluster)) == ["1000_0", "1000_1"], "one submission, an array"
     wait_for(lambda: set(states(cluster).values()) == {"COMPLETED"})
@@ -93,10 +95,12 @@ def test_refused_submissions_are_tried_again_and_then_a_wrong_request(tmp_path: 
 
 
 def test_jobs_of_a_command_that_was_killed_are_used_and_not_submitted_again(tmp_path: Path, cluster: Path) -> None:
-    cells = [toy_cell(seed, seconds=1.0) for seed in range(4)]
+    cells = [toy_cell(seed) for seed in range(4)]
+    hold(toy_folder(tmp_path / "run", cells)[0], cells)
     folder, first = submit(tmp_path / "run", cells)
-    wait_for(lambda: set(states(cluster).values()) == {"RUNNING"})
+    wait_for(lambda: len(ran(folder)) == 2 and set(states(cluster).values()) == {"RUNNING"})
     again = EXECUTOR.start(first.launch)  # the first one is forgotten, as when its process was killed
+    release(folder)
     wait_for(lambda: again.alive() == 0)
     assert list(states(cluster)) == ["1000_0", "1000_1"] and len(ran(folder)) == len(folder.records()) == 4
 
@@ -133,12 +137,14 @@ def test_a_machine_without_slurm_is_a_wrong_request(tmp_path: Path, monkeypatch:
 def test_a_preempted_job_gives_its_cell_back_and_goes_on_later(tmp_path: Path, cluster: Path) -> None:
     import submitit
 
-    cells = [toy_cell(seed, seconds=3.0) for seed in range(3)]
+    cells = [toy_cell(seed) for seed in range(3)]
     executor = replace(EXECUTOR, array=1)
+    hold(toy_folder(tmp_path / "run", cells)[0], cells)
     folder, workers = submit(tmp_path / "run", cells, executor)
     wait_for(lambda: len(ran(folder)) == 1 and folder.steps(cells[0].key))
     submitit.SlurmJob(folder=folder.path / "slurm", job_id="1000")._interrupt()
     wait_for(lambda: len((cluster / "1000.starts").read_text().split()) == 2)
+    release(folder)
     wait_for(lambda: workers.alive() == 0)
     records = folder.records()
     assert {record.status for record in records.values()} == {"ok"} and len(records) == 3
@@ -150,13 +156,15 @@ def test_a_preempted_job_gives_its_cell_back_and_goes_on_later(tmp_path: Path, c
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_job_killed_with_signal_9_loses_no_cell(tmp_path: Path, cluster: Path, whole: bool) -> None:
-    cells = [toy_cell(seed, seconds=2.0) for seed in range(4)]
+    cells = [toy_cell(seed) for seed in range(4)]
+    hold(toy_folder(tmp_path / "run", cells)[0], cells)
     folder, workers = submit(tmp_path / "run", cells)
     wait_for(lambda: len(folder.claims()) == 2 and len(ran(folder)) == 2)
     victims = [claim.owner.pid for claim in folder.claims().values()]
     job = int((cluster / "1000_0.pid").read_text())
     for pid in [job, *(victims if whole else [])]:
         os.kill(pid, signal.SIGKILL)
+    release(folder)
     wait_for(lambda: workers.alive() == 0, seconds=90)
     records = folder.records()
     assert {record.status for record in records.values()} == {"ok"} and len(records) == 4
@@ -167,9 +175,11 @@ def test_a_job_killed_with_signal_9_loses_no_cell(tmp_path: Path, cluster: Path,
 @pytest.mark.slow
 def test_jobs_that_slurm_no_longer_lists_have_ended(tmp_path: Path, cluster: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("mtlbench.executors.slurm.LOST_S", 2.0)
-    folder, workers = submit(tmp_path / "run", [toy_cell(0, seconds=4.0)])
+    hold(toy_folder(tmp_path / "run", [toy_cell()])[0], [toy_cell()])
+    folder, workers = submit(tmp_path / "run", [toy_cell()])
     wait_for(lambda: ran(folder))
     (cluster / "purged").touch()
     wait_for(lambda: workers.alive() == 0)
+    release(folder)
     wait_for(lambda: len(folder.records()) == 1)
     assert len(folder.records()) == 1

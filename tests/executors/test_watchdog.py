@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from holding import held_until
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
@@ -20,6 +20,9 @@ from mtlbench.executors.runner import run
 from mtlbench.executors.watch import Heartbeat, overdue
 from mtlbench.store import RunFolder
 from mtlbench.workers.stacks import frames
+
+SILENCE_S = 4.0
+"""Long enough for a worker to start on a busy machine."""
 
 
 def go(
@@ -48,7 +51,7 @@ def kind(record: Record) -> str:
 @pytest.mark.parametrize("do", ["hang", "spin", "deaf"])
 def test_a_silent_cell_times_out_with_its_stack_and_the_others_go_on(tmp_path: Path, do: str) -> None:
     cells = [toy_cell(0), toy_cell(1, do=do), toy_cell(2), toy_cell(3)]
-    code, folder = go(tmp_path / "run", cells, silence_s=3)
+    code, folder = go(tmp_path / "run", cells, silence_s=SILENCE_S)
     records = folder.records()
     assert code == 1 and len(records) == 4
     assert [kind(records[cell.key]) for cell in cells] == ["ok", "timeout", "ok", "ok"]
@@ -86,10 +89,11 @@ def test_a_crash_inside_a_cell_is_the_plugins_failure(tmp_path: Path) -> None:
 
 def test_a_killed_cell_is_tried_again_with_one_worker_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    cells = [toy_cell(0, do="die_once"), *(toy_cell(seed, seconds=0.4) for seed in range(1, 6))]
-    code, folder = go(tmp_path / "run", cells, workers=2)
+    cells = [toy_cell(0, do="die_once"), *(toy_cell(seed) for seed in range(1, 6))]
+    folder, _ = toy_folder(tmp_path / "run", cells)
+    with held_until(folder, cells, lambda: "SIGKILL): restarted once its cell is done" in caplog.text):
+        code, _ = go(folder.path, cells, workers=2)
     assert code == 0 and len(folder.records()) == 6
-    assert "SIGKILL): restarted once its cell is done" in caplog.text
 
 
 def test_what_a_cell_started_ends_with_its_worker_wherever_it_went(tmp_path: Path) -> None:
@@ -117,10 +121,16 @@ def test_a_worker_that_waits_for_another_runs_cell_is_not_overdue(tmp_path: Path
     folder, _ = toy_folder(tmp_path / "run", cells)
     claim = folder.claim(cells[0].key)
     assert claim is not None
-    release = threading.Timer(4, folder.release, [claim])
-    release.start()
-    code, folder = go(tmp_path / "run", cells, silence_s=1)
-    release.join()
+
+    def release() -> None:
+        wait_for(lambda: folder.log(0).exists() and "waiting for" in folder.log(0).read_text())
+        time.sleep(2 * SILENCE_S)
+        folder.release(claim)
+
+    waiting = threading.Thread(target=release)
+    waiting.start()
+    code, folder = go(folder.path, cells, silence_s=SILENCE_S)
+    waiting.join()
     assert code == 0 and kind(folder.records()[cells[0].key]) == "ok"
     assert "is ended" not in (folder.log(0).read_text())
 

@@ -6,9 +6,8 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,32 +115,3 @@ class Bench:
             )
         self.processes.append(process)
         return process
-
-
-def wait_for(holds: Callable[[], object], *, seconds: float = 60) -> None:
-    """Return once ``holds()`` is true; fail when it never gets so."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.01)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that ``pid`` started and that run."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = stat.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if words[1] == str(pid) and words[0] not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

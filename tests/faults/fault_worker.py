@@ -19,6 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
+
+from holding import wait_while_held
+
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Costs, Failure, FailureClass, Record, TaskScore
@@ -80,6 +84,8 @@ def run(cell: Cell, folder: RunFolder, events: Events) -> Record:
         events.training_planned(cell, STEPS)
         for step in range(1, STEPS + 1):
             time.sleep(0 if FAST in os.environ else float(cell.settings["seconds"] or 0) / STEPS)
+            if step == 2:
+                wait_while_held(folder, cell)
             reach("cell.step")
             events.step_finished(cell, step, Numbers([1.0, 2.0]), Numbers([0, 1]))  # type: ignore[arg-type]
         reach("cell.trained")

@@ -72,18 +72,21 @@ FAULTS = {
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     "F04": (
-        "tests/test_runner.py::test_an_interrupted_run_keeps",
-        "tests/test_interruption.py::test_the_first_interrupt",
+        "tests/executors/test_runner.py::test_an_interrupted_run_keeps",
+        "tests/workers/test_interruption.py::test_the_first_interrupt",
     ),
-    "F01": ("tests/test_interruption.py::test_workers_killed", "tests/test_interruption.py::test_the_end_of_a_worker"),
+    "F01": (
+        "tests/workers/test_interruption.py::test_workers_killed",
+        "tests/workers/test_interruption.py::test_the_end_of_a_worker",
+    ),
     "F05": (
-        "tests/test_interruption.py::test_a_worker_asked",
+        "tests/workers/test_interruption.py::test_a_worker_asked",
         "tests/executors/test_slurm.py::test_a_preempted_job",
-        "tests/engine/test_resume.py::test_interrupted_training",
+        "tests/training/test_resume.py::test_interrupted_training",
     ),
     "F07": ("tests/executors/test_watchdog.py::test_a_crash_inside",),
     "F08": (
-        "tests/test_worker.py::test_a_worker_ends_with_its_parent",
+        "tests/workers/test_worker.py::test_a_worker_ends_with_its_parent",
         "tests/executors/test_watchdog.py::test_what_a_cell_started",
     ),
     "F09": (
@@ -92,17 +95,17 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "F10": (
         "tests/store/test_claims.py::test_a_clock_that_jumps",
-        "tests/test_runner.py::test_a_killed_parent_takes",
+        "tests/executors/test_runner.py::test_a_killed_parent_takes",
     ),
     "F11": (
-        "tests/engine/test_out_of_memory.py::test_too_many_rows",
-        "tests/engine/test_out_of_memory.py::test_it_is_the_same",
+        "tests/training/test_out_of_memory.py::test_too_many_rows",
+        "tests/training/test_out_of_memory.py::test_it_is_the_same",
     ),
-    "F12": ("tests/engine/test_out_of_memory.py::test_no_room_for_one_row",),
+    "F12": ("tests/training/test_out_of_memory.py::test_no_room_for_one_row",),
     "F13": ("tests/executors/test_watchdog.py::test_a_killed_cell_is_tried",),
     "F14": (
-        "tests/test_interruption.py::test_a_failure_in_evaluation",
-        "tests/test_interruption.py::test_an_evaluation_that",
+        "tests/workers/test_interruption.py::test_a_failure_in_evaluation",
+        "tests/workers/test_interruption.py::test_an_evaluation_that",
     ),
     "F21": (
         "tests/store/test_claims.py::test_a_claim_is_broken_only_when",
@@ -110,8 +113,8 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/store/test_claims.py::test_a_number_that_was",
     ),
     "F22": (
-        "tests/engine/test_resume_files.py::test_a_damaged_checkpoint",
-        "tests/engine/test_resume_files.py::test_a_chain_needs",
+        "tests/training/test_resume_files.py::test_a_damaged_checkpoint",
+        "tests/training/test_resume_files.py::test_a_chain_needs",
     ),
     "F23": ("tests/data/test_source.py::test_a_changed_file", "tests/data/test_source.py::test_a_broken_file"),
     "F30": (
@@ -134,31 +137,31 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
         "tests/test_plugins.py::test_an_import_failure",
         "tests/test_plugins.py::test_a_plugin_that_is_not",
         "tests/test_plugins.py::test_an_observer_with",
-        "tests/test_worker.py::test_a_record_that_is_no_json",
-        "tests/test_worker.py::test_a_broken_observer",
+        "tests/workers/test_worker.py::test_a_record_that_is_no_json",
+        "tests/workers/test_worker.py::test_a_broken_observer",
     ),
     "F41": (
-        "tests/test_session.py::test_a_killed_session",
-        "tests/test_tuning_cli.py::test_killed_with_sigkill",
-        "tests/test_tuning.py::test_killed_before_any_cell",
-        "tests/test_tuning.py::test_interrupted_or_without",
+        "tests/executors/test_session.py::test_a_killed_session",
+        "tests/tuning/test_tuning_cli.py::test_killed_with_sigkill",
+        "tests/tuning/test_tuning.py::test_killed_before_any_cell",
+        "tests/tuning/test_tuning.py::test_interrupted_or_without",
     ),
     "F42": (
         "tests/data/test_source.py::test_the_hub_names_what",
         "tests/data/test_source.py::test_a_data_set_cached",
     ),
     "F33": (
-        "tests/engine/test_distributed.py::test_a_taken_port",
-        "tests/engine/test_distributed.py::test_ports_that_stay_taken",
+        "tests/distributed/test_distributed.py::test_a_taken_port",
+        "tests/distributed/test_distributed.py::test_ports_that_stay_taken",
     ),
     "F34": (
-        "tests/engine/test_distributed.py::test_fewer_processes",
-        "tests/engine/test_distributed.py::test_a_group_that_is_smaller",
+        "tests/distributed/test_distributed.py::test_fewer_processes",
+        "tests/distributed/test_distributed.py::test_a_group_that_is_smaller",
     ),
     "F35": (
-        "tests/engine/test_distributed.py::test_a_killed_process",
-        "tests/engine/test_distributed.py::test_a_process_that_hangs",
-        "tests/engine/test_distributed.py::test_a_group_that_is_asked",
+        "tests/distributed/test_distributed.py::test_a_killed_process",
+        "tests/distributed/test_distributed.py::test_a_process_that_hangs",
+        "tests/distributed/test_distributed.py::test_a_group_that_is_asked",
     ),
 }
 """Tests outside this folder: file, and the beginning of the test's name. Their results are checked inside them."""
@@ -285,7 +288,7 @@ def main() -> int:
     files = sorted({test.partition("::")[0] for tests in ELSEWHERE.values() for test in tests})
     words = ["-q", "-p", "no:cacheprovider", "-m", "not slow" if given.quick else "slow or not slow"]
     collector, began = Collector(only), time.monotonic()
-    code = pytest.main([*words, "tests/faults", *filter(lambda file: Path(file).exists(), files)], plugins=[collector])
+    code = pytest.main([*words, "tests/faults", *files], plugins=[collector])
     minutes = (time.monotonic() - began) / 60
     before = blocks.get("faults") if only else ""
     more = " ".join(f"{name}: {value}." for name, value in sorted(collector.more.items()))

@@ -19,9 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+
 import blocks
-from bench import Bench, children, running, wait_for
+from bench import Bench
 from fault_worker import equal, fault_cell
+from processes import alive, children
+from waiting import wait_for
 
 from mtlbench.files.temporary import temporary_path
 
@@ -131,7 +135,7 @@ class Soak:
     def _go_on(self, now: float) -> None:
         for pid in [pid for pid, at in self.frozen.items() if at <= now]:
             del self.frozen[pid]
-            if running(pid):
+            if alive(pid):
                 os.kill(pid, signal.SIGCONT)
 
     def _everything(self) -> bool:

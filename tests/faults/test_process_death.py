@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from bench import Bench, Tally, children, running, wait_for
+from bench import Bench, Tally
 from fault_worker import fault_cell, undisturbed
+from holding import hold, release
+from processes import alive, children, stopped
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.store import RunFolder
@@ -67,14 +70,16 @@ def test_a_worker_killed_at_a_fail_point(bench_of: Make, tally: Tally, point: st
 @pytest.mark.repeated()
 def test_a_parent_killed_with_three_jobs_running(bench_of: Make, tally: Tally, seed: int) -> None:
     bench = bench_of([fault_cell(n, seconds=0.2) for n in range(9)])
+    hold(bench.folder, bench.cells)
     parent = bench.run(workers=3)
     wait_for(lambda: len(bench.folder.claims()) == 3)
+    release(bench.folder)
     time.sleep(random.Random(seed).uniform(0, 0.5))
     workers = children(parent.pid)
     parent.kill()
     parent.wait()
     tally.fault()
-    wait_for(lambda: not any(map(running, workers)))
+    wait_for(lambda: not any(map(alive, workers)))
     assert bench.folder.claims() == {}
     bench.finish()
     tally.results(bench)
@@ -107,7 +112,7 @@ def test_a_worker_of_another_machine_that_freezes_longer_than_its_lease(
     bench = bench_of([fault_cell(n) for n in range(3)])
     words = frozen_at if ":" in frozen_at else f"{frozen_at}:stop@{1 + seed % 3}"
     zombie = bench.worker(FAULT_HOST="elsewhere", **once(bench.path, words))
-    wait_for(lambda: (bench.path / "fired").exists() and _stopped(zombie.pid))
+    wait_for(lambda: (bench.path / "fired").exists() and stopped(zombie.pid))
     tally.fault()
     (lost,) = bench.folder.claims()
     here = RunFolder(bench.path, lease_s=0.2, beat_s=0.02)
@@ -126,17 +131,13 @@ def test_a_worker_of_another_machine_that_freezes_longer_than_its_lease(
     assert list((bench.path / "claims").iterdir()) == []
 
 
-def _stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
 @pytest.mark.fault("F06")
 @pytest.mark.repeated()
 def test_a_worker_frozen_on_this_machine_keeps_its_cell(bench_of: Make, tally: Tally, seed: int) -> None:
     """It is not dead: its cell is waited for, however long its beats are missing, until it goes on or is killed."""
     bench = bench_of([fault_cell(n) for n in range(3)])
     frozen = bench.worker(**once(bench.path, f"worker.computed:stop@{1 + seed % 3}"))
-    wait_for(lambda: (bench.path / "fired").exists() and _stopped(frozen.pid))
+    wait_for(lambda: (bench.path / "fired").exists() and stopped(frozen.pid))
     tally.fault()
     (held,) = bench.folder.claims()
     (path,) = (bench.path / "claims").glob(f"{held}.*")

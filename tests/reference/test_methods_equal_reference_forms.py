@@ -11,15 +11,15 @@ import torch
 from mtlbench.planning.settings import build, read_settings, split_methods
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from backbones import Shape, make_batch
+from backbones import BackboneShape, make_batch
 from backbones import build as build_backbone
 from forms import agreement, as_peft, forms_of, pour, reference_side
 from sides import Precision, our_side, peft_side
 from step_time import METHODS
 
 SHAPES = {
-    "llama": Shape(64, 2, vocabulary=97, rows=9, length=7),
-    "t5": Shape(48, 2, vocabulary=97, architecture="seq2seq", rows=9, length=7, answer=3),
+    "llama": BackboneShape(64, 2, vocabulary=97, rows=9, length=7),
+    "t5": BackboneShape(48, 2, vocabulary=97, architecture="seq2seq", rows=9, length=7, answer=3),
 }
 MORE = (
     "lora[dropout=0.1]",

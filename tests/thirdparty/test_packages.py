@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import python_path
 
 import mtlbench
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
@@ -26,7 +27,10 @@ def run(tmp_path, installed):
         site = tmp_path / package
         path = installed(HERE / package, site)
         done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": python_path(path)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

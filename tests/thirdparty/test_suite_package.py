@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import python_path
 
 from mtlbench.store import RunFolder
 
@@ -22,7 +23,7 @@ def command(tmp_path, installed):
     path = installed(PACKAGE, tmp_path / "site")
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": python_path(path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             [sys.executable, "-m", "mtlbench", *words],
             capture_output=True,

@@ -37,7 +37,8 @@ class PrefixSlots(nn.Module):
     are checkpointed.
 
     Attributes:
-        where: Places in the order of :data:`WHERE`; the layers of a prefix are those of the first place, then the next.
+        where: Places in the order of :data:`~mtlbench.nn.prefixes.places.WHERE`; the layers of a prefix are those of
+            the first place, then the next.
         bias: One of :data:`BIASES`.
         places: Their attention modules.
         shape: What one prefix token holds.

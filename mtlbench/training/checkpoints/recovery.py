@@ -75,7 +75,7 @@ class CheckpointPolicy:
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """What :attr:`about` was at the checkpoint that this attempt goes on from; empty when it starts from zero."""
+        """What ``about`` was at the checkpoint that this attempt goes on from; empty when it starts from zero."""
         return self._chain[-1].about if self._chain else {}
 
     def at(self, run: int) -> Checkpoint | None:

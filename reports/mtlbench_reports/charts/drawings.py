@@ -50,7 +50,7 @@ class TableCharts(Generic[T]):
 def drawings(
     study: Study, show: Callable[[int, Chart], T], *, copies: int | None = None
 ) -> Iterator[Callable[[], list[TableCharts[T]]]]:
-    """Start drawing the charts of every table, inside :func:`..style.drawing`; the yielded function waits for them.
+    """Start drawing the charts of every table, inside ``style.drawing``; the yielded function waits for them.
 
     ``show`` converts a chart and the number of its table, for example to the bytes of a file. Figures take most of
     the time of a report, so they are drawn in ``copies`` forked processes (:func:`mtlbench.files.copies.in_copies`).

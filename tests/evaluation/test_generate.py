@@ -7,7 +7,7 @@ import random
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from test_lm_methods import LONGEST, TASKS, attached, scorer, small
+from method_scoring import LONGEST, TASKS, attached, scorer, small
 from tiny_backbones import TEXTS, tiny_backbone, tiny_tokenizer
 
 from mtlbench.evaluation import generate as generation

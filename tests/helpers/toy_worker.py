@@ -4,7 +4,8 @@
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
-device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``; ``seconds`` is how long it works.
+device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``;
+``seconds`` is how long it works. A cell that :mod:`holding` holds waits after the second of its four steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from holding import wait_while_held
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.executor import FOREIGN_BYTES
@@ -91,6 +94,8 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     began = time.monotonic()
     events.training_planned(cell, 4)
     for step in range(1, 5):
+        if step == 3:
+            wait_while_held(folder, cell)
         time.sleep(float(cell.settings["seconds"] or 0) / 4)
         events.step_finished(cell, step, Numbers([1.0, 2.0, 6.0]), Numbers([0, 1, 1]))  # type: ignore[arg-type]
     loss = float("nan") if do == "nan" else 0.0
@@ -110,23 +115,6 @@ def toy_engine(
     if (folder.path / "broken-engine").exists():
         raise RuntimeError("this engine cannot start")
     return lambda cell: toy_run(cell, folder, events)
-
-
-def wait_for(holds: Callable[[], object], *, seconds: float = 60) -> None:
-    """Return once ``holds()`` is true; fail when it never gets so."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie that waits to be collected."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def toy_folder(path: Path, cells: list[Cell]) -> tuple[RunFolder, str]:

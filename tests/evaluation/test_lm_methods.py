@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import logging
-import random
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny_backbones import TEXTS, tiny_backbone, tiny_tokenizer
+from method_scoring import LONGEST, attached, one_by_one, requests_of, scorer, small
+from tiny_backbones import tiny_backbone, tiny_tokenizer
 from torch import nn
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
 
-from mtlbench.api.routing import Routing
-from mtlbench.evaluation.lm import RoutedLM
 from mtlbench.nn.prefixes.inject import attach_prefix
-from mtlbench.planning.settings import build
-from mtlbench.testing import setup_for
 
-TASKS = ("suite/paragraphs", "suite/shots", "suite/letters")
-LONGEST = 400
 METHODS = [
     "peml",
     "prefix",
@@ -45,64 +30,11 @@ METHODS = [
 ]
 
 
-def requests_of(seed=0):
-    """Choices of several tokens under shared paragraphs, five-shot letters, and single-token choices."""
-    rng = random.Random(seed)
-    words = " ".join(TEXTS[:2]).split()
-
-    def text(low, high):
-        return " ".join(rng.choices(words, k=rng.randint(low, high)))
-
-    made = []
-    preamble = "\n".join(f"Question: {text(5, 9)}\nAnswer: yes" for _ in range(8))
-    paragraphs = [text(12, 16) for _ in range(2)]
-    for document in range(10):
-        question = f"{paragraphs[document % 2]}\nQuestion: {text(3, 6)}"
-        made += [(TASKS[0], document, question, f" {text(1, 5)} {n}") for n in range(3)]
-        made += [(TASKS[1], document, f"{preamble}\nQuestion: {text(3, 8)}\nAnswer:", c) for c in (" yes", " no")]
-        made += [(TASKS[2], document, text(1, 8), c) for c in (" True", " Neither")]
-    rng.shuffle(made)
-    return [Instance("loglikelihood", {}, (c, a), i, metadata=(t, d, 1)) for i, (t, d, c, a) in enumerate(made)]
-
-
-def scorer(model, tokenizer, *, routing=None, token_budget=300, max_length=LONGEST):
-    architecture = "seq2seq" if model.config.is_encoder_decoder else "causal"
-    return RoutedLM(
-        model,
-        tokenizer,
-        architecture=architecture,
-        routing=routing or Routing(),
-        task_ids={name: i for i, name in enumerate(TASKS)},
-        max_length=max_length,
-        token_budget=token_budget,
-    )
-
-
-def one_by_one(model, tokenizer, requests, *, routing=None):
-    """Each request alone in a plain row: nothing shared, nothing padded, the last layer whole."""
-    lm = scorer(model, tokenizer, routing=routing)
-    lm.__dict__["_packable"] = False
-    return [lm.loglikelihood([request])[0] for request in requests]
-
-
 def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for (a, greedy_a), (b, greedy_b) in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
         assert greedy_a == greedy_b
-
-
-def attached(name, model):
-    settings = {"target": "all"} if name in ("mtl_lora", "moelora", "molora", "poly") else {}
-    method, setup = build(name, settings), setup_for(model, tasks=len(TASKS))
-    method.attach(model, setup)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.03 * torch.randn(p.shape, generator=draw))
-    method.finish(model.eval())
-    return model.eval(), setup.routing
 
 
 @pytest.mark.parametrize("architecture", ["causal", "seq2seq"])
@@ -170,20 +102,6 @@ def test_sixteen_bits_share_too(tmp_path):
     assert lm._packable
     ours, alone = lm.loglikelihood(requests), one_by_one(model, tokenizer, requests)
     assert max(abs(a - b) / abs(b) for (a, _), (b, _) in zip(ours, alone, strict=True)) < 0.05
-
-
-def small(kind, **changes):
-    torch.manual_seed(0)
-    common = {"vocab_size": 340, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
-    if kind == "bloom":
-        return BloomForCausalLM(BloomConfig(**common, n_layer=2, n_head=4, initializer_range=0.3)).eval()
-    if kind == "bart":
-        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 48))}
-        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-        config = BartConfig(**{**common, **sides, **heads}, d_model=32, decoder_start_token_id=1, init_std=0.3)
-        return BartForConditionalGeneration(config).eval()
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
-    return MistralForCausalLM(MistralConfig(**common, **layers, initializer_range=0.3, **changes)).eval()
 
 
 @pytest.mark.parametrize(

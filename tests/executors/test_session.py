@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from holding import held_until, hold, release
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.executors.local import LocalExecutor
@@ -39,6 +43,11 @@ def pids(folder: RunFolder) -> set[int]:
     return {record.notes["pid"] for record in folder.records().values() if record.notes}
 
 
+def all_claimed(folder: RunFolder, cells: Sequence[Cell]) -> bool:
+    """Whether a worker of its own has each of the cells."""
+    return {cell.key for cell in cells} <= folder.claims().keys()
+
+
 def series_files(folder: RunFolder) -> list[Path]:
     return [path for path in (folder.path / "requests").iterdir() if path.name[0] == "."]
 
@@ -47,7 +56,8 @@ def test_workers_stay_for_the_next_request_and_end_with_the_session(tmp_path: Pa
     folder, _ = toy_folder(tmp_path / "run", [])
     with session(folder) as made:
         for cells in batches(1, 2, 2, 1, 2):
-            assert made.run(ask(folder, cells), cells) == 0
+            with held_until(folder, cells, partial(all_claimed, folder, cells)):
+                assert made.run(ask(folder, cells), cells) == 0
             assert all(map(alive, pids(folder)))
     assert len(folder.records()) == len(ran(folder)) == 8
     assert len(pids(folder)) == 2, "the first request had one cell, the next ones two"
@@ -98,7 +108,7 @@ def test_workers_that_nobody_sends_more_end_by_themselves(tmp_path: Path, monkey
 RUN = """
 import signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from test_session import ask, batches, session
 from mtlbench.store import RunFolder
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,22 +117,23 @@ folder = RunFolder(Path(sys.argv[1]))
 folder.preflight()
 codes = []
 with session(folder) as made:
-    for cells in batches(2, 2, 2, seconds=float(sys.argv[2])):
+    for cells in batches(2, 2, 2):
         codes.append(made.run(ask(folder, cells), cells))
         print(codes[-1], flush=True)
 sys.exit(max(codes))
 """
 
 
-def start(path: Path, *, seconds: float) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parent)), str(path), str(seconds)]
+def start(path: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", RUN.format(path=sys.path), str(path)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_requests_and_every_worker(tmp_path: Path, number: signal.Signals) -> None:
-    folder = RunFolder(tmp_path / "run")
-    process = start(folder.path, seconds=1.0)
+    folder, _ = toy_folder(tmp_path / "run", [])
+    hold(folder, batches(2, 2, 2)[1])
+    process = start(folder.path)
     assert process.stdout is not None
     process.stdout.readline()
     wait_for(lambda: len(folder.claims()) == 2)
@@ -135,8 +146,9 @@ def test_an_interrupt_ends_all_requests_and_every_worker(tmp_path: Path, number:
 
 
 def test_a_killed_session_leaves_nothing_that_the_next_one_stumbles_over(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    process = start(folder.path, seconds=0.5)
+    folder, _ = toy_folder(tmp_path / "run", [])
+    hold(folder, batches(2, 2, 2)[1])
+    process = start(folder.path)
     assert process.stdout is not None
     process.stdout.readline()
     wait_for(lambda: len(folder.claims()) == 2)
@@ -145,7 +157,8 @@ def test_a_killed_session_leaves_nothing_that_the_next_one_stumbles_over(tmp_pat
     process.communicate()
     wait_for(lambda: not any(map(alive, workers)))
     assert len(series_files(folder)) >= 1
-    again = start(folder.path, seconds=0.5)
+    release(folder)
+    again = start(folder.path)
     _, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
     assert len(folder.records()) == 6 and series_files(folder) == []

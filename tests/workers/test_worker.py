@@ -12,7 +12,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from holding import hold, release
+from processes import alive, python_path
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.store import RunFolder
@@ -44,9 +47,12 @@ def start() -> Iterator[Started]:
 
 
 def test_two_workers_share_twelve_cells_and_run_each_once(tmp_path: Path, start: Started) -> None:
-    cells = [toy_cell(seed, seconds=0.2) for seed in range(12)]
+    cells = [toy_cell(seed) for seed in range(12)]
     folder, request = toy_folder(tmp_path / "run", cells)
+    hold(folder, cells)
     workers = [start(folder, request) for _ in range(2)]
+    wait_for(lambda: len(folder.claims()) == 2)
+    release(folder)
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
     assert sorted(ran(folder)) == sorted(cell.key for cell in cells)
     records = folder.records()
@@ -60,23 +66,15 @@ def test_two_workers_share_twelve_cells_and_run_each_once(tmp_path: Path, start:
 
 
 def test_a_sibling_takes_over_the_cell_of_a_killed_worker(tmp_path: Path, start: Started) -> None:
-    cells = [toy_cell(seed, seconds=0.4) for seed in range(6)]
+    cells = [toy_cell(seed) for seed in range(6)]
     folder, request = toy_folder(tmp_path / "run", cells)
+    hold(folder, cells)
     first, second = start(folder, request), start(folder, request)
-
-    def held() -> list[str]:
-        return [key for key, claim in folder.claims().items() if claim.owner.pid == first.pid]
-
-    def frozen_in_a_cell() -> bool:
-        first.send_signal(signal.SIGSTOP)
-        if len(held()) == 1 and held()[0] in ran(folder) and held()[0] not in folder.records():
-            return True
-        first.send_signal(signal.SIGCONT)
-        return False
-
-    wait_for(lambda: folder.records() and frozen_in_a_cell())
-    (lost,) = held()
+    wait_for(lambda: len(ran(folder)) == 2)
+    (lost,) = [key for key, claim in folder.claims().items() if claim.owner.pid == first.pid]
     first.send_signal(signal.SIGKILL)
+    first.wait()
+    release(folder)
     assert second.wait(timeout=60) == 0
     assert set(folder.records()) == {cell.key for cell in cells}
     counts = {cell.key: ran(folder).count(cell.key) for cell in cells}
@@ -153,7 +151,7 @@ def test_a_broken_observer_in_a_worker_harms_nothing(tmp_path: Path) -> None:
         "import mtlbench\n@mtlbench.hookimpl\ndef mtlbench_cell_started(cell):\n    raise OSError('no tracker')\n"
     )
     folder, request = toy_folder(tmp_path / "run", [toy_cell(0), toy_cell(1)])
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    environment = {**os.environ, "PYTHONPATH": python_path(site)}
     words = [*COMMAND, "--folder", str(folder.path), "--request", request]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import pytest
 import ranks_job
 import torch
+from processes import pending, stopped
 from ranks_job import EQUAL, STEPS, Training, tiny_seq2seq
-from toy_worker import wait_for
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell, Launch
@@ -290,13 +290,12 @@ def test_a_process_that_hangs_ends_its_cell_as_timed_out(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_a_group_that_is_asked_to_end_keeps_every_step(tmp_path: Path, undisturbed: RunFolder) -> None:
-    folder, words, cells = request(tmp_path / "run", METHODS)
+    folder, words, _ = request(tmp_path / "run", METHODS)
     # The first process stops in step 3, so that the signal comes there.
     worker = start(folder, words, MTLBENCH_CHECKPOINT_S="inf", MTLBENCH_FAILPOINT="cell.step:stop@3")
-    wait_for(lambda: any(line.get("step") == 2 for cell in cells for line in folder.steps(cell.key)), seconds=120)
-    time.sleep(0.5)
+    wait_for(lambda: any(map(stopped, of_folder(folder.path))), seconds=120)
     worker.terminate()
-    time.sleep(0.5)
+    wait_for(lambda: any(pending(pid, signal.SIGINT) for pid in of_folder(folder.path) if stopped(pid)))
     for pid in of_folder(folder.path):
         os.kill(pid, signal.SIGCONT)
     assert worker.wait(timeout=60) == 128 + signal.SIGTERM, folder.log(0).read_text()

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_worker import COMMAND, alive, ran, toy_cell, toy_folder, wait_for
+from holding import hold, release
+from processes import alive
+from toy_worker import COMMAND, ran, toy_cell, toy_folder
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
@@ -108,7 +111,7 @@ def test_a_wrong_device_starts_nothing_and_ends_the_display(tmp_path: Path, monk
 RUN = """
 import signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {path!r}
 from toy_worker import COMMAND
 from mtlbench.observers import progress
 from mtlbench.executors.local import LocalExecutor
@@ -124,7 +127,7 @@ sys.exit(run(folder, request, cells, LocalExecutor(command=COMMAND), {{"progress
 
 
 def start(folder: RunFolder, request: str, *, hang_up: str = "hup") -> subprocess.Popen[str]:
-    code = RUN.format(tests=str(Path(__file__).parent))
+    code = RUN.format(path=sys.path)
     words = [sys.executable, "-c", code, str(folder.path), request, hang_up]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -156,8 +159,9 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
 
 
 def test_a_killed_parent_takes_its_workers_with_it_and_the_next_run_completes(tmp_path: Path) -> None:
-    cells = [toy_cell(seed, seconds=0.5) for seed in range(6)]
+    cells = [toy_cell(seed) for seed in range(6)]
     folder, request = toy_folder(tmp_path / "run", cells)
+    hold(folder, cells[2:])
     process = start(folder, request)
     wait_for(lambda: folder.records() and folder.claims())
     pids = {claim.owner.pid for claim in folder.claims().values()}
@@ -166,6 +170,7 @@ def test_a_killed_parent_takes_its_workers_with_it_and_the_next_run_completes(tm
     wait_for(lambda: not any(alive(pid) for pid in pids))
     finished = set(folder.records())
     assert 0 < len(finished) < 6
+    release(folder)
     process = start(folder, request)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

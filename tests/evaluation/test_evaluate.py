@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tiny_backbones import tiny_backbone
+from toy_tasks import WINOGRANDE, winogrande_rows, write
 
 from mtlbench.api.routing import Routing
 from mtlbench.data.choose import open_source
@@ -18,9 +17,6 @@ from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.errors import DataError, PluginError
 from mtlbench.evaluation.evaluate import evaluate
 from mtlbench_tasks.glue import GLUE
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from toy_tasks import WINOGRANDE, winogrande_rows, write
 
 BY_NAME = {task.name: task for task in GLUE.tasks}
 WORDS = ["the", "rain", "did", "stop", "and", "concert", "continued", "until", "ten", "that", "was", "for", "a", "yes"]

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_worker import wait_for
+from processes import stopped
+from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
@@ -175,11 +176,7 @@ def test_the_first_interrupt_of_a_run_drains_and_the_next_run_goes_on(tmp_path: 
     folder = RunFolder(tmp_path / "out")
 
     def frozen() -> int:
-        claims = list(folder.claims().values())
-        stopped = [
-            c for c in claims if Path(f"/proc/{c.owner.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        ]
-        return stopped[0].owner.pid if stopped else 0
+        return next((claim.owner.pid for claim in folder.claims().values() if stopped(claim.owner.pid)), 0)
 
     wait_for(frozen, seconds=300)
     worker = frozen()

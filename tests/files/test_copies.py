@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+from processes import alive, children
+from waiting import wait_for
 
 from mtlbench.errors import MtlbenchError
 from mtlbench.files.copies import in_copies
@@ -72,19 +74,34 @@ def test_a_killed_copy_is_named_and_nothing_waits_for_it():
         results()
 
 
-def test_copies_end_with_the_context_and_with_their_process():
-    begun = time.monotonic()
-    with in_copies(time.sleep, [60.0, 60.0], copies=2):
-        pass
-    assert time.monotonic() - begun < 30
-    code = (
-        "import os, signal, time\n"
-        "from mtlbench.files.copies import in_copies\n"
-        "def work(at): print(os.getpid(), flush=True); time.sleep(1); return bytes(2**20)\n"
-        "with in_copies(work, range(2), copies=2) as results: time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
-    assert ended.returncode == -signal.SIGKILL and ended.stdout  # and no copy holds its output open any more
+def test_copies_end_with_the_context():
+    before = children(os.getpid())
+    with in_copies(time.sleep, [600.0, 600.0], copies=2):
+        copies = set(children(os.getpid())) - set(before)
+        assert len(copies) == 2
+    assert not any(map(alive, copies))
+
+
+KILLED = """
+import os, signal, sys, time
+from mtlbench.files.copies import in_copies
+def work(at):
+    os.write(1, f"{os.getpid()}\\n".encode())
+    time.sleep(1)
+    return bytes(2**20)
+with in_copies(work, range(2), copies=2) as results:
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_copies_end_with_their_process():
+    words = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        copies = [int(process.stdout.readline()) for _ in range(2)]
+        process.communicate("both work\n")  # returns once no copy holds the output open
+    assert process.returncode == -signal.SIGKILL
+    wait_for(lambda: not any(map(alive, copies)))
 
 
 def test_more_items_than_a_pipe_holds_are_refused():

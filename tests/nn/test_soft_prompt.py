@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_lm_methods import TASKS, one_by_one, requests_of, scorer
+from method_scoring import TASKS, one_by_one, requests_of, scorer
 from tiny_backbones import tiny_backbone
 
 from mtlbench.errors import RequestError

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_worker import alive, wait_for
+from processes import alive, stopped
+from waiting import wait_for
 
 from mtlbench.store import RunFolder
 
@@ -33,16 +34,18 @@ def test_killed_with_sigkill_it_continues_and_counts_each_trial_once(tmp_path: P
     process = subprocess.Popen(
         [*CLI, *TUNE, "--out", "out"],
         cwd=tmp_path,
-        env=environment(),
+        env={**environment(), "MTLBENCH_FAILPOINT": "cell.step:stop@3"},  # the first step of the second trial
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: folder.records())
-    workers = {claim.owner.pid for claim in folder.claims().values()}
+    wait_for(lambda: folder.records() and folder.claims())
+    (worker,) = {claim.owner.pid for claim in folder.claims().values()}
+    wait_for(lambda: stopped(worker))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in workers))
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not alive(worker))
     before = {key: record.provenance["pid"] for key, record in folder.records().items()}
     assert 1 <= len(before) < 3
     done = call(*TUNE, "--out", "out", "--to-optuna", "sqlite:///study.db", cwd=tmp_path)

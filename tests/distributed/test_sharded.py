@@ -15,7 +15,7 @@ from ranks_job import Training
 from shards_job import CAUSAL, FAILING, SEQ2SEQ, UNFIT
 from test_distributed import QUIET, assert_close, assert_same, finish, of_folder, one_thread, request, start
 from tiny_backbones import tiny_backbone
-from toy_worker import wait_for
+from waiting import wait_for
 
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.errors import RequestError
