@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from mtlbench.errors import MtlbenchError
@@ -22,15 +21,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 _MOST = 8
 """Default limit on copies; more gain little on work that takes seconds."""
-_BYTES = 2
-"""Size of an item index in the pipe."""
-_ROOM = 65536 // _BYTES
-"""Indices that fit into a pipe before a write blocks."""
-
-
-@dataclass(frozen=True)
-class _Raised:
-    error: Exception
+_PR_SET_PDEATHSIG = 1
+"""Of ``prctl(2)``: the signal that a process gets when its parent ends."""
+_job: tuple[Callable[[Any], Any], Sequence[Any]] | None = None
+"""In a copy: the work and the items. They are inherited by the fork, not pickled."""
 
 
 @contextmanager
@@ -40,82 +34,64 @@ def in_copies(
     """Start ``work`` on every item; the yielded function waits for the results and returns them in item order.
 
     A copy starts in milliseconds, has everything that is loaded here, and takes the next item whenever it finishes one:
-    put the longest items first. Results come back pickled. With one core or one item, and where forking is not safe or
-    not allowed, the work is done in this process when its results are requested. Leaving the context ends copies that
-    still run.
+    put the longest items first. Results come back pickled. With one core or one item, and where forking is not
+    safe, the work is done in this process when its results are requested; so it is inside a copy. Copies that still run
+    end when the context is left, and when this process ends, however that happens.
 
     Args:
         copies: Number of copies; by default one per core that this process may use, at most eight.
 
     Raises:
-        ValueError: more than 32,768 items; split them.
         MtlbenchError: a copy was killed. An exception of ``work`` is raised here, that of the first such item.
     """
     count = min(len(items), min(cpus(), _MOST) if copies is None else copies)
-    if count < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+    if count < 2 or sys.platform != "linux" or _job is not None or multiprocessing.current_process().daemon:
         yield lambda: [work(item) for item in items]
         return
-    if len(items) > _ROOM:
-        raise ValueError(f"{len(items)} items are more than {_ROOM}: pass them in slices.")
-    context = multiprocessing.get_context("fork")
-    # The indices of open items are in a pipe: a lock would stay held if its holder were killed.
-    todo, write_end = os.pipe()
-    os.write(write_end, b"".join(index.to_bytes(_BYTES) for index in range(len(items))))
-    os.close(write_end)
-    started: list[tuple[ForkProcess, Connection]] = []
+    pool = ProcessPoolExecutor(
+        count, multiprocessing.get_context("fork"), initializer=_begin, initargs=(work, items, os.getpid())
+    )
+    futures: list[Future[R]] = []
+    with warnings.catch_warnings(), suppress(BrokenProcessPool):  # a copy killed by now is reported with the results
+        warnings.simplefilter("ignore", DeprecationWarning)  # about threads of libraries, which the copies do not use
+        for at in range(len(items)):
+            futures.append(pool.submit(_work_on, at))
+    started = list(pool._processes.values())  # kill_workers() of Python 3.14 is the public way
     try:
-        for _ in range(count):
-            reader, writer = context.Pipe(duplex=False)
-            process = context.Process(target=_copy, args=(work, items, todo, writer, reader), daemon=True)
-            with warnings.catch_warnings():  # about threads of libraries, which the copies do not use
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            writer.close()
-            started.append((process, reader))
-        yield lambda: _in_order([_received(*copy) for copy in started])
+        yield lambda: _results(pool, futures, started, count=len(items))
     finally:
-        os.close(todo)
-        for process, reader in started:
-            reader.close()
-            process.terminate()
-            process.join()
+        for process in started:
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _copy(work: Callable[[Any], Any], items: Sequence[Any], todo: int, writer: Connection, reader: Connection) -> None:
-    """Work until no item is left, then send all results at once, so that a copy never waits for its reader before."""
-    reader.close()  # otherwise writing would not fail if the parent is killed
+def _begin(work: Callable[[Any], Any], items: Sequence[Any], parent: int) -> None:
+    global _job
+    _job = (work, items)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    results: dict[int, Any] = {}
-    while data := os.read(todo, _BYTES):
-        index = int.from_bytes(data)
-        try:
-            results[index] = work(items[index])
-        except Exception as error:
-            error.add_note(f"In a copy of the process:\n{traceback.format_exc()}")
-            results[index] = _Raised(error)
-    try:
-        writer.send(results)
-    except ConnectionError:
-        sys.exit(1)  # the parent is gone
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
 
 
-def _received(process: ForkProcess, reader: Connection) -> dict[int, Any]:
+def _work_on(at: int) -> Any:
+    assert _job is not None
+    work, items = _job
+    return work(items[at])
+
+
+def _results(pool: ProcessPoolExecutor, futures: Sequence[Future[R]], started: Sequence[Any], *, count: int) -> list[R]:
     try:
-        results: dict[int, Any] = reader.recv()
-    except EOFError:
-        process.join()
+        results = [future.result() for future in futures]
+        if len(results) < count:
+            raise BrokenProcessPool
+        return results
+    except BrokenProcessPool:
+        pool.shutdown(wait=True)  # it terminates the other copies
+        codes = [process.exitcode for process in started if process.exitcode not in (0, -signal.SIGTERM)]
+        code = codes[0] if codes else "unknown"
         raise MtlbenchError(
-            f"A copy of this process ended too early (exit code {process.exitcode}; -9 means killed, usually because "
-            "memory ran out). Run the same command again."
+            f"A copy of this process ended too early (exit code {code}; -9 means killed, usually because memory "
+            "ran out). Run the same command again."
         ) from None
-    return results
-
-
-def _in_order(of_copies: Sequence[dict[int, Any]]) -> list[Any]:
-    by_index = {index: result for results in of_copies for index, result in results.items()}
-    results = [by_index[index] for index in sorted(by_index)]
-    for result in results:
-        if isinstance(result, _Raised):
-            raise result.error
-    return results
