@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from mtlbench.api.task import Task
-from mtlbench.bundle.copying import copy_inside
-from mtlbench.bundle.models import collect_model
+from mtlbench.bundle.models import collect_model, copy_inside
 from mtlbench.data import manifest
 from mtlbench.data.folder import FolderSource, relative_path
 from mtlbench.data.source import Source, required_splits
 from mtlbench.errors import DataError, RequestError
+from mtlbench.files.temporary import atomic_write
 
 _PACKAGES = ("mtlbench", "datasets", "huggingface_hub", "lm_eval", "transformers")
 
@@ -36,9 +34,8 @@ def make(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{str(folder)!r} is not an empty folder. Name a new one for the bundle.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
-    work.mkdir()
-    try:
+    with atomic_write(folder) as work:
+        work.mkdir()
         for name, task in tasks.items():
             assert source is not None
             log(f"data: {name} ({task.dataset} {task.config or 'default'})")
@@ -59,9 +56,6 @@ def make(
             versions={package: metadata.version(package) for package in _PACKAGES},
         )
         manifest.write(work, written)
-        work.replace(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return written
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from mtlbench.backbones.names import BACKBONES, check_model, is_embedded
-from mtlbench.bundle.copying import copy_inside
 from mtlbench.errors import DataError, RequestError
 
 PLAIN = (".json", ".model", ".txt", ".jinja", ".md")
@@ -45,6 +45,21 @@ def _copy(name: str, folder: Path, to: Path, *, root: Path) -> None:
     to.mkdir(parents=True)
     for path in (*weights, *(path for path in files if path.suffix in PLAIN)):
         copy_inside(path, to / path.name, root=root)
+
+
+def copy_inside(path: Path, to: Path, *, root: Path) -> None:
+    """Copy a file that resolves to a path under ``root``.
+
+    Raises:
+        DataError: it is a link to somewhere else.
+    """
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+        raise DataError(
+            f"{str(path)!r} is a link that leads out of {str(root)!r}, to {str(real)!r}. Replace it by the file, or "
+            "copy the folder with its links resolved (cp -rL)."
+        )
+    shutil.copyfile(real, to)
 
 
 def _from_hub(name: str) -> Path:

@@ -11,8 +11,9 @@ from typing import Any
 
 from mtlbench.api.cell import canonical
 from mtlbench.errors import StoreError
+from mtlbench.files.disk import disk_error
 from mtlbench.files.failpoints import reach
-from mtlbench.files.temporary import temporary
+from mtlbench.files.temporary import atomic_write, sync, temporary
 
 LARGEST = 64 * 2**20
 """Size limit in bytes; a larger file counts as damaged and is not read."""
@@ -90,7 +91,7 @@ def write_new(path: Path, data: bytes, *, durable: bool = True) -> bool:
             if temporary_file.stat().st_nlink != 2:
                 return False
         if durable:
-            _sync_folder(path.parent)
+            sync(path.parent)
         reach("store.after_link")
     return True
 
@@ -101,11 +102,13 @@ def overwrite(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises:
         DiskError: there is no room for it.
     """
-    with temporary(path, data, durable=durable) as temporary_file:
-        reach("store.before_replace")
-        temporary_file.replace(path)
-        if durable:
-            _sync_folder(path.parent)
+    try:
+        with atomic_write(path, durable=durable) as temporary_file:
+            reach("store.before_write")
+            temporary_file.write_bytes(data)
+            reach("store.before_replace")
+    except OSError as error:
+        raise disk_error(error, path, needed=len(data)) or error from error
 
 
 def file_sha256(path: Path) -> str | None:
@@ -127,14 +130,6 @@ def folder_sha256(path: Path) -> str | None:
             checksum = hashlib.file_digest(content, "sha256").hexdigest()
         total.update(f"{file.relative_to(path).as_posix()} {checksum}\n".encode())
     return total.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checksum(body: dict[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Temporary files, named after their writer so that leftovers of dead processes can be found and removed."""
+"""Temporary files, and atomic writes through them.
+
+They are named after their writer so that leftovers of dead processes can be found and removed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -29,6 +33,29 @@ def temporary_path(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path beside ``path`` to write a file or a folder to; it takes the place of ``path`` in one step at the end.
+
+    Readers see the old content or the new one, never a part. After an error ``path`` is as it was and nothing is left.
+    ``durable`` waits until the content and its name survive a power cut.
+    """
+    made = temporary_path(path.parent)
+    try:
+        yield made
+        if durable:
+            for part in (made, *made.rglob("*")):
+                sync(part)
+        made.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        if made.is_dir():
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            made.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def temporary(path: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
     """A temporary file with ``data`` next to ``path``, removed at the end; ``durable`` syncs it to disk.
 
@@ -48,6 +75,15 @@ def temporary(path: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
         raise disk_error(error, path, needed=len(data)) or error from error
     finally:
         temporary_file.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sweep(folder: Path) -> int:

@@ -57,7 +57,7 @@ def test_it_holds_each_split_once_a_model_with_its_tokenizer_and_a_manifest(orig
     held = manifest.read(original)
     assert set(held.files) == files - {"bundle.json"} and held.tasks == TASKS.split(",")
     assert held.source == "demo" and held.models == {"demo": ""} and "datasets" in held.versions
-    assert not list(manifest.problems(original)) and not list(original.parent.glob(".*partial"))
+    assert not list(manifest.problems(original)) and not list(original.parent.glob(".*.tmp"))
 
 
 def test_a_plan_on_it_has_the_rows_and_the_weights_and_owns_up_to_the_demo(original: Path):

@@ -7,9 +7,7 @@ claim cannot overwrite what its successor writes.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -21,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from mtlbench.errors import StoreError
 from mtlbench.files.failpoints import reach
-from mtlbench.files.sealed import Damaged, overwrite, read_sealed, seal
+from mtlbench.files.sealed import Damaged, file_sha256, overwrite, read_sealed, seal
+from mtlbench.files.temporary import atomic_write
 from mtlbench.training.checkpoints.packing import pack, unpack
 
 SCHEMA = 1
@@ -97,15 +96,9 @@ class CheckpointStore:
         stem = f"{place.run:03d}-{'end' if place.ended else 'at'}-{place.step:08d}-{uuid.uuid4().hex[:8]}"
         path = self.folder / f"{stem}.safetensors"
         reach("checkpoint.before_tensors")
-        partial = self.folder / f".{stem}.partial"
-        try:
-            save_file(tensors, partial)
-            with partial.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(path) as made:
+            save_file(tensors, made)
+            checksum = file_sha256(made)
         body = {
             "schema": SCHEMA,
             "identity": self.identity,
@@ -160,8 +153,7 @@ class CheckpointStore:
         """Whether the tensors are what was written."""
         if saved.tensors not in self._checked:
             try:
-                with saved.tensors.open("rb") as file:
-                    whole = hashlib.file_digest(file, "sha256").hexdigest() == saved.checksum
+                whole = file_sha256(saved.tensors) == saved.checksum
             except OSError:
                 whole = False
             self._checked[saved.tensors] = whole

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtlbench.errors import StoreError
 from mtlbench.files.disk import disk_error
+from mtlbench.files.temporary import atomic_write, sweep
 
 FILE = "adapter.safetensors"
 
@@ -32,14 +33,14 @@ def save_adapter(model: nn.Module, folder: Path, extra: Mapping[str, Any]) -> Pa
     """Write the trainable parameters to ``folder/adapter.safetensors``, with ``extra`` as JSON in its header."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: p.detach().to("cpu").contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    path, partial = folder / FILE, folder / f"{FILE}.partial"
+    sweep(folder)
+    path = folder / FILE
     try:
-        save_file(state, partial, metadata={"mtlbench": json.dumps(dict(extra), sort_keys=True)})
+        with atomic_write(path) as made:
+            save_file(state, made, metadata={"mtlbench": json.dumps(dict(extra), sort_keys=True)})
     except Exception as error:
-        partial.unlink(missing_ok=True)
         needed = sum(tensor.nbytes for tensor in state.values())
         raise disk_error(error, path, needed=needed) or error from error
-    partial.replace(path)
     return path
 
 
