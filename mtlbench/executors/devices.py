@@ -1,14 +1,19 @@
-"""The accelerators of this machine, devices without loading torch."""
+"""The accelerators of this machine, without loading torch.
+
+The driver is asked through NVML if ``mtlbench[nvml]`` is installed, otherwise by the text of ``nvidia-smi``.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from mtlbench.errors import RequestError
 
@@ -42,7 +47,7 @@ class Inventory(Protocol):
 
 @dataclass(frozen=True)
 class Nvidia:
-    """The NVIDIA GPUs that ``nvidia-smi`` lists, filtered by ``CUDA_VISIBLE_DEVICES``."""
+    """The NVIDIA GPUs that the driver lists, filtered by ``CUDA_VISIBLE_DEVICES``."""
 
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
@@ -52,13 +57,16 @@ class Nvidia:
         Raises:
             RequestError: nvidia-smi is installed but does not answer.
         """
+        present = nvml_gpus()
+        if present is None:
+            present = self._text_gpus()
+        chosen = self.environ.get("CUDA_VISIBLE_DEVICES")
+        return present if chosen is None or not present else visible(present, chosen)
+
+    def _text_gpus(self) -> tuple[Device, ...]:
         listing = self._nvidia_smi("-L")
         present = parse_gpus(listing) if listing is not None else ()
-        if not present:
-            return ()
-        present = with_memory(present, self._nvidia_smi(*_QUERY) or "")
-        chosen = self.environ.get("CUDA_VISIBLE_DEVICES")
-        return present if chosen is None else visible(present, chosen)
+        return with_memory(present, self._nvidia_smi(*_QUERY) or "") if present else ()
 
     def _nvidia_smi(self, *arguments: str) -> str | None:
         """Standard output of nvidia-smi; ``None`` where it is not installed or finds no driver."""
@@ -70,6 +78,53 @@ class Nvidia:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise RequestError(f"{tool} does not answer ({error}). Repair the driver, or use --device cpu.") from error
         return answer.stdout if answer.returncode == 0 else None
+
+
+def nvml_gpus() -> tuple[Device, ...] | None:
+    """The devices that NVML knows, MIG devices in place of their GPU; ``None`` without the library or a driver for it.
+
+    A device that does not answer, such as one that fell off the bus, is left out.
+    """
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        found: list[Device] = []
+        for at in range(nvml.nvmlDeviceGetCount()):
+            with suppress(nvml.NVMLError):
+                gpu = nvml.nvmlDeviceGetHandleByIndex(at)
+                found += list(_mig_devices(nvml, gpu)) or [_nvml_device(nvml, gpu)]
+        return tuple(found)
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _mig_devices(nvml: Any, gpu: Any) -> Iterator[Device]:
+    try:
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)
+    except nvml.NVMLError:  # of a kind that cannot be cut
+        return
+    for at in range(most):
+        with suppress(nvml.NVMLError):  # numbers without a device between them
+            device = _nvml_device(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, at))
+            yield replace(device, name=f"MIG {device.name.rpartition('MIG ')[2]}")
+
+
+def _nvml_device(nvml: Any, handle: Any) -> Device:
+    uuid = nvml.nvmlDeviceGetUUID(handle)
+    device = Device(id=uuid, uuid=uuid, name=nvml.nvmlDeviceGetName(handle))
+    with suppress(nvml.NVMLError):
+        # the second version does not count what the driver keeps for itself as used
+        told = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        return replace(device, memory=told.total, used=told.used)
+    return device
 
 
 def parse_gpus(listing: str) -> tuple[Device, ...]:

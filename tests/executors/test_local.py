@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_wide_cells_come_first_and_narrow_ones_take_what_is_left() -> None:
 
 
 def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as where it is not installed
     monkeypatch.setenv("PATH", str(tmp_path))
     folder, request = toy_folder(tmp_path / "run", [toy_cell()])
     with pytest.raises(RequestError, match="no NVIDIA GPU"):
@@ -93,7 +95,8 @@ def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, 
     assert ran(folder) == []
 
 
-def test_gpus_are_read_from_the_driver_and_the_environment(tmp_path: Path) -> None:
+def test_gpus_are_read_from_the_driver_and_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as where it is not installed
     tool = tmp_path / "nvidia-smi"
     memory = "GPU-bbbb, 143771, 1024"
     tool.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then cat <<'END'\n{LISTING}END\nelse echo '{memory}'; fi\n")
