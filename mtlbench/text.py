@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
 def one_line(text: str, *, limit: int = 300) -> str:
@@ -44,23 +44,37 @@ def tasks_label(tasks: tuple[str, ...]) -> str:
 
 
 def memory(count: float) -> str:
-    """``98 KiB``, ``637 MiB`` or ``3.00 GiB``."""
+    """``98 KiB``, ``4.3 MiB``, ``637 MiB`` or ``3.00 GiB``."""
     if count < 2**20:
         return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    if count < 2**30:
+        return f"{count / 2**20:.{1 if count < 10 * 2**20 else 0}f} MiB"
+    return f"{count / 2**30:.2f} GiB"
 
 
-def duration(seconds: float) -> str:
-    """``9.2 s``, ``2 min 30 s`` or ``2 h 01 min``."""
+def duration(seconds: float, *, digits: int = 1) -> str:
+    """``9.2 s``, ``2 min 30 s`` or ``2 h 01 min``; ``digits`` after the point of seconds: 0 for a time that is left."""
     if seconds < 100:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.{digits}f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of cells as lines of aligned columns: the first column left, the others right."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> Iterator[str]:
+    """Rows of cells as lines of aligned columns: those numbered in ``left`` to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         yield "  ".join(cells).rstrip()
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()
+) -> Iterator[str]:
+    """Lines of a table in Markdown, its cells as they are; numbers in the columns ``right`` stand to the right."""
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'|'.join('---:' if at in right else '---' for at in range(len(header)))}|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)

@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from mtlbench import text
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
@@ -33,7 +34,6 @@ from mtlbench.forecasting.time import (
 )
 
 _STATUS, _MEMINFO, _CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +166,15 @@ def forecast_lines(
     lines = [f"{variant}: will be skipped: {reason}" for variant, reason in refused.items()]
     for one in variants:
         memory = one.memory
-        breakdown = f"weights {_mib(memory.weights)}, training {_mib(memory.training)}, "
-        breakdown += f"activations {_mib(memory.activations)}, rest {_mib(memory.rest)}"
+        breakdown = f"weights {_amount(memory.weights)}, training {_amount(memory.training)}, "
+        breakdown += f"activations {_amount(memory.activations)}, rest {_amount(memory.rest)}"
         time = f"{one.seconds:.0f} s a cell, as {one.throughput.records} recorded"
         if not one.throughput.records:
             time = f"{one.seconds:.0f} s a cell at the matrix rate measured now, expect a few times that"
         each = target.devices(one.cell)
-        line = f"{one.cell.variant}: memory {_mib(memory.total)}{f' on each of {each} devices' if each > 1 else ''} "
+        line = f"{one.cell.variant}: memory {_amount(memory.total)}{f' on each of {each} devices' if each > 1 else ''} "
         line += f"({breakdown}); {time}"
-        line += f"; disk {_mib(one.disk)}, {_mib(one.temporary_disk)} more while it runs"
+        line += f"; disk {_amount(one.disk)}, {_amount(one.temporary_disk)} more while it runs"
         if (room := target.room(one.cell)) is not None and memory.total > room:
             line += f"; a pass of {one.cell.protocol.micro_batch or one.cell.protocol.batch_size} rows will be halved"
         lines.append(line)
@@ -182,16 +182,16 @@ def forecast_lines(
     disk = sum(one.disk * one.cells for one in variants) + target.workers * max(
         (one.temporary_disk for one in variants), default=0
     )
-    size = f"{_mib(target.memory)} each" if target.memory is not None else "of unknown memory"
+    size = f"{_amount(target.memory)} each" if target.memory is not None else "of unknown memory"
     where = (
-        f"on this machine's CPU ({_mib(target.memory)})"
+        f"on this machine's CPU ({_amount(target.memory)})"
         if target.device == "cpu" and target.memory
         else f"on GPUs {size}"
     )
     lines.append(
         f"{sum(one.cells for one in variants)} cells: {work:.0f} s of work, {work / target.workers:.0f} s with "
         f"{target.workers} worker{'s' if target.workers > 1 else ''} {where}; "
-        f"disk {_mib(disk)} of {_mib(free_disk(folder))} free"
+        f"disk {_amount(disk)} of {_amount(free_disk(folder))} free"
     )
     return lines
 
@@ -205,15 +205,15 @@ def check_fits(variants: Sequence[VariantForecast], *, target: Target, folder: P
     for one in variants:
         if (room := target.room(one.cell)) is not None and one.smallest.total > room:
             raise RequestError(
-                f"{one.cell.variant} on {one.cell.model} needs about {_mib(one.smallest.total)} with one row in a "
-                f"pass, but only {_mib(room)} are available. Take a smaller model, a shorter --max-length, "
+                f"{one.cell.variant} on {one.cell.model} needs about {_amount(one.smallest.total)} with one row in a "
+                f"pass, but only {_amount(room)} are available. Take a smaller model, a shorter --max-length, "
                 "--checkpointing, or a device with more memory."
             )
     disk = sum((one.disk + one.temporary_disk) * one.cells for one in variants)
     if disk > free_disk(folder):
         raise RequestError(
-            f"The cells need about {_mib(disk)} of disk, but {_mib(free_disk(folder))} are free at {str(folder)!r}. "
-            "Free space, or name another folder with --out."
+            f"The cells need about {_amount(disk)} of disk, but {_amount(free_disk(folder))} are free at "
+            f"{str(folder)!r}. Free space, or name another folder with --out."
         )
 
 
@@ -263,7 +263,5 @@ def _rest(measured: Sequence[tuple[Record, ParameterCounts, TokenForecast]], *, 
     return int(fields[fields.index("VmRSS:") + 1]) * 1024 if "VmRSS:" in fields else 0
 
 
-def _mib(size: int | None) -> str:
-    if size is None:
-        return "unknown"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / _MIB:.1f} MiB"
+def _amount(size: int | None) -> str:
+    return "unknown" if size is None else text.memory(size)

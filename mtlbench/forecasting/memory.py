@@ -16,6 +16,7 @@ from mtlbench.cells.cost import trainable_count
 from mtlbench.cells.rebuild import setup_of
 from mtlbench.errors import RequestError
 from mtlbench.planning.settings import build
+from mtlbench.text import memory
 
 TRAINING_BYTES = 16
 """Bytes per trainable float32 parameter: value, gradient and AdamW's two moments."""
@@ -80,7 +81,7 @@ def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
             continue
         line = (
             f"{variant}: trains {counts.training:,} parameters, {_share(counts.training, counts.backbone)} of {model}; "
-            f"{counts.training * TRAINING_BYTES / 2**20:,.1f} MiB with gradients and optimizer"
+            f"{memory(counts.training * TRAINING_BYTES)} with gradients and optimizer"
         )
         if counts.dropped:
             left = counts.training - counts.dropped

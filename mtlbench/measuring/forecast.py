@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Inventory, Nvidia
 from mtlbench.measuring.request import RANDOM, MeasureRow
-from mtlbench.text import duration
+from mtlbench.text import duration, memory
 
 PARAMETERS: Mapping[str, int] = {"llama-7b": 6_738_415_616, "t5-large": 737_668_096}
 """Number of parameters by shape."""
-_GIB = 2**30
 _PER_WEIGHT = 4
 """FLOPs per weight and token of a step: forward and the gradient of the input, two each."""
 
@@ -33,8 +32,8 @@ def forecast(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) 
     available, where = (max(free), "the accelerator") if free else (_free(), "memory")
     if needed > available and (free or not devices):
         raise RequestError(
-            f"The weights of {row.model} take {needed / _GIB:.1f} GiB in {_dtype(row)}, and {where} has "
-            f"{available / _GIB:.1f} GiB free. Use a machine with more, or measure a smaller backbone: --model demo."
+            f"The weights of {row.model} take {memory(needed)} in {_dtype(row)}, and {where} has "
+            f"{memory(available)} free. Use a machine with more, or measure a smaller backbone: --model demo."
         )
     if devices:
         return
@@ -42,7 +41,7 @@ def forecast(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) 
     step = _PER_WEIGHT * weights * tokens / _rate()
     training = step * (row.steps + row.warmup) * len(rows)
     yield (
-        f"{row.model} on a CPU: {needed / _GIB:.1f} GiB of weights ({available / _GIB:.1f} GiB free), about "
+        f"{row.model} on a CPU: {memory(needed)} of weights ({memory(available)} free), about "
         f"{step:,.0f} s a step, so about {duration(training)} for the training of {len(rows)} "
         f"row{'s' if len(rows) > 1 else ''}. For the same rows on a small backbone: --model demo"
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell
+from mtlbench.text import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -60,7 +61,7 @@ class Running:
         if self.loss is not None:
             fields.append(f"loss {self.loss:.3f}")
         if self.left_s is not None:
-            fields.append(f"{duration(self.left_s)} left")
+            fields.append(f"{duration(self.left_s, digits=0)} left")
         return ", ".join(fields)
 
 
@@ -152,15 +153,6 @@ class Bars(Display):
         for bar in self._bars.values():
             self._rich.remove_task(bar)
         self._rich.stop()
-
-
-def duration(seconds: float) -> str:
-    """``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _write_line(line: str) -> None:

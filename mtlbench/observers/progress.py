@@ -10,7 +10,8 @@ from typing import Any
 from mtlbench.api.cell import Cell
 from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
-from mtlbench.observers.display import Bars, Display, Lines, Running, duration
+from mtlbench.observers.display import Bars, Display, Lines, Running
+from mtlbench.text import duration
 
 
 class ProgressObserver:
@@ -78,7 +79,7 @@ class ProgressObserver:
         text = f"{self._done}/{self._cells}"
         if done > self._already_done and self._done < self._cells:
             left = (self._cells - done) * (time.monotonic() - self._began) / (done - self._already_done)
-            text += f", {duration(left)} left"
+            text += f", {duration(left, digits=0)} left"
         self._display.overall(done, text)
 
 

@@ -14,9 +14,8 @@ def list_lines(papers: Iterable[Paper]) -> Iterator[str]:
     for paper in papers:
         yield f"{paper.name}: {paper.title}"
         yield f"  {paper.source}"
-        width = max((len(table.full_name) for table in paper.tables), default=0)
-        for table in paper.tables:
-            yield f"  {table.full_name:<{width}}  {table.caption}; {', '.join(table.backbones)}"
+        tables = [(table.full_name, f"{table.caption}; {', '.join(table.backbones)}") for table in paper.tables]
+        yield from (f"  {line}" for line in aligned(tables, left=(0, 1)))
 
 
 def table_lines(table: PublishedTable) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from mtlbench.api.study import Predictions, Row, Table
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.results.formatting import NONE, count, points, probability
 from mtlbench.results.study import study_of
-from mtlbench.text import seeds_label
+from mtlbench.text import aligned, seeds_label
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import AnswersOfRecords
@@ -96,7 +96,7 @@ def statistics_lines(pair: RowPair, *, predictions: Predictions, draws: int) -> 
         "Intervals and the first p account for variance between seeds, and between examples where predictions are "
         "stored; p on these examples is valid for these trained models only. No p is corrected for the number of tasks."
     )
-    return [title, "", *_aligned(lines), "", *notes, closing]
+    return [title, "", *aligned(lines, left=(0, 4)), "", *notes, closing]
 
 
 def _over_seeds(pair: RowPair, column: Mapping[str, Measured]) -> tuple[str, str, str]:
@@ -196,13 +196,3 @@ def _differences(pair: RowPair, task: str) -> list[float]:
         else:
             by_seed.append({r.cell.seed: r.scores[task].score for r in done if task in r.scores})
     return [by_seed[0][seed] - by_seed[1][seed] for seed in pair.seeds if all(seed in scores for scores in by_seed)]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(_padded(line, widths)).rstrip() for line in lines]
-
-
-def _padded(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    for at, (cell, width) in enumerate(zip(line, widths, strict=True)):
-        yield cell.ljust(width) if at in (0, 4) else cell.rjust(width)

@@ -6,13 +6,15 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
 from mtlbench.files.sealed import overwrite
 from mtlbench.results.study import study_of
-from mtlbench.text import one_line, sentences
+from mtlbench.text import markdown_table, one_line, sentences
 from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome
 from mtlbench.tuning.space import Space, quiet_study, space_text
@@ -125,8 +127,7 @@ def _count(outcome: Outcome, state: str) -> int:
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(header, rows))
 
 
 def _code(text: str) -> str:
@@ -159,8 +160,7 @@ def importances(space: Space, trials: Sequence[Trial]) -> Mapping[str, float] | 
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
-_WIDTH, _HEIGHT, _LEFT, _BELOW, _EDGE = 640, 320, 56, 44, 16
-_INK, _LINE, _DOT = "#444", "#0072b2", "#d55e00"
+_INK, _LINE, _DOT = "#444444", "#0072b2", "#d55e00"
 
 
 def history_svg(trials: Sequence[Trial], *, title: str) -> str | None:
@@ -168,41 +168,26 @@ def history_svg(trials: Sequence[Trial], *, title: str) -> str | None:
     scored = [(trial.number, trial.score) for trial in trials if trial.score is not None]
     if not scored:
         return None
-    values = [score for _, score in scored]
-    low, high = min(values), max(values)
-    low, high = (low - 1, high + 1) if low == high else (low, high)
-    last = max(1, max(trial.number for trial in trials))
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    def x(number: float) -> float:
-        return round(_LEFT + number / last * (_WIDTH - _LEFT - _EDGE), 1)
-
-    def y(score: float) -> float:
-        return round(_EDGE + (high - score) / (high - low) * (_HEIGHT - _BELOW - 2 * _EDGE), 1)
-
-    best, points = values[0], [f"{x(scored[0][0])},{y(values[0])}"]
-    for number, score in scored[1:]:
-        points.append(f"{x(number)},{y(best)}")
-        if score > best:
-            best = score
-            points.append(f"{x(number)},{y(best)}")
-    points.append(f"{x(last)},{y(best)}")
-    base = _HEIGHT - _BELOW
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" fill="{_INK}">',
-        f"<title>{_escape(title)}</title>",
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<path d="M{_LEFT - 8},{_EDGE}V{base}H{_WIDTH - _EDGE}" fill="none" stroke="{_INK}"/>',
-        *(f'<text x="{_LEFT - 12}" y="{y(v) + 4}" text-anchor="end">{v:.1f}</text>' for v in (low, high)),
-        *(f'<text x="{x(n)}" y="{base + 16}" text-anchor="middle">{n}</text>' for n in (0, last)),
-        f'<text x="{(_LEFT + _WIDTH) / 2}" y="{base + 34}" text-anchor="middle">trial; dots: average on the tuning '
-        "rows in percent; line: best so far</text>",
-        f'<polyline points="{" ".join(points)}" fill="none" stroke="{_LINE}" stroke-width="2"/>',
-        *(f'<circle cx="{x(n)}" cy="{y(score)}" r="3.5" fill="{_DOT}"/>' for n, score in scored),
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    numbers, scores = zip(*scored, strict=True)
+    last = max(trial.number for trial in trials)
+    best = list(accumulate(scores, max))
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.plot([*numbers, last], [*best, best[-1]], drawstyle="steps-post", color=_LINE, label="best so far", gid="best")
+    axes.plot(numbers, scores, "o", markersize=5, color=_DOT, label="one trial", gid="trials")
+    axes.set_xlabel("trial", color=_INK)
+    axes.set_ylabel("average on the tuning rows (%)", color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", frameon=False)
+    drawn = StringIO()
+    # the same trials give the same bytes: no date, and no ids that are drawn at random
+    with rc_context({"svg.hashsalt": "mtlbench", "svg.fonttype": "none"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Title": title})
+    return drawn.getvalue()

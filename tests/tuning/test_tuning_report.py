@@ -85,8 +85,10 @@ def test_the_document_holds_history_best_and_effort(tmp_path: Path):
     so_far = [float(x) for x in re.findall(r"\| ([\d.]+) \| [\d.]+ s \|$", text, re.MULTILINE)]
     assert so_far == sorted(so_far) and so_far[-1] == pytest.approx(best.score, abs=0.01)
     drawing = ElementTree.fromstring(written["tuning-lora.svg"])
-    dots = drawing.findall("{http://www.w3.org/2000/svg}circle")
+    dots = drawing.findall(".//{*}g[@id='trials']//{*}use")
     assert len(dots) == sum(trial.state == "complete" for trial in outcome.trials)
+    assert drawing.find(".//{*}g[@id='best']") is not None and "demo data" in written["tuning-lora.svg"]
+    assert documents(made, outcome) == written, "the same trials give the same bytes"
     assert "failed" in trial_line(outcome.trials[5], best) and "no memory" in trial_line(outcome.trials[5], best)
 
 
