@@ -6,15 +6,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
 from mtlbench.api.study import spread
+from mtlbench.api.task import Task
 from mtlbench.backbones.names import is_embedded
 from mtlbench.errors import PluginError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
-from mtlbench.text import one_line, tasks_label
+from mtlbench.text import markdown_table, one_line, tasks_label
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 FILE = "README.md"
 
@@ -26,7 +31,10 @@ def write_card(record: Record, siblings: Sequence[Record], folder: Path, *, task
         siblings: Finished records of the same method, settings and protocol, this one included.
         task: Full name of the task that the adapter was written for, if it is one task's.
     """
-    (folder / FILE).write_text("\n".join(_lines(record, siblings, folder, task)) + "\n")
+    from huggingface_hub import ModelCard
+
+    body = "\n".join(_lines(record, siblings, folder, task))
+    ModelCard(f"---\n{_front_matter(record, folder).to_yaml()}\n---\n\n{body}\n").save(folder / FILE)
 
 
 def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
@@ -84,17 +92,10 @@ def _native_code(record: Record, task: str | None) -> str:
 
 
 def _lines(record: Record, siblings: Sequence[Record], folder: Path, task: str | None) -> Iterator[str]:
-    cell, native = record.cell, (folder / "record.json").exists()
-    model = one_line(cell.model if is_embedded(cell.model) else _shared_name(cell.model))
-    yield "---"
-    yield f"base_model: {json.dumps(model)}"
-    yield f"library_name: {'mtlbench' if native else 'peft'}"
-    yield f"tags: {json.dumps(['mtlbench', *cell.method.split('+')])}"
-    yield "---"
-    yield ""
+    cell, model = record.cell, _model_name(record)
     yield f"# {one_line(cell.variant)} on {model}: {tasks_label(cell.tasks)}"
     yield ""
-    if cell.protocol.data.startswith("demo") or is_embedded(cell.model):
+    if _is_demo(record):
         yield "**Made with generated demo data or a demo backbone: a test of the software, not a usable model.**"
         yield ""
     if task is not None:
@@ -115,6 +116,51 @@ def _lines(record: Record, siblings: Sequence[Record], folder: Path, task: str |
     yield from _origin(record)
 
 
+def _front_matter(record: Record, folder: Path) -> ModelCardData:
+    """What the hub reads. Scores that are no results on the tasks' evaluation splits are left out: those on generated
+    rows, on rows of the training split, or on a part of the rows."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    cell = record.cell
+    whole = not (_is_demo(record) or cell.protocol.eval_from_train or cell.protocol.eval_rows)
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=task.dataset,
+            dataset_config=task.config,
+            dataset_name=name,
+            dataset_split=task.eval_split,
+            metric_type=metric.partition(",")[0],
+            metric_value=value,
+        )
+        for name, task in (_tasks_of(record) if whole else {}).items()
+        if name in record.scores
+        for metric, value in record.scores[name].metrics.items()
+    ]
+    return ModelCardData(
+        base_model=_model_name(record),
+        library_name="mtlbench" if (folder / "record.json").exists() else "peft",
+        tags=["mtlbench", *cell.method.split("+")],
+        model_name=one_line(cell.variant) if results else None,
+        eval_results=results or None,
+    )
+
+
+def _model_name(record: Record) -> str:
+    model = record.cell.model
+    return one_line(model if is_embedded(model) else _shared_name(model))
+
+
+def _is_demo(record: Record) -> bool:
+    return record.cell.protocol.data.startswith("demo") or is_embedded(record.cell.model)
+
+
+def _tasks_of(record: Record) -> dict[str, Task]:
+    suites = dict.fromkeys(task.partition("/")[0] for task in record.cell.tasks)
+    known = {f"{name}/{task.name}": task for name in suites for task in load_suite(name).tasks}
+    return {name: known[name] for name in record.cell.tasks}
+
+
 def _scores(record: Record, siblings: Sequence[Record]) -> Iterator[str]:
     seeds = sorted({sibling.cell.seed for sibling in siblings})
     yield "## Scores"
@@ -123,13 +169,15 @@ def _scores(record: Record, siblings: Sequence[Record]) -> Iterator[str]:
         f"{', '.join(map(str, seeds))}."
     )
     yield ""
-    yield "| task | this adapter | mean ± sd | seeds | examples | metrics |"
-    yield "|---|---:|---:|---:|---:|---|"
+    rows = []
     for task, score in record.scores.items():
         scores = spread(s.scores[task].score for s in siblings if task in s.scores)
         sd = "" if scores.sd is None else f" ± {scores.sd:.2f}"
         metrics = ", ".join(f"{name.partition(',')[0]} {100 * value:.2f}" for name, value in score.metrics.items())
-        yield f"| {task} | {score.score:.2f} | {scores.mean:.2f}{sd} | {scores.n} | {score.rows} | {metrics} |"
+        rows.append([task, f"{score.score:.2f}", f"{scores.mean:.2f}{sd}", str(scores.n), str(score.rows), metrics])
+    yield from markdown_table(
+        ["task", "this adapter", "mean ± sd", "seeds", "examples", "metrics"], rows, right=(1, 2, 3, 4)
+    )
     yield ""
 
 
@@ -157,9 +205,8 @@ def _protocol(protocol: Protocol) -> Iterator[str]:
 
 
 def _table(values: Mapping[str, object], *, head: str) -> Iterator[str]:
-    yield f"| {head} | value |"
-    yield "|---|---|"
-    yield from (f"| {name} | {one_line(str(value)).replace('|', '/')} |" for name, value in values.items())
+    rows = [[name, one_line(str(value)).replace("|", "/")] for name, value in values.items()]
+    yield from markdown_table([head, "value"], rows)
     yield ""
 
 
@@ -167,11 +214,9 @@ def _licences(record: Record, model: str) -> Iterator[str]:
     yield "## Licences"
     yield ""
     yield f"The licence of the backbone {model} also applies to this adapter; mtlbench does not interpret it."
-    suites = dict.fromkeys(task.partition("/")[0] for task in record.cell.tasks)
-    known = {f"{name}/{task.name}": task for name in suites for task in load_suite(name).tasks}
     tasks_by_licence: dict[str, list[str]] = {}
-    for name in record.cell.tasks:
-        tasks_by_licence.setdefault(known[name].licence or "not stated", []).append(name)
+    for name, task in _tasks_of(record).items():
+        tasks_by_licence.setdefault(task.licence or "not stated", []).append(name)
     for licence, names in tasks_by_licence.items():
         yield f"Training data of {', '.join(names)}: {licence}."
     yield ""

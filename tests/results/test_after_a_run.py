@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
+from record_builder import PROTOCOL, cell, done
 
 from mtlbench.cli import cli
 from mtlbench.errors import MtlbenchError, RequestError
 from mtlbench.files.sealed import seal
+from mtlbench.results.model_card import write_card
 from mtlbench.results.reproduction import FieldDifference, data_source, find_record, scores_differ
 from mtlbench.store import RunFolder
 
@@ -293,19 +297,38 @@ def test_the_code_in_the_card_loads_the_adapter(folder, tmp_path, words, library
     code, output = invoke("export", folder, *words, "--seed", "1", "--to", tmp_path / "out")
     assert code == 0, output
     card = (tmp_path / "out" / "README.md").read_text()
-    front = card.split("---")[1]
-    assert f"library_name: {library}" in front and 'base_model: "demo"' in front
+    front = ModelCard(card).data
+    assert (front.library_name, front.base_model, front.eval_results) == (library, "demo", None)
+    assert front.tags == ["mtlbench", words[1]]
     store = RunFolder(folder)
     record = next(r for r in store.records().values() if r.cell.method == words[1] and r.cell.seed == 1)
     score = record.scores["glue/rte"]
     assert f"| glue/rte | {score.score:.2f} |" in card and "seeds run: 0, 1." in card
     assert "generated demo data" in card and "| steps | 4 |" in card and "Licences" in card
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path / "out", timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+
+
+def test_the_hub_gets_scores_on_the_whole_evaluation_split_and_no_others(tmp_path):
+    (tmp_path / "record.json").write_text("{}")
+
+    def front(**changes):
+        made = done(cell(model="org/model", protocol=replace(PROTOCOL, data="hub:1", **changes)), 80.0, 40.0)
+        write_card(made, [made], tmp_path, task=None)
+        return ModelCard.load(tmp_path / "README.md").data
+
+    assert [
+        (r.dataset_type, r.dataset_config, r.dataset_split, r.metric_type, r.metric_value) for r in front().eval_results
+    ] == [
+        ("nyu-mll/glue", "rte", "validation", "acc", 0.8),
+        ("nyu-mll/glue", "cola", "validation", "mcc", 0.4),
+    ]
+    for changes in ({"eval_from_train": 0.25}, {"eval_rows": 100}):
+        assert front(**changes).eval_results is None
 
 
 def test_the_own_form_gives_the_trained_model_and_tells_no_machine(folder, tmp_path):
