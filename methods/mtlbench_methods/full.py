@@ -46,14 +46,12 @@ class Full(Method):
         copies: dict[Tensor, torch.nn.Parameter] = {}
         dtypes: dict[str, torch.dtype] = {}
         for prefix, module in model.named_modules():
-            for name, p in list(module._parameters.items()):
-                if p is None:
-                    continue
+            for name, p in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if p not in copies:  # a tied weight stays one parameter
                     wide = p.detach().to(torch.float32, copy=p not in kept)
                     copies[p] = torch.nn.Parameter(wide, requires_grad=p not in kept)
                     dtypes[f"{prefix}.{name}".lstrip(".")] = p.dtype
-                module._parameters[name] = copies[p]
+                setattr(module, name, copies[p])
         nn.attach_state(model, WeightDtypes(dtypes))
 
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:

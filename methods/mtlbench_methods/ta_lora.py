@@ -162,14 +162,14 @@ class _frozen:
     """Inside, these parameters do not require gradients."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self._parameters = parameters
+        self._held = parameters
 
     def __enter__(self) -> None:
-        for p in self._parameters:
+        for p in self._held:
             p.requires_grad_(False)
 
     def __exit__(self, *_: object) -> None:
-        for p in self._parameters:
+        for p in self._held:
             p.requires_grad_(True)
 
 

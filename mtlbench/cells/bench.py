@@ -26,8 +26,7 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.tokens.tokenised import Tokenised
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
-
+    from mtlbench.compat import ConfigurableTask
     from mtlbench.distributed.shards import Sharding
 
 logger = logging.getLogger(__name__)

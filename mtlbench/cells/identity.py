@@ -18,7 +18,9 @@ from mtlbench.backbones.backbone import Backbone
 from mtlbench.composition import Composite
 
 _VERSIONS = ("torch", "transformers", "peft", "numpy", "safetensors")
-_OWN = tuple(f"mtlbench.{room}" for room in ("api", "data", "nn", "tokens", "backbones", "training", "distributed"))
+_OWN = tuple(
+    f"mtlbench.{room}" for room in ("api", "compat", "data", "nn", "tokens", "backbones", "training", "distributed")
+)
 
 
 def training_identity(

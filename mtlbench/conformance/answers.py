@@ -9,7 +9,7 @@ from mtlbench.api.task import Task
 from mtlbench.data.examples import gold_indices, gold_text
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 Doc = dict[str, Any]
 Answer = Callable[[Doc], list[Any]]

@@ -13,13 +13,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtlbench.compat import multiple_input
 from mtlbench.conformance.answers import generates
 from mtlbench.data.examples import gold_indices, gold_text
 from mtlbench.data.lm_task import choose_rows, quiet_lm_eval
 
 if TYPE_CHECKING:
     import datasets
-    from lm_eval.api.task import ConfigurableTask
+
+    from mtlbench.compat import ConfigurableTask
 
 TRAIN_ROWS, EVAL_ROWS = 2000, 1000
 MOST_LABELS = 20
@@ -47,7 +49,7 @@ def renamed(lm_task: ConfigurableTask, splits: Mapping[str, datasets.Dataset]) -
                 return (
                     f"column {column!r} names its labels {names} in split {first[0]!r} and {other_names} in {split!r}"
                 )
-    if generates(lm_task) or lm_task.multiple_input:
+    if generates(lm_task) or multiple_input(lm_task):
         return None
     for split, docs in (
         (lm_task.config.training_split, lm_task.training_docs()),
@@ -115,7 +117,7 @@ def _labelled(lm_task: ConfigurableTask, docs: Iterable[Doc]) -> list[tuple[str,
     examples: list[tuple[str, str]] = []
     offered: Sequence[str] | None = None
     for doc in docs:
-        if lm_task.multiple_input:
+        if multiple_input(lm_task):
             return []
         if not generates(lm_task):
             choices = lm_task.doc_to_choice(doc)

@@ -36,7 +36,8 @@ from mtlbench.training.splits import Splits
 
 if TYPE_CHECKING:
     import datasets
-    from lm_eval.api.task import ConfigurableTask
+
+    from mtlbench.compat import ConfigurableTask
 
 ROWS = 24
 """Maximum number of training examples of a task that the toy model memorises."""

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mtlbench.compat import label_and_choices
 from mtlbench.data.lm_task import quiet_lm_eval
 from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 T = TypeVar("T")
 
@@ -81,8 +82,7 @@ def gold_indices(lm_task: ConfigurableTask, doc: dict[str, Any]) -> list[int]:
     Raises:
         ValueError: a label is not one of the choices, or there is none.
     """
-    choices = lm_task.doc_to_choice(doc)
-    gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else lm_task.doc_to_target(doc)
+    gold, choices = label_and_choices(lm_task, doc)
     if not isinstance(gold, list):
         return [_choice(gold, choices)]
     if not gold:

@@ -11,7 +11,7 @@ from mtlbench.data.lm_task import choose_rows, quiet_lm_eval
 from mtlbench.errors import DataError, RequestError
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 
 def read_k_shot(text: str) -> tuple[int, bool]:

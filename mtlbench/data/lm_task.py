@@ -6,21 +6,22 @@ is read.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Task
+from mtlbench.compat import compile_templates_once, load_task_yaml, without_task_bars
 from mtlbench.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
-    from lm_eval.api.task import ConfigurableTask
+
+    from mtlbench.compat import ConfigurableTask
 
 
 def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: str) -> ConfigurableTask:
@@ -32,16 +33,14 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
     Raises:
         PluginError: the YAML is missing, invalid, or lacks metrics that the task names.
     """
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
-
+    from mtlbench.compat import ConfigurableTask
     from mtlbench.data.shots import sampler
 
     path = yaml_path(task)
-    _compile_templates_once()
+    compile_templates_once()
     with quiet_lm_eval():
         try:
-            config = load_yaml(path)
+            config = load_task_yaml(path)
             process = config.pop("process_docs", None) or _unchanged
             rows = {split: process(docs) for split, docs in splits.items()}
             pool = rows[task.shots_split or task.train_split]
@@ -101,34 +100,20 @@ def choose_rows(total: int, limit: int | None) -> list[int]:
 def quiet_lm_eval() -> Iterator[None]:
     """Disable lm-eval's progress bars, and its log below the level of errors."""
     import datasets
-    from lm_eval.api import task as task_module
 
     logger = logging.getLogger("lm_eval")
-    level, bar = logger.level, task_module.tqdm
+    level = logger.level
     bars = datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
-    task_module.tqdm = _no_bar
     datasets.disable_progress_bars()
     try:
-        yield
+        with without_task_bars():
+            yield
     finally:
         logger.setLevel(level)
-        task_module.tqdm = bar
         if not bars:
             datasets.enable_progress_bars()
 
 
-def _no_bar(rows: Any, **_: Any) -> Any:
-    return rows
-
-
 def _unchanged(docs: datasets.Dataset) -> datasets.Dataset:
     return docs
-
-
-def _compile_templates_once() -> None:
-    """Compile each prompt template once; lm-eval compiles it again for every row, which takes 0.4 ms each."""
-    from lm_eval.utils import env
-
-    if not hasattr(env.from_string, "cache_info"):
-        env.from_string = functools.cache(env.from_string)

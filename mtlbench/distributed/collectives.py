@@ -18,8 +18,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, though not in __all__
 
+from mtlbench.compat import prefix_store, tcp_store
 from mtlbench.distributed.ranks import Ranks
 from mtlbench.errors import RequestError
 
@@ -50,7 +50,7 @@ class Connected(Ranks):
         *,
         rank: int,
         size: int,
-        store: PrefixStore,
+        store: Any,
         device: torch.device,
         on_lost: Callable[[Exception], NoReturn] = _end,
     ) -> None:
@@ -181,15 +181,15 @@ def join(*, processes: int, device: str, environ: Mapping[str, str] | None = Non
             )
         local_device = torch.device("cuda", local)
         torch.cuda.set_device(local_device)
-    store = TCPStore(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE)
+    store = tcp_store(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), timeout=PATIENCE)
     dist.init_process_group(
         "gloo" if local_device.type == "cpu" else "cpu:gloo,cuda:nccl",
-        store=PrefixStore("group", store),
+        store=prefix_store("group", store),
         rank=rank,
         world_size=size,
         timeout=PATIENCE,
     )
-    ranks = Connected(rank=rank, size=size, store=PrefixStore("ranks", store), device=local_device)
+    ranks = Connected(rank=rank, size=size, store=prefix_store("ranks", store), device=local_device)
     (counted,) = ranks.all_reduce([torch.ones(1, device=local_device)])
     if dist.get_world_size() != processes or int(counted) != processes:
         raise RequestError(f"{processes} processes were requested, but {int(counted)} answer: nothing is trained.")

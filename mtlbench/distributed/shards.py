@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mtlbench.backbones.backbone import Backbone, fingerprint, load_model
 from mtlbench.backbones.checksum import Checksum
+from mtlbench.compat import buffers_of, parameters_of
 from mtlbench.distributed.ranks import Ranks
 from mtlbench.distributed.shards_model import Piece, cuttable, sharded, units_of
 from mtlbench.errors import RequestError
@@ -96,12 +97,12 @@ def cut(model: nn.Module, tokenizer: Any, *, name: str, architecture: str, shard
         empty[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
     checksum = ranks.broadcast_object(fingerprint(model) if ranks.first else None)
     for module in model.modules():
-        for key, parameter in module._parameters.items():
+        for key, parameter in parameters_of(module).items():
             if parameter is not None:
-                module._parameters[key] = empty[id(parameter)]
-        for key, buffer in module._buffers.items():
+                parameters_of(module)[key] = empty[id(parameter)]
+        for key, buffer in buffers_of(module).items():
             if buffer is not None:
-                module._buffers[key] = buffer.to(device, copy=True)
+                buffers_of(module)[key] = buffer.to(device, copy=True)
     return ShardedBackbone(
         name=name,
         model=model,

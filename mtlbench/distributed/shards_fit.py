@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.compat import parameters_of, same_storage
 from mtlbench.errors import MtlbenchError
 
 _READS = "it computes with backbone weights when it is attached, and each process has only a shard of them"
@@ -33,11 +34,11 @@ def unfit(model: nn.Module) -> str | None:
     weights = shards_of(model)
     known = {id(weight.parameter) for weight in weights}
     alive = {id(module) for module in model.modules()}
-    now = [weight.module._parameters.get(weight.name) for weight in weights]
+    now = [parameters_of(weight.module).get(weight.name) for weight in weights]
     if any(parameter is not None and parameter.requires_grad for parameter in now):
         return "it trains backbone weights, and each process has only a frozen shard of them"
     for weight, parameter in zip(weights, now, strict=True):
-        same = parameter is weight.parameter and parameter.untyped_storage()._cdata == weight.storage._cdata
+        same = parameter is weight.parameter and same_storage(parameter.untyped_storage(), weight.storage)
         if not same or id(weight.module) not in alive:
             return "it replaces backbone weights, and each process has only a shard of them"
     tensors = [*model.named_parameters(), *model.named_buffers()]

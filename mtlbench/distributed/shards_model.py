@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mtlbench.compat import begin_sharding, layer_classes, parameters_of
 from mtlbench.distributed.ranks import Ranks
 from mtlbench.distributed.shards_fit import ShardedWeight
 from mtlbench.errors import RequestError
@@ -38,7 +39,7 @@ def units_of(model: nn.Module) -> list[nn.Module]:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
     present = {type(module).__name__ for module in model.modules()}
-    names = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
+    names = sorted(present & layer_classes(model))
     if not names:
         raise RequestError(
             f"{type(model).__name__} does not declare its layers (_no_split_modules), so it cannot be sharded. "
@@ -77,16 +78,16 @@ def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh
     cut: list[tuple[nn.Module, str, str]] = []
     dims: dict[int, int | None] = {}
     for module in model.modules():
-        for attribute, parameter in module._parameters.items():
+        for attribute, parameter in parameters_of(module).items():
             if parameter is None:
                 continue
             name = names[id(parameter)]
             if name in whole:
-                module._parameters[attribute] = whole[name]
+                parameters_of(module)[attribute] = whole[name]
                 continue
             # Tied weights share a piece but are gathered separately: as they are frozen, they stay equal.
             placeholder = nn.Parameter(torch.empty_like(parameter), requires_grad=False)
-            module._parameters[attribute] = placeholder
+            parameters_of(module)[attribute] = placeholder
             dims[id(placeholder)] = pieces[name].dim
             cut.append((module, attribute, name))
 
@@ -117,9 +118,9 @@ def sharded(model: nn.Module, pieces: Mapping[str, Piece], *, ranks: Ranks, mesh
                 stride=torch.empty(piece.shape, device="meta").stride(),
             )
             held[name] = nn.Parameter(local, requires_grad=False)
-        module._parameters[attribute] = held[name]
+        parameters_of(module)[attribute] = held[name]
     # An encoder may run before the model itself does, so FSDP must initialise the root now.
-    shard.state(model)._lazy_init()
+    begin_sharding(model)
     host: Any = model
     host._mtlbench_pieces = tuple(
         ShardedWeight(module, attribute, held[name], held[name].untyped_storage()) for module, attribute, name in cut

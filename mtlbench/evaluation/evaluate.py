@@ -19,7 +19,7 @@ from mtlbench.errors import PluginError, did_you_mean
 from mtlbench.evaluation.lm import RoutedLM
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 
 @dataclass(frozen=True)

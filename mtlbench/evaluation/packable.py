@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mtlbench.compat import attention_of
 from mtlbench.evaluation.packed_rows import ScoreRequest, SharedRow, packed_row, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.nn.prefixes.places import attentions
@@ -38,8 +39,8 @@ def _unfit(model: Any, *, max_length: int) -> str | None:
     prompt = soft_prompt_of(model)
     if prompt is not None and prompt.source.reads_text and not model.config.is_encoder_decoder:
         return "its soft prompt depends on all tokens of a row"
-    if config._attn_implementation not in ("sdpa", "eager", "mtlbench"):
-        return f"its attention {config._attn_implementation!r} may not support a mask over pairs of tokens"
+    if attention_of(config) not in ("sdpa", "eager", "mtlbench"):
+        return f"its attention {attention_of(config)!r} may not support a mask over pairs of tokens"
     causal = [int(m.layer_idx) for m in attentions(decoder) if m.is_causal]
     if sorted(causal) != list(range(_depth(config))):
         return "not every layer is causal self-attention"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import logits_at
+from mtlbench.compat import attention_of
 from mtlbench.evaluation.packed_rows import PackedRow
 from mtlbench.evaluation.score import PackedBatch, attention_mask
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
@@ -61,7 +62,7 @@ class CausalReader:
         return rows.scores(logits)
 
     def _mask(self, mask: Tensor) -> Tensor:
-        return attention_mask(mask, self.model.get_decoder().config._attn_implementation, self.model.dtype)
+        return attention_mask(mask, attention_of(self.model.get_decoder().config), self.model.dtype)
 
 
 class Seq2seqReader:
@@ -82,7 +83,7 @@ class Seq2seqReader:
         hidden, prompt_mask = self._encoded([packed.group for packed in batch])
         mask, positions = rows.padding_mask(), None
         if rows.branches:
-            kind = self.model.get_decoder().config._attn_implementation
+            kind = attention_of(self.model.get_decoder().config)
             mask, positions = attention_mask(rows.tree_mask(), kind, self.model.dtype), rows.positions
         tasks = rows.tensor([packed.group[0] for packed in batch])
         with self.routing.of(tasks), logits_at(self.model, rows.index), at_positions(self.model, positions):

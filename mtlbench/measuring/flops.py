@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backwa
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
+from mtlbench.compat import processor_attention
 from mtlbench.training.batches import Batch
 from mtlbench.training.gradients import Gradients
 from mtlbench.training.loss import row_losses
@@ -90,7 +91,7 @@ def _attention(backbone: Backbone, batch: Batch) -> int:
 
 def _cpu_attention() -> dict[Any, Any]:
     """FLOP formulas of the CPU attention kernel, which torch's counter lacks; arguments are shapes."""
-    aten = torch.ops.aten
+    kernel, kernel_backward = processor_attention()
 
     def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
@@ -98,7 +99,4 @@ def _cpu_attention() -> dict[Any, Any]:
     def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
         return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
 
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
+    return {kernel: forward, kernel_backward: backward}

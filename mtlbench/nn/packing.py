@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mtlbench.compat import attention_of, set_attention
+
 NAME = "mtlbench_packed"
 """Name of the attention function and the mask maker inside transformers."""
 
@@ -92,17 +94,17 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
         yield
         return
     register()
-    changed = [config for config in attention_configs(model) if config._attn_implementation == "sdpa"]
+    changed = [config for config in attention_configs(model) if attention_of(config) == "sdpa"]
     for config in changed:
-        config._attn_implementation = NAME
+        set_attention(config, NAME)
     before, _in_flight[0] = _in_flight[0], packing
     try:
         yield
     finally:
         _in_flight[0] = before
         for config in changed:
-            if config._attn_implementation == NAME:
-                config._attn_implementation = "sdpa"
+            if attention_of(config) == NAME:
+                set_attention(config, "sdpa")
 
 
 def attention_configs(model: Any) -> list[Any]:

@@ -18,13 +18,13 @@ from mtlbench.api.task import Task
 from mtlbench.data.lm_task import quiet_lm_eval, yaml_path
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 FORMAT = 1
 """Format of an entry; changing it invalidates all earlier entries."""
 VERSIONS = ("mtlbench", "lm_eval", "jinja2", "tokenizers", "transformers")
 _PACKAGE = Path(__file__).parents[1]
-_CODE = (*sorted((_PACKAGE / "data").glob("*.py")), Path(__file__).parent / "encode.py")
+_CODE = (*sorted((_PACKAGE / "data").glob("*.py")), _PACKAGE / "compat.py", Path(__file__).parent / "encode.py")
 """Files of this package that affect token ids."""
 
 

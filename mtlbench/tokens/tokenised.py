@@ -15,7 +15,7 @@ from mtlbench.tokens.encode import TokenRow, encode_rows
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlbench.compat import parameters_of
 from mtlbench.nn.low_rank.layer import BatchRows, Factors, LowRankLinear
 
 Group = tuple[int, ...]
@@ -63,12 +64,12 @@ class BranchingLinear(LowRankLinear):
     @torch.no_grad()
     def split(self, groups: Sequence[Group]) -> None:
         """Give each of ``groups`` a copy of what all had; a single one keeps it."""
-        del self._parameters[PROBE]
+        delattr(self, PROBE)
         if len(groups) == 1:
             return
         shared = {name: self.get_parameter(name).detach() for name in ("down", "up")}
         for name in shared:
-            del self._parameters[name]
+            delattr(self, name)
         for number, group in enumerate(groups):
             self.group_of[list(group)] = number
             for name, value in shared.items():
@@ -76,14 +77,14 @@ class BranchingLinear(LowRankLinear):
 
     def shrink_to(self, names: set[str]) -> None:
         """Split as the one that ``names`` were saved of, if it was."""
-        if PROBE in self._parameters and PROBE not in names:
+        if PROBE in parameters_of(self) and PROBE not in names:
             self.split(_groups(names) or [tuple(range(len(self.group_of)))])
 
     def groups(self) -> tuple[Group, ...]:
         """Of tasks that share a part; empty before they do."""
-        if PROBE in self._parameters:
+        if PROBE in parameters_of(self):
             return ()
-        return tuple(_groups(self._parameters)) or (tuple(range(len(self.group_of))),)
+        return tuple(_groups(parameters_of(self))) or (tuple(range(len(self.group_of))),)
 
     def _grouped(self, parameters: Mapping[str, Tensor], rows: BatchRows) -> Factors:
         if PROBE in parameters:

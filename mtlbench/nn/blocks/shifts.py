@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.compat import parameters_of
 from mtlbench.nn.attachments import attach_state, find_state
 from mtlbench.nn.linears import replace_module
 
@@ -79,9 +80,9 @@ def unfreeze_norms(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if not type(module).__name__.endswith("Norm"):
             continue
-        for name, p in list(module._parameters.items()):
+        for name, p in list(parameters_of(module).items()):
             if p is not None:
-                module._parameters[name] = nn.Parameter(p.detach().to(torch.float32, copy=True))
+                parameters_of(module)[name] = nn.Parameter(p.detach().to(torch.float32, copy=True))
                 dtypes[f"{path}.{name}"] = p.dtype
         module.register_forward_hook(_as_given)
     attach_state(model, NormDtypes(dtypes))

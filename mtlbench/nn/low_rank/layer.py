@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.compat import parameters_of, version_of
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
 from mtlbench.nn.linears import replace_module
@@ -131,7 +132,7 @@ class LowRankLinear(nn.Module):
     def stamp(self) -> tuple[Any, ...]:
         """Changes when an output computed before would be out of date."""
         turn = None if self.routing is None else self.routing.turn
-        return (self.training, turn, *(p._version for p in self._parameters.values() if p is not None))
+        return (self.training, turn, *(version_of(p) for p in parameters_of(self).values() if p is not None))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shared is not None:
@@ -173,7 +174,7 @@ class LowRankLinear(nn.Module):
 
     def factors(self, rows: BatchRows) -> Factors:
         """What the present parameters amount to for ``rows``."""
-        return self.factors_of({name: p for name, p in self._parameters.items() if p is not None}, rows)
+        return self.factors_of({name: p for name, p in parameters_of(self).items() if p is not None}, rows)
 
     def merged(self, task: int | None = None) -> MergedLinear:
         """The same function as a plain linear with a new weight, for one task where it depends on the task.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlbench.compat import multiply_each_
 from mtlbench.nn.low_rank.layer import Factors, LowRankLinear
 
 
@@ -193,7 +194,7 @@ class RankBudget(nn.Module):
     def _mask(self) -> None:
         if self._keep is not None:
             keep = self._keep.to(self._values[0].dtype).unsqueeze(2)
-            torch._foreach_mul_(self._values, keep.unbind())
+            multiply_each_(self._values, keep.unbind())
 
 
 class BudgetMemory:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mtlbench.compat import version_of
 from mtlbench.nn.low_rank.fused import LowRankBranch, fused_low_rank, gated_product
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("gate_proj", "up_proj"), ("wi_0", "wi_1"))
@@ -70,7 +71,7 @@ class SharedInput:
 
 def _writes(x: Tensor) -> int:
     """How often ``x`` was written to. Tensors of inference mode do not count; no model writes to one in between."""
-    return 0 if x.is_inference() else x._version
+    return 0 if x.is_inference() else version_of(x)
 
 
 class GatedBlock(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from mtlbench.compat import attention_of
 from mtlbench.nn.attachments import get_state
 from mtlbench.nn.packing import Bucket, attention_by_rows, packing_in_flight
 
@@ -62,7 +63,7 @@ def register() -> None:
 
 def stock_kernel(module: nn.Module, config: Any) -> Any:
     """The kernel that ``config`` names for an attention module, or ``None``; eager ones stand beside its class."""
-    if config._attn_implementation == "sdpa":
+    if attention_of(config) == "sdpa":
         return AttentionInterface()["sdpa"]
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
 

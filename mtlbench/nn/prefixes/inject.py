@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.compat import attention_of
 from mtlbench.errors import RequestError
 from mtlbench.nn.attachments import attach_module, attach_state, find_module
 from mtlbench.nn.prefixes.attention import AttentionSlot, register, stock_kernel
@@ -119,7 +120,7 @@ def attach_prefix(
     places = find_places(model, names)
     register()
     for stack in stacks_sharing(model, places):
-        eager = stack.config._attn_implementation == "eager"
+        eager = attention_of(stack.config) == "eager"
         for module in attentions(stack):
             attach_state(module, AttentionSlot(stock_kernel(module, stack.config), eager))
     if last is not None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from mtlbench.compat import attention_of, dispatches_attention
 from mtlbench.errors import RequestError
 from mtlbench.nn.prefixes.attention import stock_kernel
 
@@ -112,9 +113,9 @@ def _refused(model: nn.Module, reason: str) -> RequestError:
 
 def _stack_refusal(stack: Any) -> str | None:
     config = getattr(stack, "config", None)
-    if config is None or not getattr(type(stack), "_can_set_attn_implementation", bool)():
+    if config is None or not dispatches_attention(stack):
         return "its attention is not dispatched through transformers' AttentionInterface."
-    kind = config._attn_implementation
+    kind = attention_of(config)
     if kind not in ("sdpa", "eager"):
         return f"its attention implementation is {kind!r}; prefixes run on 'sdpa' and 'eager' alone. Load it with one."
     if not any(getattr(config, name, None) for name in ("num_key_value_heads", "num_attention_heads")):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mtlbench.compat import attention_of, set_attention
 from mtlbench.nn.attachments import get_state
 from mtlbench.nn.packing import packing_in_flight
 from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
@@ -52,7 +53,7 @@ class PrefixSlots(nn.Module):
         self.source: nn.Module | None = None
         self.places = tuple(places)
         self._configs = list({id(place.stack.config): place.stack.config for place in places}.values())
-        self._stock: list[str] = [config._attn_implementation for config in self._configs]
+        self._stock: list[str] = [attention_of(config) for config in self._configs]
         self._on = True
         self._made = False
 
@@ -95,7 +96,7 @@ class PrefixSlots(nn.Module):
     def off(self) -> Iterator[None]:
         """Inside, the model is the stock model, whatever feeds it."""
         on, slots = self._on, [slot for place in self.places for slot in _slots(place)]
-        names = [config._attn_implementation for config in self._configs]
+        names = [attention_of(config) for config in self._configs]
         prefixes = [(slot.prefix, slot.gate) for slot in slots]
         self.on = False
         try:
@@ -105,7 +106,7 @@ class PrefixSlots(nn.Module):
             for slot, prefix in zip(slots, prefixes, strict=True):
                 slot.prefix, slot.gate = prefix
             for config, name in zip(self._configs, names, strict=True):
-                config._attn_implementation = name
+                set_attention(config, name)
 
     def enter_model(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward-pre-hook of a model with two stacks: make the prefix of both at once."""
@@ -147,7 +148,7 @@ class PrefixSlots(nn.Module):
 
     def _use(self, name: str | None) -> None:
         for config, stock in zip(self._configs, self._stock, strict=True):
-            config._attn_implementation = name or stock
+            set_attention(config, name or stock)
 
 
 def _slots(place: AttentionPlace) -> list[AttentionSlot]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtlbench.compat import attributes_of_every_module, version_of
 from mtlbench.training.checkpoints.state import shrink, trainable_names
 
 
@@ -23,7 +24,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._buffers = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
+        self._buffers = {name: (buffer, version_of(buffer)) for name, buffer in model.named_buffers()}
         self._attributes: dict[str, str] = {}
         self._alive: list[Tensor] = []
 
@@ -76,16 +77,16 @@ class ModelState:
 
     def _written(self, name: str, buffer: Tensor) -> bool:
         before = self._buffers.get(name)
-        return before is None or before[0] is not buffer or before[1] != buffer._version
+        return before is None or before[0] is not buffer or before[1] != version_of(buffer)
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, str]]:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if name == "training" or name in _OF_EVERY_MODULE:
+            if name == "training" or name in attributes_of_every_module():
                 continue
             if _is_tensor(value):
-                yield f"{path}:{name}", f"tensor {id(value)} {value._version}"
+                yield f"{path}:{name}", f"tensor {id(value)} {version_of(value)}"
                 continue
             try:
                 yield f"{path}:{name}", json.dumps(value)
@@ -95,9 +96,6 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _is_tensor(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor)
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def draw_states(device: torch.device) -> dict[str, Tensor]:
