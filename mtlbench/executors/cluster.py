@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from mtlbench.api.executor import Launch
 from mtlbench.executors.queue import CellQueue
 
-RESTARTS = 3
+NODE_RESTARTS = 3
 """Restarts in a row without a finished cell; after that, lost workers are not replaced."""
 CHECK_DONE_S = 1.0
 """Seconds between two looks at the disk for missing records."""
@@ -62,7 +62,7 @@ class WorkerDemand:
         return self._done
 
     def may_restart(self, what: str) -> bool:
-        """Whether to replace a lost worker, described by ``what``; refuses after :data:`RESTARTS` without progress."""
+        """Whether to replace a lost worker, described by ``what``; not after :data:`NODE_RESTARTS` without progress."""
         missing = len(self.queue.missing())
         done = len(self.queue.cells) - missing
         if done > self._last_done:
@@ -70,7 +70,7 @@ class WorkerDemand:
         self._last_done = done
         if not missing:
             return False
-        if self._restarts >= RESTARTS:
+        if self._restarts >= NODE_RESTARTS:
             _log.error("%s and is not started again: see %s", what, self.queue.folder.path / "logs")
             return False
         self._restarts += 1

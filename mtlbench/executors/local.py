@@ -22,11 +22,12 @@ from mtlbench.executors.queue import CellQueue
 from mtlbench.executors.slots import Pool, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.files.owner import cpus
+from mtlbench.text import memory
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import frames, stacks_file
 from mtlbench.workers.worker import MAX_DEATHS
 
-RESTARTS = 2
+WORKER_RESTARTS = 2
 """Restarts of a slot in a row without a finished cell."""
 FAULTS = 2
 """A device is dropped after workers died on it in this many different cells with none finished in between, unless it is
@@ -35,7 +36,7 @@ RESEND_S = 1.0
 """Seconds between two SIGTERMs to a worker that has not ended yet."""
 KILL_AFTER_S = 5.0
 """Seconds from SIGTERM to SIGKILL for a worker without progress."""
-DRAIN_S = 30.0
+KILL_BUSY_AFTER_S = 30.0
 """The same for a worker that makes progress but exceeded its time limit: it needs time to write a checkpoint."""
 RETRY_FREE_S = 1.0
 """Seconds between two attempts to get devices or cells that were not free."""
@@ -74,9 +75,9 @@ class LocalExecutor(Executor):
         for card in cards:
             if foreign := chosen.slot((card,)).foreign:
                 _log.warning(
-                    "other programs use %.1f GiB of device %s: times measured there are not comparable, and the "
+                    "other programs use %s of device %s: times measured there are not comparable, and the "
                     "records say so",
-                    foreign / 2**30,
+                    memory(foreign),
                     card.id,
                 )
         return LocalWorkers(
@@ -219,7 +220,7 @@ class LocalWorkers(Workers):
         _log.error("worker %d is ended: %s", worker.pid, reason)
         now = time.monotonic()
         moving = now - worker.heartbeat.last < min(KILL_AFTER_S, self.launch.silence_s / 2)
-        worker.kill_at = now + (DRAIN_S if moving else KILL_AFTER_S)
+        worker.kill_at = now + (KILL_BUSY_AFTER_S if moving else KILL_AFTER_S)
         worker.signal(signal.SIGTERM)
 
     # Ended workers
@@ -240,7 +241,7 @@ class LocalWorkers(Workers):
         log = self.folder.log(slot.index)
         if self._progressed(worker, demand.total()):
             slot.restarts = 0
-        elif slot.restarts >= RESTARTS:
+        elif slot.restarts >= WORKER_RESTARTS:
             _log.error("worker %d ended (%s) and is not started again: see %s", slot.index, worker.ending(), log)
             slot.closed = True
             return

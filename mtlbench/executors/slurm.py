@@ -23,7 +23,7 @@ from mtlbench.executors.cluster import WorkerDemand
 from mtlbench.executors.node import Node, NodeShare, shares_of
 from mtlbench.store import RunFolder
 
-LINGER_S = 60.0
+SECOND_SIGNAL_S = 60.0
 """Seconds within which a preempted job gets its second signal."""
 TRIES = 3
 """Attempts at a submission that Slurm refuses."""
@@ -271,7 +271,7 @@ class _Job:
         signal.signal(signal.SIGTERM, self._preempted)
         node.serve(until=self._stop_requested)
         if self._preempted_once and self._stop_requested() is None:
-            time.sleep(LINGER_S)
+            time.sleep(SECOND_SIGNAL_S)
 
     def checkpoint(self, *_: Any) -> Any:
         """Let the worker write a checkpoint; submitit calls this on its signal and then requeues the job."""

@@ -54,7 +54,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def held(self, *, for_s: float = math.inf) -> Iterator[None]:
-        """Inside, a signal does not raise: it sets :attr:`requested` for the next :meth:`check`.
+        """Inside, a signal does not raise: it sets ``requested`` for the next :meth:`check`.
 
         A signal that arrives ``for_s`` seconds or more after the first one still raises.
         """

@@ -18,7 +18,7 @@ import numpy as np
 from mtlbench.api.study import Interval
 from mtlbench.statistics.answers import Numbers
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 """Of all confidence intervals."""
 _LEAST = 1e-12
 """Smallest reported p."""
@@ -93,7 +93,7 @@ class Estimate:
 
     def interval(self, *, low: float = -math.inf, high: float = math.inf) -> Interval:
         """The 95 % interval, clipped to ``[low, high]``."""
-        reach = self.reach(lambda freedom: student(freedom, 1 - LEVEL))
+        reach = self.reach(lambda freedom: student(freedom, 1 - CONFIDENCE))
         return Interval(
             mean=self.mean,
             low=max(low, self.mean - reach),

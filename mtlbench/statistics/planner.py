@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEVEL, POWER = 0.05, 0.8
+ALPHA, POWER = 0.05, 0.8
 MOST = 10_000
 """Larger numbers of seeds are not distinguished."""
 
@@ -31,7 +31,7 @@ class SeedPlan:
     """Seeds needed if it is at the high end."""
 
 
-def seed_plan(differences: Sequence[float], *, points: float, level: float = LEVEL, power: float = POWER) -> SeedPlan:
+def seed_plan(differences: Sequence[float], *, points: float, level: float = ALPHA, power: float = POWER) -> SeedPlan:
     """The plan for paired differences of at least two seeds, in points; ``points`` is above 0."""
     from scipy import stats
 
@@ -51,7 +51,7 @@ def seed_plan(differences: Sequence[float], *, points: float, level: float = LEV
     )
 
 
-def seeds_for(effect: float, *, level: float = LEVEL, power: float = POWER) -> int:
+def seeds_for(effect: float, *, level: float = ALPHA, power: float = POWER) -> int:
     """Fewest seeds, at least 2 and at most :data:`MOST`, at which the two-sided paired t-test detects an effect of
     this many standard deviations with this power."""
     low, high = 1, MOST
@@ -61,7 +61,7 @@ def seeds_for(effect: float, *, level: float = LEVEL, power: float = POWER) -> i
     return high
 
 
-def power_of(effect: float, seeds: int, *, level: float = LEVEL) -> float:
+def power_of(effect: float, seeds: int, *, level: float = ALPHA) -> float:
     """Probability that the two-sided one-sample t-test detects a mean of ``effect`` standard deviations."""
     from scipy import stats
 

@@ -25,7 +25,7 @@ from mtlbench.workers.stacks import Stacks, crash_of
 
 MAX_DEATHS = 2
 """A cell whose worker died this often is recorded as failed instead of being retried."""
-LINGER_S = 300.0
+IDLE_S = 300.0
 """A worker that follows a series ends after this many seconds without a cell to run."""
 ORPHAN_GRACE_S = 30.0
 """Seconds that a worker without a parent may take to unwind."""
@@ -54,7 +54,7 @@ def work(
 ) -> None:
     """Run cells of ``request`` until every one that this worker ``takes`` has a record.
 
-    Cells of later requests in ``series`` are taken too, until it is closed or none came for :data:`LINGER_S`.
+    Cells of later requests in ``series`` are taken too, until it is closed or none came for :data:`IDLE_S`.
 
     ``run`` returns the record of a cell and raises only to end the worker. The worker waits for cells that others have
     claimed, and takes them over if their worker dies. ``index`` makes siblings start with different cells; the cell
@@ -83,7 +83,7 @@ def work(
             stop.check()
             new = queue.refresh()
             busy_at = time.monotonic() if pending or new else busy_at
-            if not (pending or new) and (not queue.open or time.monotonic() > busy_at + LINGER_S):
+            if not (pending or new) and (not queue.open or time.monotonic() > busy_at + IDLE_S):
                 return
             heartbeat.wait()
             _log_waiting(folder, pending, named)

@@ -89,7 +89,7 @@ def test_a_cell_that_kills_its_workers_is_given_up_and_the_next_request_runs(tmp
 
 
 def test_workers_that_nobody_sends_more_end_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "LINGER_S", 0.5)
+    monkeypatch.setattr(worker, "IDLE_S", 0.5)
     folder, request = toy_folder(tmp_path / "run", batches(1)[0])
     series = folder.series()
     series.add(request)
