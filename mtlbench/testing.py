@@ -22,16 +22,22 @@ __all__ = [
 ]
 
 
-def check_method(method: str | Method) -> None:
+def check_method(method: str | Method, *, allow_refusal: bool = False) -> None:
     """Run the conformance kit over a method, or over an installed one by its name, such as ``lora[rank=4]``.
 
+    Args:
+        allow_refusal: Also pass where the method refuses every tiny backbone, so that no promise is examined.
+
     Raises:
-        AssertionError: listing every check that failed with what to change. A refusal is no failure.
+        AssertionError: listing every check that failed with what to change, or saying that nothing was examined.
     """
-    methods = methods_named(method).values() if isinstance(method, str) else [method]
-    failed = [f for each in methods for f in kit.check_method(each) if f.outcome == "failed"]
-    lines = "".join(f"\n  {f.backbone}, {f.check}: {f.message}" for f in failed)
-    assert not failed, f"{len(failed)} checks of {method!r} failed:{lines}"
+    for each in methods_named(method).values() if isinstance(method, str) else [method]:
+        findings = kit.method_findings(each)
+        failed = [f for f in findings if f.outcome == "failed"]
+        lines = "".join(f"\n  {f.backbone}, {f.check}: {f.message}" for f in failed)
+        assert not failed, f"{len(failed)} checks of {method!r} failed:{lines}"
+        nothing = kit.unexamined(each, findings)
+        assert allow_refusal or nothing is None, f"{method!r}: {nothing} Or pass allow_refusal=True."
 
 
 def check_suite(suite: str | TaskSuite, *, data: str = "demo", train: bool = True) -> None:
@@ -42,7 +48,7 @@ def check_suite(suite: str | TaskSuite, *, data: str = "demo", train: bool = Tru
     Raises:
         AssertionError: listing for every task the first check that failed.
     """
-    found = suites.check_suite(load_suite(suite) if isinstance(suite, str) else suite, data=data, train=train)
+    found = suites.suite_findings(load_suite(suite) if isinstance(suite, str) else suite, data=data, train=train)
     failed = [finding for finding in found if not finding.ok]
     lines = "".join(f"\n  {f.task}, {f.check}: {f.message}" for f in failed)
     assert not failed, f"{len(failed)} tasks failed:{lines}"

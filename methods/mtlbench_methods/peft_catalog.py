@@ -39,6 +39,18 @@ PAPERS: Final = {
 }
 """Tuners with a short name, and where they were published."""
 
+EXAMPLES: Final = {
+    "C3A": {"block_size": 8},
+    "FOURIERFT": {"n_frequency": 100},
+    "MISS": {"r": 8},
+    "PSOFT": {"r": 8},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 4},
+    "VBLORA": {"vector_length": 8},
+    "WAVEFT": {"n_frequency": 64},
+}
+"""Settings that fit projections 32 to 64 wide, where peft's defaults do not."""
+
 ELSEWHERE: Final = frozenset({"C3A", "FOURIERFT", "FROD", "UNILORA", "VBLORA"})
 """Tuners that do not start at the backbone: random updates, and in FRoD weights rebuilt from their decomposition."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.peft_catalog import OWN_TARGETS, PAPERS
+from mtlbench_methods.peft_catalog import EXAMPLES, OWN_TARGETS, PAPERS
 from mtlbench_methods.peft_options import (
     check_options,
     make_config,
@@ -196,6 +196,7 @@ def _named(kind: str, paper: str) -> type[Peft]:
         "__annotations__": {"type": "str"},
         "type": field(default=kind, init=False),
         "name": name,
+        "example_settings": EXAMPLES.get(kind, {}),
         "source": f"{paper}; huggingface/peft 0.21.2: peft.tuners.{name}",
     }
     return dataclass(frozen=True, kw_only=True)(type(kind.title().replace("_", ""), (Peft,), members))

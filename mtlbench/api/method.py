@@ -157,7 +157,8 @@ class Method(ABC):
     composable: ClassVar[bool] = True
     """Whether it can be composed with other methods on one backbone."""
     adapts: ClassVar[str] = "weights"
-    """What the method changes: ``weights`` or ``attention`` (a prefix). A composition changes each at most once."""
+    """What the method changes: ``weights``, ``attention`` (a key/value prefix) or ``input`` (a soft prompt). A
+    composition changes each at most once."""
 
     resumable: ClassVar[bool] = True
     """Whether training can be resumed from a checkpoint. A checkpoint has parameters, buffers, optimizer, random states
@@ -173,6 +174,9 @@ class Method(ABC):
     reads_rows: ClassVar[bool] = False
     """Whether layers read whole rows ``[rows, length, hidden]``, beyond a row's task id. Rows then reach them padded;
     otherwise a layer's input may be any tokens of one task, ``[chunks, width, hidden]``."""
+    example_settings: ClassVar[Mapping[str, Value]] = {}
+    """Settings that fit a backbone with projections 32 to 64 wide, where the defaults do not: `mtlbench check` names
+    them when the defaults are refused."""
 
     learning_rate: float | None = None
     """Peak learning rate; ``None`` takes the protocol's."""

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -134,12 +135,45 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def check_method(method: Method, *, backbones: Sequence[str] = tuple(BACKBONES)) -> Iterator[Finding]:
-    """Yield findings in the order of :data:`CHECKS` for each of ``backbones``.
+def method_findings(
+    method: Method,
+    *,
+    backbones: Sequence[str] = tuple(BACKBONES),
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+) -> tuple[Finding, ...]:
+    """All findings in the order of :data:`CHECKS` for each of ``backbones``; ``on_finding`` is called with each.
 
-    If the method does not attach, or refuses, that is the only finding on a backbone. Global random states are
-    restored.
+    If the method does not attach, or refuses, that is the only finding on a backbone; :func:`unexamined` says whether
+    any promise was checked. Global random states are restored.
     """
+    found: list[Finding] = []
+    for finding in _findings(method, backbones):
+        on_finding(finding)
+        found.append(finding)
+    return tuple(found)
+
+
+def unexamined(method: Method, findings: Sequence[Finding]) -> str | None:
+    """Why ``findings`` say nothing about ``method``, and what to do; ``None`` where a promise was examined."""
+    if any(finding.outcome != "skipped" for finding in findings):
+        return None
+    reasons = "; ".join(dict.fromkeys(f.message.rstrip(".") for f in findings))
+    known = ",".join(f"{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in _example(method).items())
+    advice = (
+        f"Check it with settings that fit, such as {method.name}[{known}]."
+        if known
+        else "Check it with settings that fit projections 32 to 64 wide, and state them as Method.example_settings."
+    )
+    return f"no promise was examined: {reasons}. {advice}"
+
+
+def _example(method: Method) -> Mapping[str, Any]:
+    """The example settings, unless they are what was checked."""
+    own, known = method.settings(), method.example_settings
+    return {} if known.items() <= own.items() else known
+
+
+def _findings(method: Method, backbones: Sequence[str]) -> Iterator[Finding]:
     for name in backbones:
         with tempfile.TemporaryDirectory() as folder:
             fixture = Fixture(method=method, build=BACKBONES[name], folder=Path(folder))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.task import Task, TaskSuite
+from mtlbench.compat import continuation, label_and_choices, multiple_input
 from mtlbench.conformance.answers import oracle, score
 from mtlbench.conformance.findings import PromiseBroken
 from mtlbench.conformance.label_meaning import exchanged, renamed
@@ -18,7 +19,7 @@ from mtlbench.data.source import required_splits
 from mtlbench.errors import MtlbenchError
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from mtlbench.compat import ConfigurableTask
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,28 @@ CHECKS: dict[str, str] = {
 }
 
 
-def check_suite(suite: TaskSuite, *, data: str = "demo", train: bool = True) -> Iterator[TaskFinding]:
-    """Yield findings in the order of :data:`CHECKS`; a task ends with its first failure.
+def suite_findings(
+    suite: TaskSuite,
+    *,
+    data: str = "demo",
+    train: bool = True,
+    on_finding: Callable[[TaskFinding], None] = lambda finding: None,
+) -> tuple[TaskFinding, ...]:
+    """All findings in the order of :data:`CHECKS`; a task ends with its first failure.
 
     Args:
         data: Source of the data: ``demo``, ``hub`` or a folder.
         train: Also run ``learn``, which trains a toy model: seconds per task, all others take much less.
+        on_finding: Called with each finding.
     """
+    found: list[TaskFinding] = []
+    for finding in _findings(suite, data=data, train=train):
+        on_finding(finding)
+        found.append(finding)
+    return tuple(found)
+
+
+def _findings(suite: TaskSuite, *, data: str, train: bool) -> Iterator[TaskFinding]:
     source = open_source(data, suites={suite.name: suite})
     for task in suite.tasks:
         name = f"{suite.name}/{task.name}"
@@ -153,8 +169,8 @@ def _require(holds: bool, message: str) -> None:
 
 def _question(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
     """The prompt without few-shot examples, and the choices; for a task with several inputs also the continuation."""
-    choices = lm_task.doc_to_choice(doc) if lm_task.config.doc_to_choice is not None else []
-    rest = [lm_task.doc_to_target(doc)] if lm_task.multiple_input else []
+    choices = label_and_choices(lm_task, doc)[1] if lm_task.config.doc_to_choice is not None else []
+    rest = [continuation(lm_task, doc)] if multiple_input(lm_task) else []
     return (*_texts(lm_task.fewshot_context(doc, 0)), *map(str, choices), *rest)
 
 

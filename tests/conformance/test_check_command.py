@@ -77,6 +77,13 @@ def test_a_broken_method_of_a_stranger_ends_with_1_and_says_what_to_change(insta
     assert all("Set task_routed to what the layers do" in line for line in failed)
 
 
+def test_a_method_of_which_no_promise_was_examined_ends_with_1_and_names_settings_that_fit():
+    done = check("c3a", path=os.environ.get("PYTHONPATH", ""))
+    assert done.returncode == 1, done.stderr
+    assert "c3a: no promise was examined: refused: " in done.stdout.splitlines()[-1]
+    assert done.stdout.endswith("Check it with settings that fit, such as c3a[block_size=8].\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,9 +12,9 @@ from mutants import MUTANTS, GlobalBuffer, Mutant
 from toys import Honest, Noisy, OneEach, OtherLayout, PerTask, Shared, toy
 
 from mtlbench.conformance.findings import Finding
-from mtlbench.conformance.kit import BACKBONES, CHECKS, check_method
+from mtlbench.conformance.kit import BACKBONES, CHECKS, method_findings, unexamined
 from mtlbench.errors import RequestError
-from mtlbench.testing import check_method as assert_conforms
+from mtlbench.testing import check_method
 
 ADVICE = {check.name: check.advice for check in CHECKS}
 PROMISES = {check.name: check.promise for check in CHECKS}
@@ -23,7 +23,7 @@ ROW_BY_ROW = ("padding", "mixed_tasks", "beams")
 
 
 def outcomes(method: Honest, *backbones: str) -> dict[str, Finding]:
-    return {finding.check: finding for finding in check_method(method, backbones=backbones)}
+    return {finding.check: finding for finding in method_findings(method, backbones=backbones)}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -38,7 +38,7 @@ def test_an_honest_method_keeps_every_promise(layer: type[Shared], backbone: str
 
 def test_the_example_package_keeps_every_promise(installed, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(installed(Path("mtlbench-example"), tmp_path / "site"))
-    assert_conforms("scaled_rows[strength=2]")
+    check_method("scaled_rows[strength=2]")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -102,8 +102,19 @@ def refuse_late(self, model, setup):
     ],
 )
 def test_a_refusal_is_the_only_finding(method: Honest, reason: str):
-    assert list(check_method(method)) == [Finding("attach", backbone, "skipped", reason) for backbone in BACKBONES]
-    assert_conforms(method)
+    found = method_findings(method)
+    assert found == tuple(Finding("attach", backbone, "skipped", reason) for backbone in BACKBONES)
+    with pytest.raises(AssertionError, match=r"no promise was examined: refused: .*allow_refusal=True"):
+        check_method(method)
+    check_method(method, allow_refusal=True)
+
+
+def test_settings_that_fit_are_named_unless_they_are_what_was_refused():
+    refused = toy(refuse=refuse, example_settings={"flag": True, "learning_rate": 0.5})
+    assert "such as toy[flag=true,learning_rate=0.5]" in unexamined(refused, method_findings(refused))
+    refused = toy(refuse=refuse, example_settings={"learning_rate": None})
+    assert "state them as Method.example_settings" in unexamined(refused, method_findings(refused))
+    assert unexamined(toy(), method_findings(toy(), backbones=["tiny T5"])) is None
 
 
 def test_nothing_to_train_is_said():
@@ -122,11 +133,11 @@ def test_global_random_states_are_given_back():
 
 
 def test_the_call_for_plugin_tests_lists_what_failed():
-    assert_conforms(toy())
-    assert_conforms("lora[rank=4]")
+    check_method(toy())
+    check_method("lora[rank=4]")
     with pytest.raises(AssertionError) as caught:
-        assert_conforms(toy(task_routed=True))
+        check_method(toy(task_routed=True))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == ["  tiny Llama, routing", "  tiny T5, routing"]
     with pytest.raises(RequestError, match="lorra"):
-        assert_conforms("lorra")
+        check_method("lorra")

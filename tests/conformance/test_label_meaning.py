@@ -11,7 +11,7 @@ from test_suites import RTE, rows, suite
 
 from mtlbench.api.task import TaskSuite
 from mtlbench.conformance.label_meaning import exchanged, renamed
-from mtlbench.conformance.suites import CHECKS, check_suite
+from mtlbench.conformance.suites import CHECKS, suite_findings
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.plugins import load_suite
@@ -36,8 +36,8 @@ def flipped(make, *, split):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_labels_exchanged_in_one_split_are_found_and_named(split):
-    assert [f.ok for f in check_suite(suite(worded), train=False)] == [True] * (len(CHECKS) - 1)
-    *before, last = check_suite(suite(flipped(worded, split=split)), train=False)
+    assert [f.ok for f in suite_findings(suite(worded), train=False)] == [True] * (len(CHECKS) - 1)
+    *before, last = suite_findings(suite(flipped(worded, split=split)), train=False)
     assert all(finding.ok for finding in before)
     assert (last.check, last.ok) == ("labels", False)
     assert "80 evaluation rows fit with" in last.message and "0 as they are labelled" in last.message
@@ -45,14 +45,14 @@ def test_labels_exchanged_in_one_split_are_found_and_named(split):
 
 def test_the_same_exchange_in_both_splits_is_nothing_that_rows_could_tell():
     both = flipped(flipped(worded, split="train"), split="validation")
-    assert all(finding.ok for finding in check_suite(suite(both), train=False))
+    assert all(finding.ok for finding in suite_findings(suite(both), train=False))
 
 
 def test_other_shares_of_the_labels_are_no_exchange():
     def shifted(*words):
         return worded(*words, shares=(0.9, 0.1), told=0.6)
 
-    assert all(finding.ok for finding in check_suite(suite(shifted), train=False))
+    assert all(finding.ok for finding in suite_findings(suite(shifted), train=False))
 
 
 def test_rows_that_repeat_a_text_of_training_with_another_label_are_no_exchange():
@@ -65,7 +65,7 @@ def test_rows_that_repeat_a_text_of_training_with_another_label_are_no_exchange(
             row | {"sentence2": "Other claim.", "label": 1 - row["label"]} for row in worded(None, None, "train")
         ]  # fmt: skip
 
-    assert all(finding.ok for finding in check_suite(suite(twins), train=False))
+    assert all(finding.ok for finding in suite_findings(suite(twins), train=False))
 
 
 @pytest.mark.parametrize("name", ["glue/sst2", "clue16/amazon", "clue16/thucnews", "clue16/tnews"])
@@ -109,4 +109,4 @@ def test_every_suite_of_demo_rows_is_free_of_it():
     for name, tasks in {"glue": ("sst2", "wnli"), "commonsense": ("winogrande",), "clue16": ("cote_bd",)}.items():
         known = load_suite(name)
         few: TaskSuite = replace(known, tasks=tuple(task for task in known.tasks if task.name in tasks))
-        assert all(finding.ok for finding in check_suite(few, train=False))
+        assert all(finding.ok for finding in suite_findings(few, train=False))

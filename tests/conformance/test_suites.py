@@ -13,8 +13,8 @@ import pytest
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.conformance import suites
 from mtlbench.conformance.kit import suites_named
-from mtlbench.conformance.suites import CHECKS, check_suite
-from mtlbench.testing import check_suite as assert_suite
+from mtlbench.conformance.suites import CHECKS, suite_findings
+from mtlbench.testing import check_suite
 
 RTE = Task(
     name="rte",
@@ -87,7 +87,7 @@ def test_golds_that_are_scored_otherwise_than_trained_and_prompts_that_hide_them
     monkeypatch.syspath_prepend(str(tmp_path))
     if kind == "blind":  # rows of one prompt overlap, which is found first; here the training is what is tested
         monkeypatch.setitem(suites._RUN, "overlap", lambda known: None)
-    findings = list(check_suite(packaged(kind, tmp_path)))
+    findings = list(suite_findings(packaged(kind, tmp_path)))
     failed = [finding for finding in findings if not finding.ok]
     assert [finding.check for finding in failed] == ([found] if found else [])
     if failed:
@@ -95,12 +95,12 @@ def test_golds_that_are_scored_otherwise_than_trained_and_prompts_that_hide_them
 
 
 def test_the_training_can_be_left_out():
-    assert [f.check for f in check_suite(suite(), train=False)] == [check for check in CHECKS if check != "learn"]
+    assert [f.check for f in suite_findings(suite(), train=False)] == [check for check in CHECKS if check != "learn"]
 
 
 def test_a_good_suite_passes_every_check():
-    assert [(f.task, f.check, f.ok) for f in check_suite(suite())] == [("toy/rte", check, True) for check in CHECKS]
-    assert_suite(suite())
+    assert [(f.task, f.check, f.ok) for f in suite_findings(suite())] == [("toy/rte", check, True) for check in CHECKS]
+    check_suite(suite())
 
 
 OURS = [
@@ -117,7 +117,7 @@ OURS = [
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_suites_keep_their_promises(name):
-    assert_suite(name, train=False)
+    check_suite(name, train=False)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_our_suites_keep_their_promises(name):
 )
 def test_a_toy_model_learns_every_kind_of_task(words):
     for each in suites_named(words):
-        assert_suite(each)
+        check_suite(each)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*OURS, "mmlu", "mmlu_5shot"])
 def test_a_toy_model_learns_every_task(name):
-    assert_suite(name)
+    check_suite(name)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_a_toy_model_learns_every_task(name):
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_a_fault_is_found_by_the_check_that_is_there_for_it(broken, check, told):
-    *before, last = check_suite(broken)
+    *before, last = suite_findings(broken)
     assert all(finding.ok for finding in before)
     assert (last.check, last.ok) == (check, False) and told in last.message
     with pytest.raises(AssertionError, match=f"1 tasks failed:\n  toy/rte, {check}: "):
-        assert_suite(broken)
+        check_suite(broken)
 
 
 def test_a_metric_that_does_not_prefer_right_answers_is_found(tmp_path, monkeypatch):
@@ -170,13 +170,13 @@ def test_a_metric_that_does_not_prefer_right_answers_is_found(tmp_path, monkeypa
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    *_, last = check_suite(suite(yaml="odd_metric:odd.yaml"))
+    *_, last = suite_findings(suite(yaml="odd_metric:odd.yaml"))
     assert (last.check, last.ok) == ("metric", False) and "right answers score 100, wrong ones 100" in last.message
 
 
 def test_one_bad_task_does_not_hide_the_others():
     two = replace(suite(), tasks=(replace(RTE, name="bad", licence=""), RTE))
-    findings = list(check_suite(two))
+    findings = list(suite_findings(two))
     assert [f.check for f in findings if f.task == "toy/bad"] == ["statement"]
     assert [f.check for f in findings if f.task == "toy/rte" and f.ok] == list(CHECKS)
 
