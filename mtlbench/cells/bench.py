@@ -22,8 +22,8 @@ from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
 from mtlbench.errors import DataError
 from mtlbench.plugins import load_suite
+from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.tokens.tokenised import Tokenised
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask

@@ -14,8 +14,8 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, FailureClass
 from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.errors import PluginError, RequestError, StoreError
-from mtlbench.files.disk import disk_error
 from mtlbench.files.sealed import Damaged
+from mtlbench.files.temporary import disk_error
 from mtlbench.plugins import offer_of
 
 _NEXT: dict[FailureClass, str] = {

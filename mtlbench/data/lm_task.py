@@ -6,14 +6,20 @@ is read.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from lm_eval.api.samplers import ContextSampler
+
+from mtlbench.api.cell import digest
 from mtlbench.api.task import Task
 from mtlbench.compat import compile_templates_once, load_task_yaml, without_task_bars
 from mtlbench.errors import PluginError, did_you_mean
@@ -34,7 +40,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
         PluginError: the YAML is missing, invalid, or lacks metrics that the task names.
     """
     from mtlbench.compat import ConfigurableTask
-    from mtlbench.data.shots import sampler
+    from mtlbench.data.lm_task import sampler
 
     path = yaml_path(task)
     compile_templates_once()
@@ -117,3 +123,82 @@ def quiet_lm_eval() -> Iterator[None]:
 
 def _unchanged(docs: datasets.Dataset) -> datasets.Dataset:
     return docs
+
+
+class FirstOthers(ContextSampler):  # type: ignore[misc]
+    """The first ``n`` rows of the pool except the row being evaluated; fewer if the pool is smaller.
+
+    lm-eval's ``first_n`` rejects a pool of ``n`` rows that contains the evaluated row, but the five few-shot examples
+    per subject of MMLU are also training rows.
+    """
+
+    column: ClassVar[str | None] = None
+    """Column whose value must equal that of the evaluated row."""
+
+    def sample(
+        self,
+        n: int,
+        eval_doc: dict[str, Any] | None = None,
+        df: Sequence[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Sequence[dict[str, Any]]:
+        """The few-shot examples, in order."""
+        pool = df or self.df
+        if self.column is not None and eval_doc is not None:
+            pool = [doc for doc in pool if doc[self.column] == eval_doc[self.column]]
+        return [doc for doc in pool if doc != eval_doc][:n]
+
+
+def sampler(column: str | None) -> type[FirstOthers]:
+    """Sampler of few-shot examples, restricted to those with the same value of ``column`` if one is given."""
+    return type("FirstOthersAlike", (FirstOthers,), {"column": column})
+
+
+_INCLUDE = re.compile(r"^include:\s*['\"]?(.+?)['\"]?\s*$", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
+_FUNCTION = re.compile(r"!function\s+['\"]?([\w.]+)\.\w+")
+
+
+def prompt_identity(tasks: Mapping[str, Task]) -> str:
+    """``lm_eval <version>:<digest>`` of the prompt files of ``tasks``: YAML files, their includes, their functions, and
+    what those import from their own package.
+
+    Raises:
+        PluginError: a task's YAML is missing.
+    """
+    contents: dict[Path, str] = {}
+    content = {
+        name: [
+            task.shots,
+            task.shots_split,
+            task.shots_by,
+            sorted(_content(path, contents) for path in _files(yaml_path(task), set())),
+        ]
+        for name, task in tasks.items()
+    }
+    return f"lm_eval {metadata.version('lm_eval')}:{digest(content, length=8)}"
+
+
+def _files(path: Path, seen: set[Path]) -> Iterable[Path]:
+    """The file and those it includes or imports, each once."""
+    if path in seen or not path.is_file():
+        return
+    seen.add(path)
+    yield path
+    if path.suffix == ".py":
+        for module in _IMPORT.findall(path.read_text(encoding="utf-8")):
+            # Only from its own package: other packages are identified by their versions.
+            for root in path.parents[1:4]:
+                yield from _files(root / f"{module.replace('.', '/')}.py", seen)
+        return
+    text = path.read_text(encoding="utf-8")
+    for name in _INCLUDE.findall(text):
+        yield from _files(path.parent / name, seen)
+    for module in _FUNCTION.findall(text):
+        yield from _files(path.parent / f"{module.replace('.', '/')}.py", seen)
+
+
+def _content(path: Path, known: dict[Path, str]) -> str:
+    if path not in known:
+        known[path] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return known[path]

@@ -11,9 +11,8 @@ from typing import Any
 
 from mtlbench.api.cell import canonical
 from mtlbench.errors import StoreError
-from mtlbench.files.disk import disk_error
 from mtlbench.files.failpoints import reach
-from mtlbench.files.temporary import atomic_write, sync, temporary
+from mtlbench.files.temporary import atomic_write, disk_error, sync, temporary
 
 LARGEST = 64 * 2**20
 """Size limit in bytes; a larger file counts as damaged and is not read."""

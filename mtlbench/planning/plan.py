@@ -13,7 +13,7 @@ from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
 from mtlbench.backbones.names import check_model, is_embedded, weights_digest
 from mtlbench.data.choose import open_source
-from mtlbench.data.prompts import prompt_identity
+from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.protocols import choose_protocol

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Provenance, Record
 from mtlbench.errors import RequestError, StoreError
-from mtlbench.files.disk import DiskError
 from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
-from mtlbench.files.temporary import sweep, temporary_path
+from mtlbench.files.temporary import DiskError, sweep, temporary_path
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
 from mtlbench.store.outputs import latest_attempt, lines_since, read_samples, write_samples
 from mtlbench.store.problems import Problems

@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
 from mtlbench.api.cell import Cell
 from mtlbench.backbones.names import check_reachable
+from mtlbench.errors import RequestError
 from mtlbench.executors.options import executor_of
 from mtlbench.executors.runner import INTERRUPTED, Session
 from mtlbench.observers.trackers import trackers_named
@@ -15,9 +19,10 @@ from mtlbench.planning.request import check_devices
 from mtlbench.plugins import load_observer, offers
 from mtlbench.store import RunFolder
 from mtlbench.tuning.report import settings_text, trial_line, write_documents
+from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import search
 from mtlbench.tuning.trials import Trial, best_of
-from mtlbench.tuning.tuning import TuningOptions, make_tuning
+from mtlbench.tuning.tuning import Tuning, TuningOptions, make_tuning
 
 
 def tune(
@@ -50,7 +55,7 @@ def tune(
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
     check_reachable(options.model)
     if to_optuna is not None:
-        from mtlbench.tuning.storage import check_storage
+        from mtlbench.tuning.command import check_storage
 
         check_storage(to_optuna)
     folder = RunFolder(out or tuning.default_folder)
@@ -75,7 +80,7 @@ def tune(
     for path in write_documents(tuning, outcome, folder.path / "report"):
         log(f"wrote {path}")
     if to_optuna is not None:
-        from mtlbench.tuning.storage import export
+        from mtlbench.tuning.command import export
 
         log(f"wrote study {export(tuning, outcome.trials, to_optuna)!r} to {to_optuna}")
     if outcome.code == INTERRUPTED:
@@ -88,3 +93,62 @@ def tune(
     echo(f"best: {settings_text(best.settings)} (trial {best.number}, {best.score:.2f} on held-out training rows)")
     echo(tuning.run_command(best.settings))
     return outcome.code
+
+
+def check_storage(url: str) -> None:
+    """Reject a storage that cannot be written to, without opening it.
+
+    Raises:
+        RequestError: the URL cannot be parsed, its driver is not installed, or its folder does not exist.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    hint = "Write an SQLAlchemy URL, such as sqlite:///tuning.db."
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise RequestError(f"--to-optuna {url!r} cannot be used: {error}. {hint}") from error
+    if parsed.get_backend_name() != "sqlite":
+        return
+    if not parsed.database or parsed.database == ":memory:":
+        raise RequestError(f"--to-optuna {url!r} names no file. {hint}")
+    if not Path(parsed.database).resolve().parent.is_dir():
+        raise RequestError(f"--to-optuna {url!r}: the folder of {parsed.database!r} does not exist. Make it first.")
+
+
+def study_name(tuning: Tuning) -> str:
+    """Name by method, tasks, model, budget, pruning and seed, so that more trials go to the same study."""
+    options = tuning.options
+    where = f"{tuning.template.variant} on {options.tasks}, {options.model}"
+    return f"{where}, {options.budget} budget, pruning {options.pruning}, seed {options.seed}"
+
+
+def export(tuning: Tuning, trials: Sequence[Trial], url: str) -> str:
+    """Add the settled trials that the storage lacks; returns the name of the study.
+
+    Raises:
+        RequestError: the storage cannot be opened, or holds other trials under this name.
+    """
+    name = study_name(tuning)
+    settled = [frozen(tuning.space, trial, failed=TrialState.FAIL) for trial in trials if trial.state != "running"]
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(storage=url, study_name=name, direction="maximize", load_if_exists=True)
+        stored = study.get_trials(deepcopy=False)
+        if [_identity(trial) for trial in stored] != [_identity(trial) for trial in settled[: len(stored)]]:
+            raise RequestError(
+                f"The storage {url!r} holds other trials under the name {name!r}. Name a new storage with --to-optuna."
+            )
+        study.add_trials(settled[len(stored) :])
+    except optuna.exceptions.StorageInternalError as error:
+        raise RequestError(f"The storage {url!r} cannot be written: {error}. Name another with --to-optuna.") from error
+    finally:
+        optuna.logging.set_verbosity(level)
+    return name
+
+
+def _identity(trial: FrozenTrial) -> tuple[object, ...]:
+    return trial.user_attrs.get("cells"), trial.state, trial.values

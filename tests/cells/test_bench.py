@@ -13,7 +13,7 @@ from mtlbench.evaluation.evaluate import evaluate
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
 from mtlbench.testing import setup_for
-from mtlbench.tokens import tokenised
+from mtlbench.tokens import cache as tokenised
 
 TASKS = ("glue/wnli", "glue/rte")
 

@@ -14,8 +14,8 @@ from store_builder import make_cell
 from mtlbench.api.record import FailureClass
 from mtlbench.cells.failure import GuardError, failure_of
 from mtlbench.errors import PluginError, RequestError, StoreError
-from mtlbench.files.disk import DiskError
 from mtlbench.files.sealed import Damaged
+from mtlbench.files.temporary import DiskError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 

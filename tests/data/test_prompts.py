@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from toy_tasks import RTE
 
-from mtlbench.data.prompts import prompt_identity
+from mtlbench.data.lm_task import prompt_identity
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from fault_worker import fault_cell
 from mtlbench.api.cell import Cell
 from mtlbench.errors import RequestError
 from mtlbench.files import failpoints
-from mtlbench.files.disk import DiskError
 from mtlbench.files.sealed import write_new
+from mtlbench.files.temporary import DiskError
 from mtlbench.store import RunFolder
 
 Make = Callable[[Sequence[Cell]], Bench]

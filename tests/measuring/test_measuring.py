@@ -11,9 +11,9 @@ import pytest
 
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.executors.devices import Device
-from mtlbench.measuring.forecast import forecast
 from mtlbench.measuring.records import check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import MeasureRow, make_rows, with_preset
+from mtlbench.measuring.run import forecast
 from mtlbench.measuring.table import table_lines
 
 HARDWARE = {"kind": "cpu", "processor": "a", "cores": 2, "threads": 1}

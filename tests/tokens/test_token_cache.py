@@ -16,10 +16,9 @@ from mtlbench.data.cache import cache_folder, cached_table
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.plugins import load_suite
-from mtlbench.tokens import tokenised
-from mtlbench.tokens.cache import cached_rows
+from mtlbench.tokens import cache as tokenised
+from mtlbench.tokens.cache import Tokenised, cached_rows
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
-from mtlbench.tokens.tokenised import Tokenised
 
 PAIRS = [((1, 2, 3), (4,)), ((5,), (6, 7)), ((), (8,))]
 KEY = "ab" * 32

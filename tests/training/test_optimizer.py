@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtlbench.training.checkpoints.packing import pack, unpack
+from mtlbench.training.checkpoints.checkpoint import pack, unpack
 from mtlbench.training.optimizer import (
     load_optimizer_state,
     make_optimizer,

@@ -10,8 +10,7 @@ import torch
 from resuming import IDENTITY, STEPS, Attempt, Crash, assert_equal, interrupted, method_of
 
 from mtlbench.errors import RequestError
-from mtlbench.training.checkpoints.checkpoint import CheckpointStore, TrainingPosition
-from mtlbench.training.checkpoints.packing import pack, unpack
+from mtlbench.training.checkpoints.checkpoint import CheckpointStore, TrainingPosition, pack, unpack
 from mtlbench.training.checkpoints.recovery import checkpoint_seconds
 from mtlbench_methods.lora import Lora
 

@@ -19,8 +19,8 @@ from mtlbench.cli import cli
 from mtlbench.errors import RequestError
 from mtlbench.planning.plan import make_plan
 from mtlbench.results.study import study_of
+from mtlbench.tuning.command import check_storage, export
 from mtlbench.tuning.report import documents, importances, trial_line
-from mtlbench.tuning.storage import check_storage, export
 
 
 def test_the_command_runs_the_best_settings_with_their_effort_on_the_evaluation_split(tmp_path: Path):
@@ -159,7 +159,7 @@ def test_importing_the_search_loads_no_torch():
     import subprocess
 
     code = (
-        "import sys, mtlbench.tuning.command, mtlbench.tuning.storage\n"
+        "import sys, mtlbench.tuning.command, mtlbench.tuning.command\n"
         "assert not {'torch', 'transformers', 'peft', 'sklearn', 'sqlalchemy', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtlbench.errors import StoreError
-from mtlbench.files.disk import disk_error
-from mtlbench.files.temporary import atomic_write, sweep
+from mtlbench.files.temporary import atomic_write, disk_error, sweep
 
 FILE = "adapter.safetensors"
 
