@@ -103,6 +103,9 @@ class VariantForecast:
     temporary_disk: int
     """Additional bytes on disk while it runs."""
     throughput: Throughput
+    tasks_per_step: float
+    largest_share: float
+    """Of the task with most examples in a step."""
 
 
 def forecasts(
@@ -142,6 +145,7 @@ def forecasts(
             rest=rest,
             devices=each,
             shard=target.devices.shard,
+            device=target.device,
         )
         variants.append(
             VariantForecast(
@@ -154,6 +158,8 @@ def forecasts(
                 disk=disk,
                 temporary_disk=temporary_disk,
                 throughput=throughput,
+                tasks_per_step=tokens.tasks_per_step,
+                largest_share=tokens.largest_share,
             )
         )
     return variants, refused
@@ -178,6 +184,7 @@ def forecast_lines(
         if (room := target.room(one.cell)) is not None and memory.total > room:
             line += f"; a pass of {one.cell.protocol.micro_batch or one.cell.protocol.batch_size} rows will be halved"
         lines.append(line)
+    lines += dict.fromkeys(map(_step_line, variants))
     work = sum(one.seconds * one.cells for one in variants)
     disk = sum(one.disk * one.cells for one in variants) + target.workers * max(
         (one.temporary_disk for one in variants), default=0
@@ -194,6 +201,14 @@ def forecast_lines(
         f"disk {_amount(disk)} of {_amount(free_disk(folder))} free"
     )
     return lines
+
+
+def _step_line(one: VariantForecast) -> str:
+    protocol, tasks = one.cell.protocol, len(one.cell.scored)
+    return (
+        f"a step of {protocol.batch_size} examples ({protocol.batching}) holds {one.tasks_per_step:.1f} of {tasks} "
+        f"task{'s' if tasks != 1 else ''}, {one.largest_share:.0%} of one"
+    )
 
 
 def check_fits(variants: Sequence[VariantForecast], *, target: Target, folder: Path) -> None:
@@ -251,7 +266,8 @@ def _on(record: Record, target: Target) -> bool:
 def _rest(measured: Sequence[tuple[Record, ParameterCounts, TokenForecast]], *, bytes_each: int, target: Target) -> int:
     """Memory of recorded cells beyond the other terms; without records, on a CPU, the memory of this process now."""
     rests = [
-        record.costs.peak_memory - forecast_memory(record.cell, counts, tokens, bytes_each=bytes_each, rest=0).total
+        record.costs.peak_memory
+        - forecast_memory(record.cell, counts, tokens, bytes_each=bytes_each, rest=0, device=target.device).total
         for record, counts, tokens in measured
         if record.costs is not None and record.costs.peak_memory is not None
     ]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from mtlbench.api.cell import Cell
+from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
 from mtlbench.backbones.backbone import load_tokenizer
 from mtlbench.cells.bench import Bench
 from mtlbench.data.lm_task import choose_rows
 from mtlbench.forecasting.memory import TRAINING_BYTES, ParameterCounts
 from mtlbench.planning.mixing import read_mixing
-from mtlbench.training.batches import planned_steps
+from mtlbench.training.batches import plan_batches, planned_steps
+from mtlbench.training.cuts import pass_tokens
 
 FROZEN_PASSES = 2
 """Cost of forward and backward through a frozen backbone, in forward passes: no gradients of weights."""
@@ -52,9 +54,10 @@ def forecast_memory(
     rows: int | None = None,
     devices: int = 1,
     shard: bool = False,
+    device: str = "cpu",
 ) -> MemoryForecast:
     """Peak memory with micro-batches of ``rows`` examples of the longest length (default: by the protocol), with
-    ``bytes_each`` per value.
+    ``bytes_each`` per value. More tokens than a pass holds on this type of ``device`` are computed one after another.
 
     The result is for one of several ``devices``, which divide the examples and, with ``shard``, the frozen weights; the
     gathered layer is ignored.
@@ -68,7 +71,7 @@ def forecast_memory(
     return MemoryForecast(
         weights=counts.backbone * bytes_each // (devices if shard else 1),
         training=counts.training * TRAINING_BYTES,
-        activations=rows * tokens.longest * saved * bytes_each,
+        activations=min(rows * tokens.longest, max(pass_tokens(size, device), tokens.longest)) * saved * bytes_each,
         rest=rest,
     )
 
@@ -131,6 +134,10 @@ def forecast_disk(counts: ParameterCounts, tokens: TokenForecast) -> tuple[int, 
 
 SAMPLE = 200
 """Training examples per task whose length is measured."""
+DRAWN = 64
+"""Steps that are drawn to see how many tasks a step holds."""
+MOST_DRAWN = 50_000
+"""Examples of a task in these draws, at most."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,10 @@ class TokenForecast:
     eval_tokens: int
     longest: int
     """Tokens of the longest example in a sample."""
+    tasks_per_step: float
+    """How many tasks a step holds examples of, in the mean; of the targets where there are sources."""
+    largest_share: float
+    """The share of a step's examples that are of the task with most of them, in the mean."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +198,10 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
         )
         weights = read_mixing(budget.mixing).weights(train_counts)
         length = sum(weight * mean[task] for weight, task in zip(weights, tasks, strict=True)) / sum(weights)
+        lengths_of_stage = {at: lengths[task] for at, task in enumerate(tasks) if task in lengths}
         steps += planned
         tokens += round(planned * budget.batch_size * length)
+    drawn = _drawn_steps([min(count, MOST_DRAWN) for count in train_counts], lengths_of_stage, budget)
     scored = [choose_rows(len(lm.validation_docs()), protocol.eval_rows) for lm in prepared.lm_tasks.values()]
     return TokenForecast(
         steps=steps,
@@ -196,4 +209,22 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
         eval_rows=sum(map(len, scored)),
         eval_tokens=round(sum(len(rows) * mean[task] for task, rows in enumerate(scored))),
         longest=max((max(values) for values in lengths.values()), default=0),
+        tasks_per_step=sum(map(len, drawn)) / len(drawn),
+        largest_share=sum(max(step.values()) / sum(step.values()) for step in drawn) / len(drawn),
     )
+
+
+def _drawn_steps(counts: Sequence[int], lengths: Mapping[int, Sequence[int]], protocol: Protocol) -> list[Counter[int]]:
+    """How many examples of each task the first steps of a training on so many examples hold."""
+    tasks = [task for task, count in enumerate(counts) for _ in range(count)]
+    starts = [sum(counts[:task]) for task in range(len(counts))]
+    plan = plan_batches(
+        [range(start, start + count) for start, count in zip(starts, counts, strict=True)],
+        steps=DRAWN,
+        batch_size=protocol.batch_size,
+        mixing=protocol.mixing,
+        seed=0,
+        lengths=[lengths[task][row % len(lengths[task])] if task in lengths else 0 for row, task in enumerate(tasks)],
+        by_length=protocol.batching == "by_length",
+    )
+    return [Counter(tasks[row] for row in step) for step in plan]

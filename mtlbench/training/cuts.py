@@ -36,10 +36,14 @@ ACCELERATOR_PASS_NUMBERS = 8e9
 """The same on an accelerator (16 GB in bfloat16)."""
 
 
-def pass_tokens(model: nn.Module, device: torch.device) -> int:
-    """How many tokens a pass over ``model`` computes at most, where rows are not longer."""
-    kept = backbone_size(model).activations
-    return int(PASS_NUMBERS.get(device.type, ACCELERATOR_PASS_NUMBERS) // kept) if kept else 2**62
+def pass_tokens(size: BackboneSize, device: str) -> int:
+    """How many tokens a pass over a backbone computes at most, where rows are not longer.
+
+    Args:
+        device: Type of the device: ``cpu`` or ``cuda``.
+    """
+    kept = size.activations
+    return int(PASS_NUMBERS.get(device, ACCELERATOR_PASS_NUMBERS) // kept) if kept else 2**62
 
 
 def end_to_end(lengths: Sequence[int], *, most: float) -> list[slice]:

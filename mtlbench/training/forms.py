@@ -16,7 +16,7 @@ from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
-from mtlbench.training.cuts import end_to_end, like_length, pass_slots, pass_tokens
+from mtlbench.training.cuts import backbone_size, end_to_end, like_length, pass_slots, pass_tokens
 from mtlbench.training.gradients import Gradients
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def form_of(
         longest: Tokens of the longest row there may be.
     """
     model, method = gradients.model, gradients.method
-    most = pass_tokens(model, collator.device)
+    most = pass_tokens(backbone_size(model), collator.device.type)
     reason = _unsuited(model, method, attention=attention, longest=longest)
     if reason is None:
         form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
