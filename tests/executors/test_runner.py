@@ -209,7 +209,7 @@ def test_time_left_follows_from_the_steps() -> None:
     assert running.left_s is None, "one step tells no speed"
     running.update({"step": 11, "loss": 1.0, "seconds": 40.0})
     assert running.left_s == pytest.approx(89.0)
-    assert running.text() == "step 11/100, loss 1.000, 1 min 29 s left"
+    assert running.text() == "step 11/100, loss 1.000, 89 s left"
     running.update({"started": "t"})
     assert running.text() == "starting" and running.share == 0.0
 
