@@ -36,7 +36,7 @@ def test_training_is_timed_counted_and_saved(found):
         told = found[method]["training"]
         assert told["trains"] and told["step_seconds"]["n"] == 4
         assert 0 < told["step_seconds"]["p50"] <= told["step_seconds"]["p95"] <= told["step_seconds"]["p99"]
-        assert 0 < told["tokens_per_second"] < told["padded_tokens_per_second"], "rows of several lengths"
+        assert 0 < told["tokens_per_second"] <= told["padded_tokens_per_second"] < 1.5 * told["tokens_per_second"]
         assert told["memory"]["resident"] > 2**20 and told["memory"]["allocated"] is None
         assert told["flops_counted"] > 0.5 * told["flops_backbone"]
         assert told["share_of_matrix_rate"] > 0

@@ -19,6 +19,8 @@ from mtlbench.training.gradients import Gradients, checkpointing, clear
 
 FITS = {"c3a": "c3a[block_size=8]", "peft": "peft[type=VERA,r=4]"}
 """Settings that fit the tiny backbones, of methods whose defaults do not."""
+ROUNDING = {"fourierft": 1e-4}
+"""Relative difference of gradients where it is larger: this one goes through a Fourier transform in float32."""
 METHODS = [
     *(FITS.get(name, name) for name in offers("methods") if name != "base"),
     "preembedd+lora",
@@ -84,7 +86,7 @@ def test_packed_and_cut_steps_are_padded_ones(words, make):
     for other_loss, other_losses, other_grads in others:
         torch.testing.assert_close(other_losses, losses, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(other_loss, loss, rtol=1e-5, atol=1e-5)
-        assert (other_grads - grads).norm() <= 2e-5 * grads.norm()
+        assert (other_grads - grads).norm() <= ROUNDING.get(words, 2e-5) * grads.norm()
 
 
 class ReadsRows(torch.nn.Module):
