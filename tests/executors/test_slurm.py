@@ -175,11 +175,9 @@ def test_a_job_killed_with_signal_9_loses_no_cell(tmp_path: Path, cluster: Path,
 @pytest.mark.slow
 def test_jobs_that_slurm_no_longer_lists_have_ended(tmp_path: Path, cluster: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("mtlbench.executors.slurm.LOST_S", 2.0)
-    hold(toy_folder(tmp_path / "run", [toy_cell()])[0], [toy_cell()])
-    folder, workers = submit(tmp_path / "run", [toy_cell()])
+    folder, workers = submit(tmp_path / "run", [toy_cell(0, seconds=4.0)])
     wait_for(lambda: ran(folder))
     (cluster / "purged").touch()
     wait_for(lambda: workers.alive() == 0)
-    release(folder)
     wait_for(lambda: len(folder.records()) == 1)
     assert len(folder.records()) == 1
