@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method
-from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.backbones.machine import NoRoom, is_out_of_memory
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
@@ -101,16 +101,21 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
     model = gradients.model
     training = model.training
     model.eval()
+    memory_ran_out = False
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
             padded = gradients.forward(collator.padded(tried))
             laid = gradients.forward(form.collate(tried))
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if is_out_of_memory(error) and len(tried) == 1:
+            raise NoRoom(f"Memory ran out with a single row at once: {error}") from error
+        memory_ran_out = is_out_of_memory(error)
+        if not memory_ran_out:
+            return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     finally:
         model.train(training)
+    if memory_ran_out:
+        return _differs(gradients, collator, form, tried[: len(tried) // 2])
     dtype = gradients.autocast or next(model.parameters()).dtype
     apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
     if apart <= TOLERANCE.get(dtype, COARSE):

@@ -32,6 +32,14 @@ class SortsIds(PerTask):
         return super().ids(x).sort().values
 
 
+class TakesChunksForRows(PerTask):
+    """Asks for the tasks of the batch's rows, where layers see chunks."""
+
+    def ids(self, x: Tensor) -> Tensor:
+        tasks = self.routing.tasks
+        return tasks.repeat_interleave(len(x) // len(tasks))
+
+
 class RepeatsTheBatch(PerTask):
     """Three rows under three beams are routed as 0, 1, 2, 0, 1, 2, ... and arrive as 0, 0, 0, 1, 1, 1, ..."""
 
@@ -183,10 +191,11 @@ class Mutant:
 MUTANTS = [
     Mutant("attach_raises", toy(attach=stumble), "attach", "raised TypeError: one argument too many (mutants.py:"),
     Mutant("starts_elsewhere", toy(StartsElsewhere), "identity_at_start", "the logits before the first step"),
-    Mutant("minds_the_width", toy(MindsTheWidth), "padding", "padded on the right"),
-    Mutant("sorts_ids", toy(SortsIds), "mixed_tasks", "logits of task 0"),
+    Mutant("minds_the_width", toy(MindsTheWidth), "padding", "padded on the right", also=("packing",)),
+    Mutant("takes_chunks_for_rows", toy(TakesChunksForRows), "packing", "rows have to be padded"),
+    Mutant("sorts_ids", toy(SortsIds), "mixed_tasks", "logits of task 0", also=("packing",)),
     Mutant("says_routed", toy(task_routed=True), "routing", "task_routed = True, but"),
-    Mutant("says_unrouted", toy(PerTask, task_routed=False), "routing", "task_routed = False, but"),
+    Mutant("says_unrouted", toy(PerTask, task_routed=False), "routing", "task_routed = False, but", also=("packing",)),
     Mutant("repeats_the_batch", toy(RepeatsTheBatch), "beams", "log-probabilities of row 0"),
     Mutant("left_over", toy(LeftOver), "gradients", "no gradient but zero in 10 steps"),
     Mutant("steep_root", toy(SteepRoot), "gradients", "nan or infinite gradients"),

@@ -78,6 +78,7 @@ def load(folder: Path, **given: Any) -> Backbone:
 def failing(training: Training, error: Exception, *, at: int, when: str) -> Training:
     """``training``, whose second layer fails at its ``at``-th run forward or backward."""
     training.prepare()
+    training.loop.form  # noqa: B018  # rows are tried both ways before the first step
     layer = training.loop.model.model.layers[1].mlp  # type: ignore[union-attr, index]
     calls = 0
 

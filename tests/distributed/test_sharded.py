@@ -99,9 +99,9 @@ def test_processes_that_do_not_run_the_same_layers_are_told_and_do_not_wait(both
 def test_methods_that_need_whole_weights_are_refused_with_the_reason(both: Found) -> None:
     for found in both:
         reasons = found["unfit"]
-        assert "trains weights of the backbone" in reasons["full"]
-        assert "computes with weights of the backbone when it is attached" in reasons["dora"]
-        assert "replaces weights of the backbone" in reasons[UNFIT[2]]
+        assert "trains backbone weights" in reasons["full"]
+        assert "computes with backbone weights when it is attached" in reasons["dora"]
+        assert "replaces backbone weights" in reasons[UNFIT[2]]
         assert reasons["ln_tuning"] is None, "norms are whole on every process"
 
 
@@ -133,7 +133,7 @@ def test_a_worker_scores_a_sharded_cell_and_refuses_what_cannot_be(tmp_path: Pat
     assert all(record.guards.values()) and "reloaded_equal" in record.guards
     refused = records[full.key]
     assert refused.status == "skipped" and refused.failure is not None
-    assert "'full' cannot be sharded: it trains weights of the backbone" in refused.failure.message
+    assert "'full' cannot be sharded: it trains backbone weights" in refused.failure.message
     assert of_folder(tmp_path) == []
 
 

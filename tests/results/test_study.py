@@ -198,7 +198,7 @@ def test_the_size_of_adapters_is_that_of_the_records_that_say_it():
     costs = row(table, "lora").costs
     assert costs.adapter_bytes.values == (2**20, 3 * 2**20) and row(table, "base").costs.adapter_bytes is None
     (column,) = [column for column in cost_columns(table) if column.name == "adapter on disk"]
-    assert [column.text(row(table, name)) for name in ("lora", "base")] == ["2 MiB", "–"]
+    assert [column.text(row(table, name)) for name in ("lora", "base")] == ["2.0 MiB", "–"]
 
 
 def test_broken_checks_and_different_machines_are_told():

@@ -119,7 +119,7 @@ def test_predictions_that_are_not_the_recorded_ones_are_put_away_and_named(folde
     read = answers_in(folder, records.values())
     assert read(good) is not None and read(bad) is None and not path.exists()
     (told,) = folder.problems(records)
-    assert bad in told and "lora seed 1" in told and "quarantine/" in told and "made with" in told
+    assert bad in told and "lora seed 1" in told and "quarantine/" in told and "differs from that in the record" in told
     study = study_of(records.values(), predictions=read, draws=20, notes=lambda: [told])
     assert study.counts["ok"] == 2 and "not every cell has stored predictions" in "".join(study.tables[0].notes)
     assert folder.problems() == [told], "the next report says it too"
