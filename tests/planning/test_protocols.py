@@ -25,8 +25,8 @@ HASHES = {
     "peml_validation": "51f88d4e9985",
     "standard": "e74b4f865006",
 }
-"""A released protocol is never changed: give the changed one a new name. (0.2 changed them all once: steps are drawn
-from the mixture, and records of 0.1 say that theirs held rows of like length.)"""
+"""A released protocol is never changed: give the changed one a new name. (They all changed once: steps are drawn
+from the mixture, and earlier records say that theirs held rows of like length.)"""
 
 
 def made(**options: object) -> Protocol:
