@@ -33,7 +33,8 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
     click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
     click.option(
-        "--batching", help="drawn (each step a draw of the mixture) or by_length (as earlier versions).  [default: drawn]"
+        "--batching",
+        help="drawn (each step a draw of the mixture) or by_length (as earlier versions).  [default: drawn]",
     ),
     click.option("--optimizer", help="adamw, adafactor or sgd.  [default: adamw]"),
     click.option("--schedule", help="cosine, linear or constant.  [default: cosine]"),
