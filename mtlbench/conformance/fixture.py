@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -257,3 +260,23 @@ class Check:
     """What to change if the promise is broken; empty if only an exception can break it."""
     run: Callable[[Fixture], None]
     """Raises ``PromiseBroken`` with what was observed, ``NotApplicable``, or the method's exception."""
+
+
+def scramble(seed: int) -> None:
+    """Set every global random state: of torch, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def scrambled(seed: int) -> Iterator[None]:
+    """Context in which all global random states are those of ``seed``; restored afterwards."""
+    numbers, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        scramble(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numbers)
+            random.setstate(python)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from mtlbench.cells.guards import label_logits
 from mtlbench.conformance.findings import NotApplicable, PromiseBroken, expect_equal, expect_same, some
-from mtlbench.conformance.fixture import SAMPLE, STEPS, Case, Fixture, begin, fit, loop_of
-from mtlbench.conformance.randomness import scramble
+from mtlbench.conformance.fixture import SAMPLE, STEPS, Case, Fixture, begin, fit, loop_of, scramble
 from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.model_state import Unusable

@@ -15,8 +15,7 @@ from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
 from mtlbench.conformance import backward, forward, invariants
 from mtlbench.conformance.findings import Finding, NotApplicable, PromiseBroken
-from mtlbench.conformance.fixture import Check, Fixture
-from mtlbench.conformance.randomness import scrambled
+from mtlbench.conformance.fixture import Check, Fixture, scrambled
 from mtlbench.conformance.toys import tiny_causal, tiny_seq2seq
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.plan import resolve_tasks

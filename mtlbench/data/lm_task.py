@@ -11,13 +11,11 @@ import importlib.util
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from lm_eval.api.samplers import ContextSampler
+from typing import TYPE_CHECKING
 
 from mtlbench.api.cell import digest
 from mtlbench.api.task import Task
@@ -40,7 +38,7 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
         PluginError: the YAML is missing, invalid, or lacks metrics that the task names.
     """
     from mtlbench.compat import ConfigurableTask
-    from mtlbench.data.lm_task import sampler
+    from mtlbench.data.shots import sampler
 
     path = yaml_path(task)
     compile_templates_once()
@@ -123,35 +121,6 @@ def quiet_lm_eval() -> Iterator[None]:
 
 def _unchanged(docs: datasets.Dataset) -> datasets.Dataset:
     return docs
-
-
-class FirstOthers(ContextSampler):  # type: ignore[misc]
-    """The first ``n`` rows of the pool except the row being evaluated; fewer if the pool is smaller.
-
-    lm-eval's ``first_n`` rejects a pool of ``n`` rows that contains the evaluated row, but the five few-shot examples
-    per subject of MMLU are also training rows.
-    """
-
-    column: ClassVar[str | None] = None
-    """Column whose value must equal that of the evaluated row."""
-
-    def sample(
-        self,
-        n: int,
-        eval_doc: dict[str, Any] | None = None,
-        df: Sequence[dict[str, Any]] | None = None,
-        **kwargs: Any,
-    ) -> Sequence[dict[str, Any]]:
-        """The few-shot examples, in order."""
-        pool = df or self.df
-        if self.column is not None and eval_doc is not None:
-            pool = [doc for doc in pool if doc[self.column] == eval_doc[self.column]]
-        return [doc for doc in pool if doc != eval_doc][:n]
-
-
-def sampler(column: str | None) -> type[FirstOthers]:
-    """Sampler of few-shot examples, restricted to those with the same value of ``column`` if one is given."""
-    return type("FirstOthersAlike", (FirstOthers,), {"column": column})
 
 
 _INCLUDE = re.compile(r"^include:\s*['\"]?(.+?)['\"]?\s*$", re.MULTILINE)
