@@ -12,8 +12,12 @@ from torch import Tensor
 class Packing(Protocol):
     """How the rows of a batch lie in what layers see."""
 
-    def tasks_of(self, chunks: int) -> Tensor | None:
-        """Task ids of the chunks of an activation that has so many ``[chunks]``; ``None`` where none has."""
+    def tasks_of(self, chunks: int) -> Tensor:
+        """Task ids of the chunks of an activation that has so many ``[chunks]``.
+
+        Raises:
+            RuntimeError: it is no activation of this batch, or its chunks hold rows of several tasks.
+        """
 
 
 class Routing:
@@ -75,8 +79,8 @@ class Routing:
         Raises:
             RuntimeError: outside :meth:`of`, or when ``rows`` is not a multiple of the batch size.
         """
-        if self._packing is not None and (of_chunks := self._packing.tasks_of(rows)) is not None:
-            return of_chunks
+        if self._packing is not None:
+            return self._packing.tasks_of(rows)
         return _of_rows(self.tasks, rows)
 
     def contexts(self, rows: int) -> Tensor | None:

@@ -28,8 +28,8 @@ from mtlbench.store import RunFolder
 from mtlbench.training.batches import collator_of
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import EVERY_S, CheckpointPolicy
-from mtlbench.training.loop import Loop, OnStep, TrainingJob, budget_steps
-from mtlbench.training.splits import Splits, carve, phases
+from mtlbench.training.loop import Loop, OnStep, TrainingJob
+from mtlbench.training.splits import Splits, budget_steps, carve, phases
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Disturbances, Provenance, Record
-from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.backbone import Backbone, stored_count
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
-from mtlbench.cells.cost import Peak, folder_bytes, stored_count, trainable_count
+from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import notes_of, provenance_of
 from mtlbench.distributed.ranks import ALONE, Ranks

@@ -54,12 +54,6 @@ def trainable_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def stored_count(model: nn.Module) -> int:
-    """Parameters and persistent buffers, tied ones once: what must be stored to run the model."""
-    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()}
-    return sum(t.numel() for t in tensors.values())
-
-
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0

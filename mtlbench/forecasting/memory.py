@@ -10,13 +10,12 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.backbone import empty_backbone
+from mtlbench.backbones.backbone import BackboneSize, backbone_size, empty_backbone
 from mtlbench.cells.cost import trainable_count
 from mtlbench.cells.rebuild import setup_of
 from mtlbench.errors import RequestError
 from mtlbench.planning.settings import build
 from mtlbench.text import memory
-from mtlbench.training.cuts import BackboneSize, backbone_size
 
 TRAINING_BYTES = 16
 """Bytes per trainable float32 parameter: value, gradient and AdamW's two moments."""

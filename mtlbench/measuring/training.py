@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.method import Method, Setup
 from mtlbench.api.routing import Routing
-from mtlbench.backbones.backbone import Backbone
-from mtlbench.cells.cost import folder_bytes, read_peak, reset_peak, stored_count, trainable_count
+from mtlbench.backbones.backbone import Backbone, stored_count
+from mtlbench.cells.cost import folder_bytes, read_peak, reset_peak, trainable_count
 from mtlbench.cells.rebuild import setup_of
 from mtlbench.errors import RequestError
 from mtlbench.measuring.conditions import device_memory, joules, synchronize

@@ -33,8 +33,8 @@ class Stream:
     """
 
     chunks: int
-    tasks: Tensor
-    """Task id of each chunk ``[chunks]``."""
+    tasks: Tensor | None
+    """Task id of each chunk ``[chunks]``; ``None`` where a chunk holds rows of several tasks."""
     places: Tensor
     """For each slot its place in the stream; any place for an empty one ``[slots]``."""
     slots: Tensor
@@ -68,12 +68,26 @@ class Packing:
     """Position bias of the widest bucket by whether it is the decoder's, made by the first layer that has one."""
 
     def stream_of(self, places: int) -> Stream:
-        """The stream with so many places."""
-        return next(stream for stream in self.streams if len(stream.slots) == places)
+        """The stream with so many places.
 
-    def tasks_of(self, chunks: int) -> Tensor | None:
-        """Task ids of the chunks of the stream that has so many ``[chunks]``; ``None`` where none has."""
-        return next((stream.tasks for stream in self.streams if stream.chunks == chunks), None)
+        Raises:
+            RuntimeError: there is none, as where a layer changes the number of tokens.
+        """
+        for stream in self.streams:
+            if len(stream.slots) == places:
+                return stream
+        raise RuntimeError(f"attention got {places} tokens, and the packed batch has no stream of so many")
+
+    def tasks_of(self, chunks: int) -> Tensor:
+        """Task ids of the chunks of the stream that has so many ``[chunks]``.
+
+        Raises:
+            RuntimeError: there is none, or its chunks hold rows of several tasks.
+        """
+        for stream in self.streams:
+            if stream.chunks == chunks and stream.tasks is not None:
+                return stream.tasks
+        raise RuntimeError(f"an activation of {chunks} rows cannot be routed: no stream has as many chunks of one task")
 
 
 _in_flight: list[Packing | None] = [None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -259,9 +260,11 @@ def collate_packed(
         texts = [np.append(room, row.context) for row in rows]
         shifted = [np.concatenate(([decoder_start_id], target[:-1])) for target in targets]
         encoder = lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)
-        decoder = lay_out(sizes, tasks, by_task=by_task)
-        if decoder.places == encoder.places or decoder.chunks == encoder.chunks:
-            decoder = lay_out(sizes, tasks, by_task=by_task, more=1)
+        # Layers and attention tell the streams by their sizes.
+        decoders = (lay_out(sizes, tasks, by_task=by_task, more=more) for more in count())
+        decoder = next(
+            d for d in decoders if d.places != encoder.places and (not by_task or d.chunks != encoder.chunks)
+        )
         layouts, answers = [encoder, decoder], decoder.starts
         inputs = {
             "input_ids": put(encoder.spread(texts, pad_id), device),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method
-from mtlbench.backbones.machine import NoRoom, is_out_of_memory
+from mtlbench.backbones.backbone import backbone_size
+from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
-from mtlbench.training.cuts import backbone_size, end_to_end, like_length, pass_slots, pass_tokens
+from mtlbench.training.cuts import end_to_end, like_length, pass_slots, pass_tokens
 from mtlbench.training.gradients import Gradients
+from mtlbench.training.micro_batches import fewer
 
 log = logging.getLogger(__name__)
 
@@ -94,33 +97,40 @@ def _unsuited(model: Any, method: Method, *, attention: str, longest: int) -> st
 
 
 def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]) -> str | None:
-    """Whether rows laid end to end have other losses than padded ones, with trainable parameters moved a little."""
+    """Whether rows laid end to end have other losses than padded ones, with trainable parameters moved a little.
+
+    Fewer rows are tried where memory runs out.
+
+    Raises:
+        NoRoom: it runs out with a single row.
+    """
     tried = _unlike(rows)
-    if not tried:
-        return None
-    model = gradients.model
-    training = model.training
+    while tried:
+        try:
+            padded, laid = _losses_both_ways(gradients, collator, form, tried)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            tried = tried[: fewer(len(tried), error)]
+            continue
+        dtype = gradients.autocast or next(gradients.model.parameters()).dtype
+        apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
+        if apart > TOLERANCE.get(dtype, COARSE):
+            return f"losses of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"
+        break
+    return None
+
+
+def _losses_both_ways(
+    gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]
+) -> tuple[Tensor, Tensor]:
+    model, training = gradients.model, gradients.model.training
     model.eval()
-    memory_ran_out = False
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
-            padded = gradients.forward(collator.padded(tried))
-            laid = gradients.forward(form.collate(tried))
-    except Exception as error:
-        if is_out_of_memory(error) and len(tried) == 1:
-            raise NoRoom(f"Memory ran out with a single row at once: {error}") from error
-        memory_ran_out = is_out_of_memory(error)
-        if not memory_ran_out:
-            return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return gradients.forward(collator.padded(rows)), gradients.forward(form.collate(rows))
     finally:
         model.train(training)
-    if memory_ran_out:
-        return _differs(gradients, collator, form, tried[: len(tried) // 2])
-    dtype = gradients.autocast or next(model.parameters()).dtype
-    apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
-    if apart <= TOLERANCE.get(dtype, COARSE):
-        return None
-    return f"losses of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"
 
 
 def _unlike(rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -133,21 +143,18 @@ def _unlike(rows: Sequence[TokenRow]) -> list[TokenRow]:
     return sorted([*spread, *([] if other is None else [other])], key=lambda row: row.length)
 
 
-class _moved:
+@contextmanager
+def _moved(model: nn.Module) -> Iterator[None]:
     """Inside, trainable parameters have noise added; afterwards they are what they were, bit for bit."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._params = [p for p in model.parameters() if p.requires_grad]
-        if sum(p.numel() for p in self._params) > MOVED_AT_MOST:
-            self._params = []
-
-    def __enter__(self) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self._before: list[Tensor] = [p.detach().clone() for p in self._params]
-        for p in self._params:
-            noise = torch.randn(p.shape, generator=draw, dtype=torch.float32) * NOISE
-            p.data.add_(noise.to(p))
-
-    def __exit__(self, *_: object) -> None:
-        for p, before in zip(self._params, self._before, strict=True):
-            p.data.copy_(before)
+    params = [p for p in model.parameters() if p.requires_grad]
+    if sum(p.numel() for p in params) > MOVED_AT_MOST:
+        params = []
+    draw = torch.Generator().manual_seed(0)
+    before = [p.detach().clone() for p in params]
+    for p in params:
+        p.data.add_((torch.randn(p.shape, generator=draw) * NOISE).to(p))
+    try:
+        yield
+    finally:
+        for p, value in zip(params, before, strict=True):
+            p.data.copy_(value)

@@ -19,10 +19,10 @@ from mtlbench.api.method import Method, Stateful
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
-from mtlbench.errors import MtlbenchError, PluginError, RequestError
+from mtlbench.errors import MtlbenchError, PluginError
 from mtlbench.nn.losses import task_means
 from mtlbench.tokens.encode import TokenRow, by_task
-from mtlbench.training.batches import Collator, plan_batches, planned_steps
+from mtlbench.training.batches import Collator, plan_batches
 from mtlbench.training.checkpoints.checkpoint import TrainingPosition
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.run_state import RunState
@@ -34,7 +34,7 @@ from mtlbench.training.micro_batches import MicroBatcher
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress
-from mtlbench.training.splits import Splits
+from mtlbench.training.splits import SearchBatches, Splits, budget_steps
 from mtlbench.training.stages import RunPlan, stage_of
 
 log = logging.getLogger(__name__)
@@ -358,64 +358,3 @@ class Loop:
         for name, p in self.model.named_parameters():
             if name in state:
                 p.copy_(state[name])
-
-
-def budget_steps(splits: Splits, protocol: Protocol) -> int:
-    """Optimizer steps of a budget on the rows to train on."""
-    tasks = 1 + max((row.task for row in splits.train), default=0)
-    return planned_steps(
-        [len(rows) for rows in by_task(splits.train, tasks)],
-        epochs=protocol.epochs,
-        steps=protocol.steps,
-        batch_size=protocol.batch_size,
-        mixing=protocol.mixing,
-    )
-
-
-class SearchBatches:
-    """One batch after another, for as many as there are training steps, then from the first again.
-
-    Args:
-        rows: The search split.
-        tasks: Number of tasks.
-        steps: Training steps of the budget.
-        seed: Of the cell.
-    """
-
-    def __init__(self, rows: Sequence[TokenRow], protocol: Protocol, *, tasks: int, steps: int, seed: int) -> None:
-        self._rows, self._protocol, self._tasks, self._steps, self._seed = rows, protocol, tasks, steps, seed
-        self._plan: list[list[int]] = []
-        self._size = 0
-        """Rows of a batch; 0 before the first one."""
-        self._taken = 0
-
-    def take(self, *, size: int) -> list[TokenRow]:
-        """The next batch. The first one settles the ``size`` of all.
-
-        Raises:
-            RequestError: when nothing was held out.
-        """
-        if not self._rows:
-            raise RequestError("The search split is empty: raise held_out or train_rows, or give the tasks more rows.")
-        self._size = self._size or max(1, size)
-        if not self._plan:
-            self._plan = plan_batches(
-                by_task(self._rows, self._tasks),
-                steps=self._steps,
-                batch_size=self._size,
-                mixing=self._protocol.mixing,
-                seed=axis_seed(self._seed, "search-order"),
-                lengths=[row.length for row in self._rows],
-                by_length=self._protocol.batching == "by_length",
-            )
-        indices = self._plan[self._taken % len(self._plan)]
-        self._taken += 1
-        return [self._rows[i] for i in indices]
-
-    def state(self) -> list[int]:
-        """What a checkpoint keeps."""
-        return [self._taken, self._size]
-
-    def load(self, state: Sequence[int]) -> None:
-        """Go on from :meth:`state`."""
-        self._taken, self._size = state

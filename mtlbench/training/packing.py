@@ -30,8 +30,8 @@ class Layout:
     lengths: Ints
     chunks: int
     width: int
-    tasks: Ints
-    """Task of each chunk."""
+    tasks: Ints | None
+    """Task of each chunk; ``None`` for one chunk with rows of all tasks."""
 
     @property
     def places(self) -> int:
@@ -54,11 +54,11 @@ def lay_out(lengths: Ints, tasks: Ints, *, by_task: bool, more: int = 0) -> Layo
     """Rows of ``lengths`` in a stream; ``by_task`` in chunks of one task each, or all in one chunk.
 
     Args:
-        more: Empty chunks at the end.
+        more: Empty chunks at the end, or empty places where all is one chunk.
     """
     if not by_task:
         starts = np.cumsum(lengths) - lengths
-        return Layout(starts, lengths, 1, int(lengths.sum()) + more, tasks[:1])
+        return Layout(starts, lengths, 1, int(lengths.sum()) + more, None)
     order = np.argsort(tasks, kind="stable")
     known, first = np.unique(tasks[order], return_index=True)
     totals = np.add.reduceat(lengths[order], first)
@@ -104,7 +104,7 @@ def _stream(layout: Layout, buckets: Sequence[Ints], *, device: torch.device) ->
     slots[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
     return Stream(
         chunks=layout.chunks,
-        tasks=put(layout.tasks, device),
+        tasks=None if layout.tasks is None else put(layout.tasks, device),
         places=put(np.maximum(flat, 0), device),
         slots=put(np.maximum(slots, 0), device),
         empty_slots=put(np.flatnonzero(flat < 0), device),

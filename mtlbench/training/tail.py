@@ -48,9 +48,9 @@ def places_by_task(index: Sequence[int], tasks: Sequence[int], *, device: torch.
     padded = [[*places, *[places[0]] * (width - len(places))] for places in by_task.values()]
     distinct = [row * width + at for row, places in enumerate(by_task.values()) for at in range(len(places))]
     return Places(
-        index=torch.tensor(padded, device=device),
-        distinct=torch.tensor(distinct, device=device),
-        tasks=torch.tensor(list(by_task), device=device),
+        index=torch.tensor(padded).to(device, non_blocking=True),
+        distinct=torch.tensor(distinct).to(device, non_blocking=True),
+        tasks=torch.tensor(list(by_task)).to(device, non_blocking=True),
     )
 
 

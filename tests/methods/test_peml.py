@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtlbench.api.cell import Protocol
-from mtlbench.cells.cost import stored_count
+from mtlbench.backbones.backbone import stored_count
 from mtlbench.cells.guards import label_logits
 from mtlbench.errors import RequestError
 from mtlbench.nn.low_rank.layer import LowRankLinear

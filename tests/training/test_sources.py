@@ -21,8 +21,7 @@ from mtlbench.testing import setup_for, tiny_causal, toy_loop, toy_rows
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.state import trainable_state
-from mtlbench.training.loop import budget_steps
-from mtlbench.training.splits import carve, phases
+from mtlbench.training.splits import budget_steps, carve, phases
 from mtlbench_methods.adalora import AdaLora
 from mtlbench_methods.mtl_lora import MtlLora
 from mtlbench_methods.prefix import Prefix
