@@ -136,8 +136,6 @@ SAMPLE = 200
 """Training examples per task whose length is measured."""
 DRAWN = 64
 """Steps that are drawn to see how many tasks a step holds."""
-MOST_DRAWN = 50_000
-"""Examples of a task in these draws, at most."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
         lengths_of_stage = {at: lengths[task] for at, task in enumerate(tasks) if task in lengths}
         steps += planned
         tokens += round(planned * budget.batch_size * length)
-    drawn = _drawn_steps([min(count, MOST_DRAWN) for count in train_counts], lengths_of_stage, budget)
+    drawn = _drawn_steps(train_counts, lengths_of_stage, budget)
     scored = [choose_rows(len(lm.validation_docs()), protocol.eval_rows) for lm in prepared.lm_tasks.values()]
     return TokenForecast(
         steps=steps,
@@ -216,15 +214,28 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
 
 def _drawn_steps(counts: Sequence[int], lengths: Mapping[int, Sequence[int]], protocol: Protocol) -> list[Counter[int]]:
     """How many examples of each task the first steps of a training on so many examples hold."""
-    tasks = [task for task, count in enumerate(counts) for _ in range(count)]
-    starts = [sum(counts[:task]) for task in range(len(counts))]
+    stride = max(counts)
     plan = plan_batches(
-        [range(start, start + count) for start, count in zip(starts, counts, strict=True)],
+        [range(task * stride, task * stride + count) for task, count in enumerate(counts)],
         steps=DRAWN,
         batch_size=protocol.batch_size,
         mixing=protocol.mixing,
         seed=0,
-        lengths=[lengths[task][row % len(lengths[task])] if task in lengths else 0 for row, task in enumerate(tasks)],
+        lengths=_SampledLengths(lengths, stride=stride, tasks=len(counts)),
         by_length=protocol.batching == "by_length",
     )
-    return [Counter(tasks[row] for row in step) for step in plan]
+    return [Counter(row // stride for row in step) for step in plan]
+
+
+class _SampledLengths(Sequence[int]):
+    """Lengths of all examples from those of a sample; ``stride`` numbers for each task. Nothing is stored for each."""
+
+    def __init__(self, lengths: Mapping[int, Sequence[int]], *, stride: int, tasks: int) -> None:
+        self._lengths, self._stride, self._tasks = lengths, stride, tasks
+
+    def __len__(self) -> int:
+        return self._stride * self._tasks
+
+    def __getitem__(self, row: Any) -> Any:
+        sample = self._lengths.get(row // self._stride, (0,))
+        return sample[row % self._stride % len(sample)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def python_path(*first: str | Path) -> str:
-    """``PYTHONPATH`` of a process that finds these folders first, and then what this process was told to."""
+    """``PYTHONPATH`` of a process that searches these folders first, and then those of this process."""
     return os.pathsep.join([*map(str, first), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

@@ -158,7 +158,7 @@ def test_the_same_run_has_not_changed(folder):
     assert output.count("no significant change") == 9, "three variants, two tasks and the average"
 
 
-def test_a_drop_ends_with_1_and_names_the_task(folder, tmp_path):
+def test_a_drop_ends_with_1_and_names_what_dropped(folder, tmp_path):
     worse = edited(folder, tmp_path / "worse", method="lora", wrong=1.0)
     code, output = invoke("compare", f"{folder}:lora", f"{worse}:lora")
     assert code == 1

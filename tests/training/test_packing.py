@@ -168,6 +168,27 @@ def test_layers_computed_again_in_the_backward_see_the_packed_rows(words, make):
     torch.testing.assert_close(recomputed, grads, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("words", ["lora", "mtl_lora"])
+@pytest.mark.parametrize("context", range(1, 12))
+def test_streams_of_encoder_and_decoder_are_never_taken_for_one_another(words, context):
+    """Whatever their sizes: attention and layers tell the two by how many tokens and chunks they hold."""
+    method, model, setup = attached(words, tiny_seq2seq)
+    gradients = Gradients(model=model, method=method, routing=setup.routing, autocast=None)
+    collator = Collator("seq2seq", PAD, PAD, torch.device("cpu"))
+    given = [TokenRow(task, tuple(range(10, 10 + context)), tuple(range(40, 44 + task))) for task in range(2)]
+    with torch.no_grad():
+        padded = gradients.forward(collator.padded(given))
+        packed = gradients.forward(collator.packed(given, by_task=method.task_routed))
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unrouted_batch_answers_no_question_for_tasks():
+    setup = setup_for(tiny_causal(), tasks=3)
+    batch = Collator("causal", PAD, None, torch.device("cpu")).packed(rows(), by_task=False)
+    with setup.routing.of(batch.tasks, packing=batch.packing), pytest.raises(RuntimeError, match="of one task"):
+        setup.routing.ids(1)
+
+
 def test_tokens_of_one_row_never_see_anothers():
     """Whatever stands in the other rows, the loss and the gradients of a row are the same, bit for bit in its tokens."""
     method, model, setup = attached("mtl_lora", tiny_causal)

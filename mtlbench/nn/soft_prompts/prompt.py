@@ -10,7 +10,7 @@ In a cache the slots stand before the tokens: what is read behind one finds the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,32 @@ class SoftPrompt(nn.Module):
         self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Forward-pre-hook of a decoder-only stack."""
+        return self._enter(stack, args, kwargs, self._into_causal)
+
+    def enter_encoder(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Forward-pre-hook of an encoder."""
+        return self._enter(stack, args, kwargs, self._into_encoder)
+
+    def _enter(
+        self,
+        stack: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        put_into: Callable[[nn.Module, dict[str, Any]], None],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._flight = _Flight()
         if not self.on:
             return None
-        given = _by_name(stack, args, kwargs)
-        if (packing := packing_in_flight()) is not None:
-            return (), self._put_into(packing, stack, given)
+        given, packing = _by_name(stack, args, kwargs), packing_in_flight()
+        if packing is None:
+            put_into(stack, given)
+        else:
+            self._into_packed(packing, stack, given)
+        return (), given
+
+    def _into_causal(self, stack: nn.Module, given: dict[str, Any]) -> None:
         slots, mask, positions = self.source.length, given.get("attention_mask"), given.get("position_ids")
         flat = mask is not None and mask.dim() == 2
         before = padding_before(mask) if mask is not None and flat else None
@@ -97,7 +117,7 @@ class SoftPrompt(nn.Module):
             given["position_ids"] = None if positions is None else positions + slots
             if mask is not None:
                 given["attention_mask"] = self._mask(mask, before) if flat else behind(mask, slots)
-            return (), given
+            return
         tokens = self._join(stack, given, before)
         if mask is not None:
             given["attention_mask"] = self._mask(mask, before) if flat else among(mask, slots)
@@ -105,24 +125,13 @@ class SoftPrompt(nn.Module):
             positions = positions.expand(tokens.shape[0], -1)
             first = torch.arange(slots, device=positions.device).expand(tokens.shape[0], -1)
             given["position_ids"] = joined(first, positions + slots, before)
-        return (), given
 
-    def enter_encoder(
-        self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Forward-pre-hook of an encoder."""
-        self._flight = _Flight()
-        if not self.on:
-            return None
-        given = _by_name(stack, args, kwargs)
-        if (packing := packing_in_flight()) is not None:
-            return (), self._put_into(packing, stack, given)
+    def _into_encoder(self, stack: nn.Module, given: dict[str, Any]) -> None:
         mask = given.get("attention_mask")
         before = None if mask is None else padding_before(mask)
         self._join(stack, given, before)
         if mask is not None:
             given["attention_mask"] = self._mask(mask, before)
-        return (), given
 
     def enter_decoder(
         self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -143,7 +152,7 @@ class SoftPrompt(nn.Module):
         output.last_hidden_state = tokens_of(output.last_hidden_state, slots=slots, before=before)
         return output
 
-    def _put_into(self, packing: Packing, stack: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def _into_packed(self, packing: Packing, stack: Any, given: dict[str, Any]) -> None:
         """Put the prompts into the places that a packed batch leaves before each row."""
         tokens: Tensor = stack.get_input_embeddings()(given["input_ids"])
         flat, rows = tokens.reshape(-1, tokens.shape[-1]), len(packing.starts)
@@ -160,7 +169,7 @@ class SoftPrompt(nn.Module):
             prompts = self.source(PromptInput(rows, text, question)).expand(rows, -1, -1)
         places = (packing.starts[:, None] + slots).reshape(-1)
         flat = flat.index_copy(0, places, prompts.to(flat.dtype).reshape(-1, flat.shape[-1]))
-        return {**given, "input_ids": None, "inputs_embeds": flat.view_as(tokens)}
+        given["input_ids"], given["inputs_embeds"] = None, flat.view_as(tokens)
 
     def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None) -> Tensor:
         """Put the prompts before the embeddings of ``given``, in place; the embeddings without them."""

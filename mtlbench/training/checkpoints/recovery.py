@@ -70,12 +70,12 @@ class CheckpointPolicy:
 
     @property
     def goes_on_from(self) -> list[str]:
-        """Names of the files that this attempt goes on from."""
+        """Names of the files that this attempt resumes from."""
         return [saved.tensors.name for saved in self._chain]
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """What ``about`` was at the checkpoint that this attempt goes on from; empty when it starts from zero."""
+        """What ``about`` was at the checkpoint that this attempt resumes from; empty when it starts from zero."""
         return self._chain[-1].about if self._chain else {}
 
     def at(self, run: int) -> Checkpoint | None:
