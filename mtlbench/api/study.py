@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
+from mtlbench.api.tuning import TunedMethod
 from mtlbench.text import seeds_label
 
 if TYPE_CHECKING:
@@ -198,6 +199,10 @@ class Row:
     """Interquartile mean over seeds and tasks."""
     comparison: Comparison | None = None
     """``None`` for the reference itself, and where nothing can be compared with it."""
+    tuned: TunedMethod | None = None
+    """The search whose settings the row has; of a row with default settings, where the search chose them."""
+    moved: ScoreDifference | None = None
+    """Average of a tuned row minus that of the same method with its default settings."""
 
     @property
     def planned(self) -> int:
@@ -230,6 +235,8 @@ class Table:
     """Label of the row that others are compared with."""
     tests: str = ""
     """A sentence on how marks and intervals were computed, or why there are none; empty if nothing can be tested."""
+    searches: tuple[TunedMethod, ...] = ()
+    """The searches of the study that tuned rows of this table, by variant."""
 
     @property
     def scored(self) -> list[Row]:

@@ -18,8 +18,11 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
     click.option(
-        "--tuning", metavar="TEXT", help="Effort behind the settings; mtlbench tune says it.  [default: none]"
+        "--tune", metavar="LEVEL", help="Tune every method equally, beside its default: quick, standard or paper."
     ),
+    click.option("--tune-trials", type=int, metavar="N", help="Trials of each method.  [default: 6, 12, 30 by level]"),
+    click.option("--no-base", is_flag=True, help="With --tune: leave out the row of the untrained backbone."),
+    click.option("--tuning", metavar="FILES", help="Searches that the settings come from: files of mtlbench tune."),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
 )
 PROTOCOL: tuple[Callable[[Any], Any], ...] = (

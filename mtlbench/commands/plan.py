@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mtlbench.commands.options import DEVICES, PROTOCOL, REQUEST, with_options
-from mtlbench.commands.shared import devices_from, show_notes
+from mtlbench.commands.shared import check_tuned, devices_from, searches_from, show_notes, tuned_plan
 
 
 @click.command()
@@ -28,12 +28,17 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     from mtlbench.store import RunFolder
 
     devices = devices_from(options)
-    made = plan_of(options)
+    tuned = tuned_plan(options)
+    searches = [] if tuned else searches_from(options)
+    made = tuned.plan if tuned else plan_of(options)
+    check_tuned(made, searches)
     check_devices(devices, made.cells)
     show_notes(made)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
     for line in plan_lines(made.cells, records, folder=path):
+        click.echo(line)
+    for line in tuned.lines() if tuned else ():
         click.echo(line)
     if parameters:
         from mtlbench.forecasting.memory import parameter_lines
@@ -44,7 +49,8 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
         from mtlbench.executors.devices import Nvidia
         from mtlbench.forecasting.forecast import check_fits, forecast_lines, forecasts, target_of
 
-        todo = [cell for cell in made.cells if cell.key not in records or records[cell.key].status == "failed"]
+        cells = tuned.expected(path) if tuned else made.cells
+        todo = [cell for cell in cells if cell.key not in records or records[cell.key].status == "failed"]
         target = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
         expected, refused = forecasts(todo, records, target=target, data=made.request.data_name)
         for line in forecast_lines(expected, refused, target=target, folder=path):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mtlbench.commands.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
-from mtlbench.commands.shared import DRAWS, limits_from, reports_named, show_notes, show_written
+from mtlbench.commands.shared import (
+    DRAWS,
+    check_tuned,
+    limits_from,
+    reports_named,
+    searches_from,
+    show_notes,
+    show_written,
+    tuned_plan,
+)
 
 
 @click.command()
@@ -36,7 +46,10 @@ def run(
 
     reports = reports_named(formats or preset_reports(options["preset"]))
     limits = limits_from(options)
-    plan = plan_of(options)
+    tuned = tuned_plan(options)
+    searches = [] if tuned else searches_from(options)
+    plan = tuned.plan if tuned else plan_of(options)
+    check_tuned(plan, searches)
     check_devices(limits["devices"], plan.cells)
     starter = executor_of(executor)
     starter.check(device)
@@ -47,8 +60,15 @@ def run(
     folder = RunFolder(out or plan.default_folder)
     observers |= trackers_named(track, folder.path)
     folder.preflight()
-    request = folder.put_request(plan.to_json(), plan.cells)
-    code = run_cells(folder, request, plan.cells, starter, observers, device=device, workers=workers, **limits)
+    folder.put_searches(searches)
+    limits |= {"device": device, "workers": workers}
+    if tuned:
+        from mtlbench.tuning.comparison import run_tuned
+
+        code = run_tuned(tuned, folder, starter, observers, tell=partial(click.echo, err=True), **limits)
+    else:
+        request = folder.put_request(plan.to_json(), plan.cells)
+        code = run_cells(folder, request, plan.cells, starter, observers, **limits)
     click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
     if reports and code != 130:
         write_reports(folder, reports, draws=DRAWS, tell=show_written)

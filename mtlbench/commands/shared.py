@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ import click
 if TYPE_CHECKING:
     from mtlbench.api.executor import DevicesPerCell
     from mtlbench.api.report import Report
+    from mtlbench.api.tuning import TunedMethod
     from mtlbench.planning.plan import Plan
     from mtlbench.results.documents import Written
     from mtlbench.store import RunFolder
+    from mtlbench.tuning.comparison import TunedPlan
 
 
 def show_notes(plan: Plan) -> None:
@@ -26,6 +29,56 @@ def show_written(written: Written) -> None:
     if written.on_terminal is not None:
         click.echo(written.on_terminal)
     click.echo(f"wrote {', '.join(map(str, written.paths))}", err=True)
+
+
+def tuned_plan(options: dict[str, Any]) -> TunedPlan | None:
+    """Take the options of ``--tune`` out of a command's: the plan they make, ``None`` without them."""
+    level, trials, without_base = (options.pop(name) for name in ("tune", "tune_trials", "no_base"))
+    if level is None and trials is None:
+        return None
+    from mtlbench.planning.request import read_requests
+    from mtlbench.tuning.comparison import plan_tuned
+    from mtlbench.tuning.effort import read_effort
+
+    return plan_tuned(read_requests(options), read_effort(level or "standard", trials), base=not without_base)
+
+
+def searches_from(options: dict[str, Any]) -> list[TunedMethod]:
+    """The searches that ``--tuning`` names, which becomes the id of their study in ``options``.
+
+    Raises:
+        RequestError: a file holds no search, or they are of several studies.
+    """
+    from mtlbench.api.tuning import STUDY
+    from mtlbench.errors import RequestError, StoreError
+    from mtlbench.store.studies import read_search
+
+    given = options.get("tuning")
+    if given is None:
+        return []
+    try:
+        searches = [read_search(Path(name.strip())) for name in given.split(",") if name.strip()]
+    except StoreError as error:
+        raise RequestError(f"--tuning: {error}") from error
+    if len({search.study for search in searches}) != 1:
+        raise RequestError(f"--tuning {given!r}: name the files of one study, whose methods had equal effort.")
+    options["tuning"] = STUDY + searches[0].study
+    return searches
+
+
+def check_tuned(plan: Plan, searches: Sequence[TunedMethod]) -> None:
+    """Refuse a method whose settings none of the searches found.
+
+    Raises:
+        RequestError: naming the settings that the search of the method found.
+    """
+    from mtlbench.errors import RequestError
+
+    found = [(search.method, dict(search.settings)) for search in searches if search.winner]
+    for cell in plan.cells if searches else ():
+        if (cell.method, dict(cell.settings)) not in found:
+            known = "; ".join(f"{name}: {settings}" for name, settings in found)
+            raise RequestError(f"--tuning: {cell.variant} has not the settings of a search. Found were {known}.")
 
 
 def limits_from(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mtlbench.api.report import Report
@@ -34,6 +33,7 @@ def study_in(folder: RunFolder, *, reference: str | None = None, draws: int) -> 
     from mtlbench.statistics.answers import answers_in  # numpy
 
     records = folder.records()
+    searches, unread = folder.searches()
     return study_of(
         records.values(),
         expected=folder.expected(),
@@ -41,7 +41,8 @@ def study_in(folder: RunFolder, *, reference: str | None = None, draws: int) -> 
         predictions=answers_in(folder, records.values()),
         reference=reference,
         draws=draws,
-        notes=partial(folder.problems, records),
+        notes=lambda: [*unread, *folder.problems(records)],
+        searches=searches,
     )
 
 

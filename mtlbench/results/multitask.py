@@ -13,12 +13,26 @@ REFERENCES = ("lora_st", "lora")
 
 
 def reference_row(rows: Sequence[Row], label: str | None = None) -> Row | None:
-    """The row with this label, or the default by :data:`REFERENCES`."""
+    """The row with this label, or else of the method with this name; without a name, the default by
+    :data:`REFERENCES`.
+
+    Of several rows of one method, the first of: tuned, with default settings, as the rows come.
+    """
     if label is not None:
-        return next((row for row in rows if row.label == label), None)
-    by_variant = {row.variant: row for row in reversed(rows)}
-    named = (by_variant[name] for name in REFERENCES if name in by_variant)
+        return next((row for row in rows if row.label == label), None) or _of_method(rows, label)
+    named = filter(None, (_of_method(rows, name) for name in REFERENCES))
     return next(named, rows[0] if rows else None)
+
+
+def _of_method(rows: Sequence[Row], name: str) -> Row | None:
+    of_method = [row for row in rows if name in (method_of(row), row.variant)]
+    return min(of_method, key=lambda row: (row.tuned is None, row.variant != name), default=None)
+
+
+def method_of(row: Row) -> str:
+    """Name of a row's method, without settings."""
+    cells = [*(record.cell for record in row.records), *row.missing]
+    return cells[0].method
 
 
 def with_ranks(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:

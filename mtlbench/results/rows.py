@@ -10,20 +10,32 @@ from typing import Any
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.record import Costs, Record, TaskScore
 from mtlbench.api.study import Entry, Problem, Row, RowCosts, spread
+from mtlbench.api.tuning import TunedMethod
 from mtlbench.text import one_line
 
 
-def rows_of_variant(cells: Sequence[Cell], *, tasks: tuple[str, ...], records: Mapping[int, Record]) -> list[Row]:
+def rows_of_variant(
+    cells: Sequence[Cell],
+    *,
+    tasks: tuple[str, ...],
+    records: Mapping[int, Record],
+    tuned: TunedMethod | None = None,
+) -> list[Row]:
     """A row for each combination of package versions; ``records`` are by the identity of their cell: making
     a key takes long enough to do it once."""
     by_version = grouped(cells, lambda cell: canonical(dict(cell.plugins)))
     versions = [group[0].plugins for group in by_version]
     differing = [name for name in sorted({n for v in versions for n in v}) if len({v.get(name) for v in versions}) > 1]
-    return [_row(group, differing=differing, tasks=tasks, records=records) for group in by_version]
+    return [_row(group, differing=differing, tasks=tasks, records=records, tuned=tuned) for group in by_version]
 
 
 def _row(
-    cells: Sequence[Cell], *, differing: Sequence[str], tasks: tuple[str, ...], records: Mapping[int, Record]
+    cells: Sequence[Cell],
+    *,
+    differing: Sequence[str],
+    tasks: tuple[str, ...],
+    records: Mapping[int, Record],
+    tuned: TunedMethod | None,
 ) -> Row:
     cells = sorted(cells, key=lambda cell: cell.seed)
     first = cells[0]
@@ -32,10 +44,11 @@ def _row(
     missing = tuple(cell for cell in cells if id(cell) not in records)
     versions = ", ".join(f"{name} {first.plugins.get(name, 'not used')}" for name in differing)
     variant = one_line(first.variant)
+    name = f"{one_line(tuned.variant)} (tuned)" if tuned else variant
     whole = [record for record in done if set(tasks) <= set(record.scores)]
     averages = [sum(r.scores[t].score for t in tasks) / len(tasks) for r in whole]
     return Row(
-        label=f"{variant} ({versions})" if versions else variant,
+        label=f"{name} ({versions})" if versions else name,
         variant=variant,
         plugins=first.plugins,
         records=own,
@@ -48,6 +61,7 @@ def _row(
         costs=_costs([record.costs for record in done if record.costs]),
         problems=_problems(own, missing=missing),
         average_seeds=tuple(record.cell.seed for record in whole),
+        tuned=tuned,
     )
 
 

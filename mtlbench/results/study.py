@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 from mtlbench.api.cell import Cell, Protocol, canonical
 from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
+from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
 from mtlbench.results.degenerate import evidence_of
-from mtlbench.results.multitask import reference_row, with_ranks, with_reference
+from mtlbench.results.multitask import method_of, reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
+from mtlbench.results.tuned import (
+    TunedCells,
+    comparable,
+    representative,
+    searches_of,
+    tuned_cells,
+    tuning_notes,
+    with_default_winners,
+)
 from mtlbench.text import one_line, seed_list, tasks_label
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ def study_of(
     draws: int = 0,
     title: str = "",
     notes: Callable[[], Sequence[str]] = tuple,
+    searches: Sequence[TunedMethod] = (),
 ) -> Study:
     """The tables of ``records``; cells of ``expected`` without a record are shown as missing.
 
@@ -42,6 +53,7 @@ def study_of(
         draws: Resamples of the examples behind tests and intervals; 0 lets only the seeds vary.
         title: Replaces what the study is called; demo data and demo backbones are named all the same.
         notes: Gives those that come before the study's own; asked for when all else is read, which may find damage.
+        searches: Those that tuned rows name. A tuned result without its search is left out, and a note says so.
 
     Raises:
         StoreError: two different records of one cell.
@@ -55,10 +67,11 @@ def study_of(
             )
     missing = {cell.key: cell for cell in expected if cell.key not in by_key}
     cells = [*(record.cell for record in by_key.values()), *missing.values()]
-    groups = grouped(cells, lambda cell: canonical([cell.model, list(cell.tasks), cell.protocol.hash()]))
-    differing = _differing([group[0].protocol for group in groups])
+    tuned = tuned_cells(cells, searches)
+    groups = comparable([cell for cell in cells if id(cell) not in tuned.refused], tuned)
+    differing = _differing([representative(group, tuned).protocol for group in groups])
     by_cell = {id(record.cell): record for record in by_key.values()}
-    tables = tuple(_table(group, records=by_cell, differing=differing) for group in groups)
+    tables = tuple(_table(group, records=by_cell, differing=differing, tuned=tuned) for group in groups)
     _check_reference(tables, reference)
     done = [record for record in by_key.values() if record.status == "ok"]
     evidence = dict(zip(map(id, done), evidence_of(done, predictions=predictions, steps=steps), strict=True))
@@ -72,16 +85,24 @@ def study_of(
     return Study(
         title=_study_title(tables, title=title),
         tables=tables,
-        notes=(*map(one_line, notes()), *(warning if differing else ())),
+        notes=(*map(one_line, notes()), *tuned.refused.values(), *(warning if differing else ())),
         counts={**counts, "missing": len(missing)},
         steps=steps,
     )
 
 
-def _table(cells: Sequence[Cell], *, records: Mapping[int, Record], differing: Sequence[str]) -> Table:
-    first = cells[0]
-    by_variant = grouped(cells, lambda cell: canonical([cell.method, dict(cell.settings)]))
-    rows = [row for group in by_variant for row in rows_of_variant(group, tasks=first.scored, records=records)]
+def _table(
+    cells: Sequence[Cell], *, records: Mapping[int, Record], differing: Sequence[str], tuned: TunedCells
+) -> Table:
+    first = representative(cells, tuned)
+    by_variant = grouped(cells, lambda cell: canonical([cell.method, dict(cell.settings), id(cell) in tuned.by_cell]))
+    rows = [
+        row
+        for group in by_variant
+        for row in rows_of_variant(group, tasks=first.scored, records=records, tuned=tuned.by_cell.get(id(group[0])))
+    ]
+    searches = searches_of(first, tuned)
+    rows = with_default_winners(rows, searches)
     rows = sorted(with_best(rows, tasks=first.scored), key=by_average)
     differs = {name: getattr(first.protocol, name) for name in differing}
     return Table(
@@ -91,15 +112,20 @@ def _table(cells: Sequence[Cell], *, records: Mapping[int, Record], differing: S
         tasks=first.scored,
         differs=differs,
         rows=tuple(rows),
-        notes=tuple(table_notes(rows)),
+        notes=(*table_notes(rows), *tuning_notes(searches)),
         metrics=_metrics(rows, first.scored),
+        searches=searches,
     )
 
 
 def _check_reference(tables: Sequence[Table], reference: str | None) -> None:
-    known = list(dict.fromkeys(row.label for table in tables for row in table.scored))
-    if reference is not None and reference not in known:
-        raise RequestError(f"No row with scores is called {reference!r}. {did_you_mean(reference, known)}")
+    rows = [row for table in tables for row in table.scored]
+    if reference is not None and reference_row(rows, reference) is None:
+        known = list(dict.fromkeys([*(row.label for row in rows), *map(method_of, rows)]))
+        raise RequestError(
+            f"No row with scores is called {reference!r}, and none is of a method of that name. "
+            f"{did_you_mean(reference, known)}"
+        )
 
 
 def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:

@@ -39,7 +39,7 @@ def tested(table: Table, *, answers: AnswersOfRecords, draws: int) -> Table:
     columns = {**scores.columns, AVERAGE: scores.average}
     ties = _ties(table.rows, columns)
     rows = [replace(_with_entries(row, columns, ties), iqm=_iqm(row, table, scores)) for row in table.rows]
-    rows = _with_tests(rows, table, scores, columns)
+    rows = _with_moves(_with_tests(rows, table, scores, columns), scores.average)
     return replace(table, rows=tuple(rows), tests=_test_legend(rows, draws), notes=(*table.notes, *_notes(scores)))
 
 
@@ -133,6 +133,23 @@ def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapp
             )
         with_tests.append(replace(row, comparison=comparison))
     return with_tests
+
+
+def _with_moves(rows: Sequence[Row], average: Column) -> list[Row]:
+    """Tuned rows with their difference to the same method's default settings; no correction, as each answers a
+    question of its own."""
+    moved = []
+    for row in rows:
+        default = average.get(row.tuned.variant) if row.tuned and row.label != row.tuned.variant else None
+        difference = average[row.label].minus(default) if default and row.label in average else None
+        estimated = estimate(difference) if difference else None
+        if difference and np.isfinite(difference.values).all():
+            interval = estimated.interval() if estimated else None
+            points = float(difference.values.mean())
+            p = interval.p if interval else None
+            row = replace(row, moved=ScoreDifference(points=points, interval=interval, p=p))
+        moved.append(row)
+    return moved
 
 
 def _differences(column: Column, reference: str | None) -> dict[str, ScoreDifference]:

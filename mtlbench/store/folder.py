@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Provenance, Record
+from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
 from mtlbench.files.temporary import DiskError, sweep, temporary_path
@@ -22,6 +23,7 @@ from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.records import Records
 from mtlbench.store.requests import Requests, cells_of
 from mtlbench.store.series import Queue, Series
+from mtlbench.store.studies import put_searches, read_searches
 
 if TYPE_CHECKING:
     from mtlbench.store.claims import InFlight
@@ -173,6 +175,16 @@ class RunFolder:
             finally:
                 self._claims.release(claim)
         return retired
+
+    # Searches
+
+    def put_searches(self, searches: Iterable[TunedMethod]) -> list[Path]:
+        """Write what searches found, beside the records that use it; gives their files."""
+        return put_searches(self.path / "studies", searches)
+
+    def searches(self) -> tuple[list[TunedMethod], list[str]]:
+        """All searches here, and a sentence for each that cannot be read."""
+        return read_searches(self.path / "studies")
 
     # Claims
 

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mtlbench.api.cell import Cell
+from mtlbench.api.tuning import TrialScores, TunedMethod
 from mtlbench.backbones.names import check_reachable
 from mtlbench.errors import RequestError
 from mtlbench.executors.options import executor_of
@@ -20,7 +21,8 @@ from mtlbench.plugins import load_observer, offers
 from mtlbench.store import RunFolder
 from mtlbench.tuning.report import settings_text, trial_line, write_documents
 from mtlbench.tuning.sampler import frozen
-from mtlbench.tuning.search import search
+from mtlbench.tuning.search import Outcome, search
+from mtlbench.tuning.space import space_text
 from mtlbench.tuning.trials import Trial, best_of
 from mtlbench.tuning.tuning import Tuning, TuningOptions, make_tuning
 
@@ -77,7 +79,8 @@ def tune(
             return session.run(request, cells)
 
         outcome = search(tuning, folder, run, on_settled=on_settled)
-    for path in write_documents(tuning, outcome, folder.path / "report"):
+    (written,) = folder.put_searches([found_by(tuning, outcome)])
+    for path in write_documents(tuning, outcome, folder.path / "report", search=written):
         log(f"wrote {path}")
     if to_optuna is not None:
         from mtlbench.tuning.command import export
@@ -91,8 +94,30 @@ def tune(
         log("No trial is complete, so there are no best settings. The reasons are above and in the report.")
         return outcome.code
     echo(f"best: {settings_text(best.settings)} (trial {best.number}, {best.score:.2f} on held-out training rows)")
-    echo(tuning.run_command(best.settings))
+    echo(tuning.run_command(best.settings, search=written))
     return outcome.code
+
+
+def found_by(tuning: Tuning, outcome: Outcome) -> TunedMethod:
+    """What the complete trials of a search say."""
+    rate = tuning.template.protocol.learning_rate if tuning.space.method.learning_rate is None else None
+    trials = [
+        TrialScores(
+            settings=trial.settings,
+            learning_rate=float(str(trial.settings.get("learning_rate", rate or tuning.space.method.learning_rate))),
+            scores={trial.records[-1].cell.seed: trial.score},
+        )
+        for trial in outcome.trials
+        if trial.score is not None
+    ]
+    return TunedMethod(
+        effort=tuning.identity,
+        method=tuning.template.method,
+        fixed=dict(tuning.template.settings),
+        variant=tuning.template.variant,
+        fields={name: space_text(domain) for name, domain in tuning.space.fields.items()},
+        trials=tuple(trials),
+    )
 
 
 def check_storage(url: str) -> None:

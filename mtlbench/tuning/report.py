@@ -22,21 +22,21 @@ from mtlbench.tuning.trials import Trial
 from mtlbench.tuning.tuning import Tuning
 
 
-def documents(tuning: Tuning, outcome: Outcome) -> dict[str, str]:
+def documents(tuning: Tuning, outcome: Outcome, *, search: Path) -> dict[str, str]:
     """File name to content: ``tuning-<method>.md`` and, once a trial is complete, ``tuning-<method>.svg``."""
     stem = f"tuning-{tuning.template.method}"
     title = f"Tuning of {tuning.template.variant}: {study_of([], expected=[tuning.template]).title}"
     drawn = history_svg(outcome.trials, title=title)
-    blocks = [f"# {one_line(title)}", *_effort(tuning, outcome), *_best(tuning, outcome)]
+    blocks = [f"# {one_line(title)}", *_effort(tuning, outcome), *_best(tuning, outcome, search)]
     blocks += ["## History", *([f"![Score of each trial]({stem}.svg)"] if drawn else []), _history(outcome.trials)]
     blocks += ["## Importance of the settings", _importance(tuning, outcome)]
     return {f"{stem}.md": "\n\n".join(blocks) + "\n", **({f"{stem}.svg": drawn} if drawn else {})}
 
 
-def write_documents(tuning: Tuning, outcome: Outcome, target: Path) -> list[Path]:
+def write_documents(tuning: Tuning, outcome: Outcome, target: Path, *, search: Path) -> list[Path]:
     """Write :func:`documents` to the folder ``target``, and give their paths."""
     target.mkdir(exist_ok=True)
-    contents = {target / name: content for name, content in documents(tuning, outcome).items()}
+    contents = {target / name: content for name, content in documents(tuning, outcome, search=search).items()}
     for path, content in contents.items():
         overwrite(path, content.encode(), durable=False)
     return list(contents)
@@ -76,14 +76,14 @@ def _effort(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
     yield _grid(["searched", "values"], rows)
 
 
-def _best(tuning: Tuning, outcome: Outcome) -> Iterator[str]:
+def _best(tuning: Tuning, outcome: Outcome, search: Path) -> Iterator[str]:
     best = outcome.best
     yield "## Best settings"
     if best is None:
         yield "No trial is complete."
         return
     yield f"Trial {best.number} with {best.score:.2f}: {_code(settings_text(best.settings))}. To train with them:"
-    yield f"```\n{tuning.run_command(best.settings)}\n```"
+    yield f"```\n{tuning.run_command(best.settings, search=search)}\n```"
     for note in best.records[-1].notes.values():
         if isinstance(note, Mapping) and "architecture" in note:
             yield f"Architecture found in that trial: {_code(json.dumps(note['architecture']))}"

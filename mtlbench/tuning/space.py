@@ -46,7 +46,7 @@ def search_space(name: str, raw: Mapping[str, str], searches: Iterable[str]) -> 
     """
     fixed = read_settings(name, raw)
     method = build(name, fixed)
-    suggested = _method_space(method)
+    suggested = method_space(method)
     searched: dict[str, BaseDistribution] = {}
     for search in searches:
         field, equals, values = (text.strip() for text in search.partition("="))
@@ -86,7 +86,12 @@ def space_text(domain: BaseDistribution) -> str:
 _HOW = "Write a range or choices: --search rank=4:64:log, --search dropout=0.0,0.1,0.2."
 
 
-def _method_space(method: Method) -> dict[str, BaseDistribution]:
+def method_space(method: Method) -> dict[str, BaseDistribution]:
+    """The fields that a method's ``search_space`` suggests, with their domains.
+
+    Raises:
+        PluginError: it does not suggest each setting under its own name.
+    """
     trial = quiet_study(optuna.samplers.RandomSampler(seed=0)).ask()
     settings = method.search_space(trial)
     if set(settings) != set(trial.distributions):

@@ -73,7 +73,7 @@ class Tuning:
 
     @property
     def effort(self) -> str:
-        """Value of :attr:`Protocol.tuning` for cells that use the result."""
+        """Name of the search, its budget, trials and pruning."""
         count = f"{self.trials} trial{'' if self.trials == 1 else 's'}"
         pruned = "" if self.options.pruning == "none" else f":{self.options.pruning}"
         return f"tpe:{self.options.budget}:{count}{pruned}"
@@ -94,13 +94,25 @@ class Tuning:
             protocol=self.protocols[rung],
         )
 
-    def run_command(self, settings: Mapping[str, Value]) -> str:
-        """The command that trains with ``settings`` and scores the evaluation split."""
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What is equal for all methods of a study, as JSON: the effort, and what the trials share."""
+        cell = self.template
+        return {
+            "level": self.effort,
+            "tasks": list(cell.tasks),
+            "model": cell.weights or cell.model,
+            "protocol": cell.protocol.identity(),
+        }
+
+    def run_command(self, settings: Mapping[str, Value], *, search: Path) -> str:
+        """The command that trains with ``settings`` and scores the evaluation split; ``search`` is the file of
+        the search that found them."""
         options, request = self.options, self.plan.request
         variant = dataclasses.replace(self.template, settings={**self.template.settings, **settings}).variant
         argv = ["mtlbench", "run", "--methods", variant, "--tasks", options.tasks, "--model", request.model]
         argv += ["--data", options.data] if options.data else []
-        for name, value in {**self.training, "tuning": self.effort}.items():
+        for name, value in {**self.training, "tuning": search}.items():
             option = "protocol" if name == "name" else name.replace("_", "-")
             argv += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", f"{value}"]
         return shlex.join(argv)

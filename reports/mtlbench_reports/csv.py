@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
+from mtlbench.results.tuned import tuning_text
 
 Value = str | int | float | None
 CsvRow = dict[str, Value]
@@ -18,6 +19,7 @@ _SCORES = (
     "value", "rows", "majority", "flags", "reason", "key",
 )  # fmt: skip
 _SUMMARY = ("table", "title", "method", "seeds", "outcome")
+_MOVED = ("tuning", "moved by tuning", "moved low", "moved high", "held-out score", "searched")
 _COSTS = (
     "trainable_parameters", "trainable_percent", "inference_parameters", "adapter_bytes", "peak_memory",
     "peak_memory_kind", "tokens_per_second", "train_seconds", "total_seconds",
@@ -39,7 +41,7 @@ class Csv(Report):
         columns = [f"{task}{what}" for task in (*tasks, "average") for what in ("", " sd", " low", " high", " mark")]
         return {
             "scores.csv": _text(_SCORES, _long(study.tables)),
-            "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_COSTS), _wide(study.tables)),
+            "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_MOVED, *_COSTS), _wide(study.tables)),
             "differences.csv": _text(_DIFFERENCES, _differences(study.tables)),
         }
 
@@ -83,7 +85,19 @@ def _wide(tables: Sequence[Table]) -> Iterator[CsvRow]:
             line |= {"seeds": len(row.seeds), "outcome": row.outcome}
             for name, entry in (*row.entries.items(), ("average", row.average)):
                 line |= _entry(name, entry) if entry else {}
+            line |= _tuning(row, table)
             yield line | _over_tasks(row, table.reference) | (_costs(row.costs) if row.costs else {})
+
+
+def _tuning(row: Row, table: Table) -> CsvRow:
+    values: CsvRow = {"tuning": tuning_text(row, table)} if table.searches else {}
+    if row.tuned and row.tuned.winner:
+        values |= {"held-out score": row.tuned.winner.mean, "searched": ", ".join(sorted(row.tuned.fields))}
+    if row.moved:
+        values["moved by tuning"] = row.moved.points
+        if row.moved.interval:
+            values |= {"moved low": row.moved.interval.low, "moved high": row.moved.interval.high}
+    return values
 
 
 def _entry(name: str, entry: Entry) -> CsvRow:

@@ -19,6 +19,7 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.tuned import tuning_columns, tuning_legend
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
 
@@ -78,6 +79,8 @@ def _sections(table: Table, *, prefix: str) -> Iterator[str]:
         yield from _floats(
             rows, [*scores, _score("average", None, "")], f"{title}. {caption}", f"{prefix}scores", table, most=_SCORES
         )
+        tuned, caption = [row for row in rows if row.tuned], escaped(tuning_legend(table))
+        yield from _plain(tuned, tuning_columns(table), f"{title}. {caption}", f"{prefix}tuning", table)
         compared = [row for row in rows if row.comparison]
         caption = escaped(difference_legend(table))
         yield from _plain(compared, difference_columns(table), f"{title}. {caption}", f"{prefix}differences", table)

@@ -18,6 +18,7 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.tuned import tuning_columns, tuning_legend
 
 
 class Markdown(Report):
@@ -46,9 +47,15 @@ def _sections(table: Table) -> Iterator[str]:
             f"{name} ({metrics})" if (metrics := metrics_of(table, task)) else name
             for name, task in zip(short_names(table.tasks), table.tasks, strict=True)
         ]
-        rows = [[_escape(row.label), *_scores(row, table.tasks)] for row in table.rows]
-        yield _grid(["method", *map(_escape, names), "average"], rows)
+        tuning = [tuning_columns(table)[0]] if table.searches else []
+        rows = [
+            [_escape(row.label), *(_escape(column.text(row)) for column in tuning), *_scores(row, table.tasks)]
+            for row in table.rows
+        ]
+        yield _grid(["method", *("tuning" for _ in tuning), *map(_escape, names), "average"], rows)
         yield _escape(legend(table))
+        tuned = [row for row in table.rows if row.tuned]
+        yield from _columns(table, tuning_columns(table), tuned, _escape(tuning_legend(table)))
         yield from _columns(table, difference_columns(table), _compared(table), _escape(difference_legend(table)))
         over = over_tasks_columns(table)
         yield from _columns(table, over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))

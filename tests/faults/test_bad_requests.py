@@ -68,7 +68,7 @@ BAD: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((*LORA, "--as", "markdwn"), ("'markdwn'", "'markdown'")),
     ((*LORA, "--preset", "glue/quik"), ("'glue/quik'", "'glue/quick'")),
     ((*LORA, "--lerning-rate", "1"), ("--lerning-rate", "--learning-rate")),
-    ((*LORA, "--tuning", "two\nlines"), ("tuning", "one line")),
+    ((*LORA, "--tuning", "two\nlines"), ("--tuning", "no search")),
     (("--methods", "lora"), ("--tasks",)),
     (("--tasks", "glue"), ("--methods",)),
 ]

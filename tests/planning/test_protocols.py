@@ -182,5 +182,5 @@ def test_tuning_under_a_protocol_leaves_its_evaluation_rows_alone_and_prints_its
     tuning = make_tuning(words)
     trial = tuning.template.protocol
     assert (trial.holdout, trial.eval_from_train, trial.epochs, trial.max_length) == (0.1, 0.25, 1.0, 64)
-    command = tuning.run_command({"rank": 4})
+    command = tuning.run_command({"rank": 4}, search=Path("found.json"))
     assert "--protocol peml_holdout" in command and "--name" not in command and "--max-length 64" in command

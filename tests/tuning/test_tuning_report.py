@@ -19,22 +19,26 @@ from mtlbench.cli import cli
 from mtlbench.errors import RequestError
 from mtlbench.planning.plan import make_plan
 from mtlbench.results.study import study_of
-from mtlbench.tuning.command import check_storage, export
+from mtlbench.store import RunFolder
+from mtlbench.tuning.command import check_storage, export, found_by
 from mtlbench.tuning.report import documents, importances, trial_line
+
+FILE = Path("search.json")
 
 
 def test_the_command_runs_the_best_settings_with_their_effort_on_the_evaluation_split(tmp_path: Path):
     made = tuning(method="lora[alpha=8]", trials=3, pruning="median", protocol={"checkpointing": True, "steps": 30})
     outcome, _ = searched(made, tmp_path / "run")
     assert outcome.best is not None
-    words = shlex.split(made.run_command(outcome.best.settings))
+    (file,) = RunFolder(tmp_path / "run").put_searches([found_by(made, outcome)])
+    words = shlex.split(made.run_command(outcome.best.settings, search=file))
     assert words[:2] == ["mtlbench", "run"]
     shown = CliRunner().invoke(cli, ["plan", *words[2:], "--out", str(tmp_path / "none")])
     assert (
         shown.exit_code == 0
         and f"lora[alpha=8.0,learning_rate={outcome.best.settings['learning_rate']}]" in shown.output
     )
-    assert words[words.index("--tuning") + 1] == "tpe:quick:3 trials:median"
+    assert words[words.index("--tuning") + 1] == str(file)
     assert words[words.index("--steps") + 1] == "30" and "--checkpointing" in words
     assert "--epochs" not in words and "--eval-from-train" not in words
 
@@ -65,12 +69,12 @@ def test_the_document_holds_history_best_and_effort(tmp_path: Path):
         return None if of.seed == 5 else near(1e-3)(of)
 
     outcome, _ = searched(made, tmp_path / "run", score=sometimes)
-    written = documents(made, outcome)
+    written = documents(made, outcome, search=FILE)
     assert set(written) == {"tuning-lora.md", "tuning-lora.svg"}
     text = written["tuning-lora.md"]
     best = outcome.best
     assert best is not None and best.score is not None
-    assert made.run_command(best.settings) in text and f"Trial {best.number} with {best.score:.2f}" in text
+    assert made.run_command(best.settings, search=FILE) in text and f"Trial {best.number} with {best.score:.2f}" in text
     rows = re.findall(r"^\| (\d+) \| .*$", text, re.MULTILINE)
     assert rows == [str(n) for n in range(12)]
     for word in (
@@ -88,7 +92,7 @@ def test_the_document_holds_history_best_and_effort(tmp_path: Path):
     dots = drawing.findall(".//{*}g[@id='trials']//{*}use")
     assert len(dots) == sum(trial.state == "complete" for trial in outcome.trials)
     assert drawing.find(".//{*}g[@id='best']") is not None and "demo data" in written["tuning-lora.svg"]
-    assert documents(made, outcome) == written, "the same trials give the same bytes"
+    assert documents(made, outcome, search=FILE) == written, "the same trials give the same bytes"
     assert "failed" in trial_line(outcome.trials[5], best) and "no memory" in trial_line(outcome.trials[5], best)
 
 
@@ -100,14 +104,14 @@ def test_importance_names_what_matters_and_is_not_told_for_few(tmp_path: Path):
     assert importances(made.space, outcome.trials[:9]) is None
     assert (
         "fewer than 10 complete trials"
-        in documents(made, searched(tuning(trials=2), tmp_path / "few")[0])["tuning-lora.md"]
+        in documents(made, searched(tuning(trials=2), tmp_path / "few")[0], search=FILE)["tuning-lora.md"]
     )
 
 
 def test_without_a_complete_trial_the_document_says_so(tmp_path: Path):
     made = tuning(trials=2)
     outcome, _ = searched(made, tmp_path / "run", score=lambda of: None)
-    written = documents(made, outcome)
+    written = documents(made, outcome, search=FILE)
     assert set(written) == {"tuning-lora.md"} and "No trial is complete." in written["tuning-lora.md"]
 
 
@@ -148,10 +152,10 @@ def test_a_storage_that_cannot_be_is_refused(url: str, message: str):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_tuning_effort_is_one_line():
+def test_tuning_is_a_study_and_no_free_text():
     request = tuning().plan.request
-    for words in ("", "two\nlines", "x" * 81):
-        with pytest.raises(RequestError, match="tuning must be one line"):
+    for words in ("", "two\nlines", "by hand", "study:abc"):
+        with pytest.raises(RequestError, match="tuning must be none or the id of a study"):
             make_plan(type(request)(**{**vars(request), "protocol": {"tuning": words}}))
 
 

@@ -67,10 +67,10 @@ def test_a_method_that_suggests_under_another_name_is_told():
         def search_space(self, trial: Any) -> dict[str, Any]:
             return {"rank": 2 ** trial.suggest_int("log_rank", 1, 6)}
 
-    from mtlbench.tuning.space import _method_space
+    from mtlbench.tuning.space import method_space
 
     with pytest.raises(PluginError, match=r"gives rank and suggests log_rank"):
-        _method_space(Odd())
+        method_space(Odd())
 
 
 def test_budgets_are_what_the_documentation_says():

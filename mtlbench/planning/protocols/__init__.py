@@ -7,6 +7,7 @@ else are fields. A protocol that was released is not changed: the tests hold the
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.api.cell import Protocol
+from mtlbench.api.tuning import STUDY
 from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.mixing import ordered, read_mixing
@@ -29,6 +31,7 @@ _AT_LEAST: dict[str, float] = {
     "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,
     "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "adapt_steps": 1,
 }  # fmt: skip
+_STUDY = re.compile(STUDY + "[0-9a-f]{12}")
 _OPTIONS = {
     "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
@@ -204,8 +207,11 @@ def _check(protocol: Protocol) -> None:
     if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
         raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
     read_mixing(protocol.mixing)
-    if not protocol.tuning or one_line(protocol.tuning, limit=80) != protocol.tuning:
-        raise RequestError(f"tuning must be one line of at most 80 characters, got {protocol.tuning!r}.")
+    if protocol.tuning not in ("none", "trial") and not _STUDY.fullmatch(protocol.tuning):
+        raise RequestError(
+            f"tuning must be none or the id of a study, got {protocol.tuning!r}: run --tune searches by itself, and "
+            "--tuning takes the files of searches by `mtlbench tune`."
+        )
     _check_together(protocol)
 
 

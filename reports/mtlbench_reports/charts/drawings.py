@@ -17,6 +17,7 @@ from mtlbench_reports.charts.critical import critical
 from mtlbench_reports.charts.differences import differences
 from mtlbench_reports.charts.losses import losses
 from mtlbench_reports.charts.ranks import ranks
+from mtlbench_reports.charts.rates import rates
 from mtlbench_reports.charts.search import search
 from mtlbench_reports.charts.sensitivity import sensitivity
 from mtlbench_reports.charts.style import looks
@@ -31,6 +32,7 @@ KINDS: tuple[Callable[[ChartInput], Iterator[Chart | OmittedChart]], ...] = (
     differences,
     critical,
     losses,
+    rates,
     sensitivity,
     search,
 )

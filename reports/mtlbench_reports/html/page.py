@@ -17,7 +17,7 @@ from mtlbench_reports.html.cells import cells
 from mtlbench_reports.html.figures import figure, figures
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
-from mtlbench_reports.html.tables import comparisons, costs, degenerate, failures, scores
+from mtlbench_reports.html.tables import comparisons, costs, degenerate, failures, scores, tuning
 
 
 def page(study: Study) -> str:
@@ -52,6 +52,7 @@ def _around_charts(study: Study, table: Table, number: int) -> tuple[Markup, Mar
     before = join(
         None if alone else el("h2", table.title),
         scores(table, links=row_links),
+        tuning(table, links=row_links),
         comparisons(table, links=row_links),
         costs(table, links=row_links),
         _bullets(table.notes),

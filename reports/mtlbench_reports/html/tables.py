@@ -15,6 +15,7 @@ from mtlbench.results.columns import (
     over_tasks_columns,
 )
 from mtlbench.results.formatting import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.tuned import tuning_columns, tuning_legend, tuning_text
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 
 Links = Mapping[str, str]
@@ -50,15 +51,18 @@ def scores(table: Table, *, links: Links) -> Markup | None:
     """Rows by tasks, or nothing if no row has scores."""
     if not any(row.seeds for row in table.rows):
         return None
-    header = [head("method", number=False), *task_heads(table), head("average"), head("seeds")]
-    rows = [el("tr", _scores(row, table.tasks, link=links[row.label])) for row in table.rows]
+    tuning = [head("tuning", number=False)] if table.searches else []
+    header = [head("method", number=False), *tuning, *task_heads(table), head("average"), head("seeds")]
+    rows = [el("tr", _scores(row, table, link=links[row.label])) for row in table.rows]
     note = f"{legend(table)} A number links to its cells."
     return join(grid(header, rows, name="Scores"), el("p", note, class_="note"))
 
 
-def _scores(row: Row, tasks: Sequence[str], *, link: str) -> Iterator[Markup]:
+def _scores(row: Row, table: Table, *, link: str) -> Iterator[Markup]:
     yield el("th", el("a", row.label, href=link), scope="row")
-    for entry in (*(row.entries.get(task) for task in tasks), row.average):
+    if table.searches:
+        yield el("td", tuning_text(row, table))
+    for entry in (*(row.entries.get(task) for task in table.tasks), row.average):
         yield _entry(entry, link) if entry else number(NONE, None)
     seeds = f"{len(row.seeds)} of {row.planned}"
     yield number(seeds, len(row.seeds), title=row.outcome, class_="" if len(row.seeds) == row.planned else "bad")
@@ -72,6 +76,13 @@ def _entry(entry: Entry, link: str) -> Markup:
     linked = el("a", el("strong", text) if entry.best else text, href=link)
     kind = "best" if entry.best else "tied" if entry.tied else ""
     return number(linked, entry.scores.mean, title=title, class_=kind)
+
+
+def tuning(table: Table, *, links: Links) -> Markup | None:
+    """What tuning found and moved, or nothing if no row was tuned."""
+    rows = [row for row in table.rows if row.tuned]
+    section = _columns("Tuning", tuning_columns(table), rows, links, note=tuning_legend(table))
+    return join(el("h3", "Tuning"), section) if section else None
 
 
 def comparisons(table: Table, *, links: Links) -> Markup | None:
