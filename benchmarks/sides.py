@@ -20,6 +20,7 @@ from mtlbench.testing import setup_for
 from mtlbench.training.batches import Batch
 from mtlbench.training.gradients import checkpointing
 from mtlbench.training.loss import row_losses
+from mtlbench.training.objective import objective_of
 from mtlbench.training.optimizer import make_optimizer, take_step
 from mtlbench.training.tail import narrow_tail
 
@@ -156,12 +157,13 @@ def our_side(base: nn.Module, batch: Batch, precision: Precision, method: Method
         for p in trained:
             if id(p) not in before and p.shape != ():
                 p.add_(0.02 * torch.randn(p.shape, generator=draw).to(p.device))
+    objective = objective_of(method, TASKS)
     side = Side(
         model,
         batch,
         setup.routing,
         precision,
-        objective=lambda losses: method.loss(losses, batch.tasks, model),
+        objective=lambda losses: objective(losses, batch.tasks, model),
         groups=method.param_groups(model, RATE),
         after=lambda step: method.after_step(model, step),
     )

@@ -88,9 +88,23 @@ class Composite(Method):
         leader = next((part for part in parts if type(part).row_losses is not Method.row_losses), parts[0])
         return leader.row_losses(model, answers)
 
+    @property
+    def weighting(self) -> str:
+        """That of the first part which declares another than the usual one."""
+        return next((part.weighting for part in self.parts() if part.weighting != "rows"), "rows")
+
+    def owns_loss(self) -> bool:
+        return any(part.owns_loss() for part in self.parts())
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        terms = [term for part in self.parts() if (term := part.penalty(model)) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
         parts = self.parts()
-        leader = next((part for part in parts if type(part).loss is not Method.loss), parts[0])
+        leader = next((part for part in parts if part.owns_loss()), None)
+        if leader is None:
+            return super().loss(row_losses, tasks, model)
         loss = leader.loss(row_losses, tasks, model)
         for part in parts:
             penalty = None if part is leader else part.penalty(model)

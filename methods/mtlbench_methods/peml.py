@@ -54,6 +54,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_GLUE,
         "methods": ",".join(["peml", *(f"peml[without={word}]" for word in CANDIDATES)]),
     },
+    "peml/objective": {
+        **_GLUE,
+        "methods": "base,lora,mtl_lora,prefixnas+lora,peml",
+        "parts": [{"task_weighting": "rows"}, {"task_weighting": "tasks"}],
+        "notes": ["PEML trains on the mean over tasks, the others on the mean over rows: here all on both."],
+    },
     "peml/update": {**_GLUE, "methods": "peml,peml[arch_update=joint]"},
     "peml/per-task": {**_GLUE, "methods": "peml,peml[per_task=true]"},
     "peml/orders": {**_GLUE, "methods": "peml,peml[order=prefix_then_lora],peml[order=lora_then_prefix]"},
@@ -70,6 +76,9 @@ ORDERS: Mapping[str, tuple[int, ...] | None] = {
 @dataclass(frozen=True, kw_only=True)
 class Peml(Composite):
     """PrefixNAS and LoRA on all projections, trained together under one loss: ``prefixnas+lora`` with flat settings.
+
+    It differs from that composition in two ways: weight decay is also on LoRA's matrices, and a search of settings
+    tries PrefixNAS's fields, learning rate and prefix length.
 
     Afterwards LoRA is merged and the prefix is a constant. What the settings mean is said where they come from:
     :class:`~mtlbench_methods.prefixnas.PrefixNas` and :class:`~mtlbench_methods.lora.Lora`.

@@ -23,13 +23,6 @@ CANDIDATES = (*ACTIVATIONS, *DROPOUTS)
 """What an operation is made of, as ``without`` names it."""
 
 
-@dataclass(frozen=True)
-class TaskCount:
-    """How many tasks train; kept with the model."""
-
-    count: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrefixNas(PrefixMethod):
     """One searched prefix for all tasks, under the mean over tasks of each task's mean loss (PEML, eq. 4).
@@ -41,6 +34,7 @@ class PrefixNas(PrefixMethod):
 
     name: ClassVar[str] = "prefixnas"
     resumable: ClassVar[bool] = True
+    weighting: ClassVar[str] = "tasks"
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
 
     layers: int = 6
@@ -95,10 +89,6 @@ class PrefixNas(PrefixMethod):
     def task_routed(self) -> bool:
         return self.per_task
 
-    def attach(self, model: torch.nn.Module, setup: Setup) -> None:
-        super().attach(model, setup)
-        nn.attach_state(model, TaskCount(len(setup.tasks)))
-
     def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         left = _names_left(self.without)
@@ -133,12 +123,6 @@ class PrefixNas(PrefixMethod):
             {"params": matrices, "lr": learning_rate, "weight_decay": self.weight_decay},
             {"params": others, "lr": learning_rate, "weight_decay": 0.0},
         ]
-
-    def loss(self, row_losses: Tensor, tasks: Tensor, model: torch.nn.Module) -> Tensor:
-
-        loss = nn.task_means(row_losses, tasks, nn.get_state(model, TaskCount).count)
-        penalty = self.penalty(model)
-        return loss if penalty is None else loss + penalty
 
     def penalty(self, model: torch.nn.Module) -> Tensor | None:
         """The entropy of the mixtures, while their logits train."""

@@ -95,6 +95,9 @@ class Protocol:
     batching: str = _added("drawn", before="by_length")
     """``drawn``: every batch is drawn from the mixture. ``by_length``, as before version 0.2: within windows of 32
     batches, examples of similar length share a batch, so a batch has few of the tasks."""
+    task_weighting: str = _added("method", before="method")
+    """``rows``, ``tasks`` or ``weights:TASK=W,...``: how much each task's loss counts in a step, for every method;
+    ``method``: as each declares. See :func:`mtlbench.planning.weighting.read_weighting`."""
     evals_per_run: int = 4
     """How often the validation loss is computed during training; 0 never stops early."""
     patience: int = 2

@@ -182,6 +182,12 @@ class Method(ABC):
     """Peak learning rate; ``None`` takes the protocol's."""
 
     @property
+    def weighting(self) -> str:
+        """How the losses of a step weigh where the protocol leaves it to the method: ``rows`` is their mean, ``tasks``
+        the mean over the tasks present of each one's mean. A class attribute, or a property."""
+        return "rows"
+
+    @property
     def task_routed(self) -> bool:
         """Whether the output of a row depends on its task id: a class attribute, or a property where it depends on
         settings. The default is no."""
@@ -222,10 +228,15 @@ class Method(ABC):
     def loss(self, row_losses: Tensor, tasks: Tensor, model: nn.Module) -> Tensor:
         """The scalar to minimise from per-row mean token losses ``[rows]`` and task ids ``[rows]``.
 
-        Override it to weigh rows or tasks, and add :meth:`penalty`.
+        Tasks are weighted by :attr:`weighting` and the protocol. Override this only for a loss of another form, such
+        as learned weights, and add :meth:`penalty`; no protocol can then weigh the tasks.
         """
         penalty = self.penalty(model)
         return row_losses.mean() if penalty is None else row_losses.mean() + penalty
+
+    def owns_loss(self) -> bool:
+        """Whether :meth:`loss` is the method's own."""
+        return type(self).loss is not Method.loss
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A scalar that does not depend on the rows (orthogonality, entropy), or ``None``."""

@@ -101,6 +101,8 @@ class Notes(TypedDict, total=False):
     """Mean number of tasks in a step."""
     largest_share_of_step: float
     """Mean share of a step's rows that the task with most rows had."""
+    task_weighting: str
+    """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
     stages: list[StageNote]
 
 

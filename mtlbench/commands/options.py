@@ -46,6 +46,11 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="MIXTURE",
         help="proportional, uniform, temperature:T, capped:ROWS, fraction, weights:TASK=W,...  [default: proportional]",
     ),
+    click.option(
+        "--task-weighting",
+        metavar="WEIGHTS",
+        help="Loss over a step: rows, tasks, weights:TASK=W,...  [default: as each method declares]",
+    ),
     click.option("--train-rows", type=int, help="At most this many training rows per task."),
     click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
     click.option(

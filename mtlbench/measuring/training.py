@@ -32,6 +32,7 @@ from mtlbench.training.batches import Batch, collator_of
 from mtlbench.training.checkpoints.state import save_adapter
 from mtlbench.training.gradients import Gradients
 from mtlbench.training.loop import Loop, TrainingJob
+from mtlbench.training.objective import objective_of
 from mtlbench.training.splits import Splits
 
 REPEATS = 30
@@ -179,7 +180,10 @@ def measure_training(subject: MeasuredMethod) -> tuple[MeasuredTraining, nn.Modu
     measured["joules_per_step"] = None if energy is None else energy / len(clock.seconds)
     measured["adapter_bytes"] = _adapter_bytes(model)
     batch = subject.batch(rows[: row.batch_size])
-    gradients = Gradients(model=model, method=subject.method, routing=setup.routing, autocast=subject.autocast)
+    objective = objective_of(subject.method, len(setup.tasks))
+    gradients = Gradients(
+        model=model, method=subject.method, routing=setup.routing, autocast=subject.autocast, objective=objective
+    )
     measured["flops_counted"] = counted_flops(gradient_step(gradients, batch, model))
     measured["flops_backbone"] = analytic_flops(subject.backbone, batch)
     return measured, model

@@ -7,18 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int) -> Tensor:
+def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int, *, weights: Tensor | None = None) -> Tensor:
     """Mean over the tasks present of each task's mean row loss: a scalar (PEML, eq. 4).
 
     Args:
         row_losses: ``[rows]``.
         tasks: Task ids ``[rows]``.
         tasks_count: Tasks in all.
+        weights: Weight of each task ``[tasks]``; the mean is over the weights of the tasks present.
     """
     empty = torch.zeros(tasks_count, dtype=row_losses.dtype, device=row_losses.device)
     counts = empty.index_add(0, tasks, torch.ones_like(row_losses))
     sums = empty.index_add(0, tasks, row_losses)
-    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum()
+    means, present = sums / counts.clamp(min=1), counts > 0
+    if weights is None:
+        return means.sum() / present.sum()
+    return (means * weights).sum() / (weights * present).sum()
 
 
 def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:

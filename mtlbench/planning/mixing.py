@@ -73,7 +73,7 @@ def read_mixing(text: str) -> Mixing:
     if text in ("proportional", "uniform", "fraction"):
         return Mixing(kind=kind)
     if kind == "weights" and argument:
-        return Mixing(kind=kind, of_task=_fixed(text, argument))
+        return Mixing(kind=kind, of_task=fixed_weights(argument, what=f"mixing={text!r}", known=KNOWN))
     value = _number(argument)
     if (kind == "temperature" and value > 0) or (kind == "capped" and value >= 1 and value.is_integer()):
         return Mixing(kind=kind, value=value)
@@ -98,12 +98,17 @@ def ordered(text: str, tasks: Sequence[str]) -> str:
     return "weights:" + ",".join(f"{task}={weights[task]:g}" for task in tasks)
 
 
-def _fixed(text: str, argument: str) -> dict[str, float]:
+def fixed_weights(text: str, *, what: str, known: str) -> dict[str, float]:
+    """``"glue/rte=2,glue/sst2=1"`` as task to weight.
+
+    Raises:
+        RequestError: a part is none, or a task has two; ``what`` begins the message and ``known`` ends it.
+    """
     weights: dict[str, float] = {}
-    for part in argument.split(","):
+    for part in text.split(","):
         task, _, weight = part.partition("=")
         if task in weights or not task or not _number(weight) > 0:
-            raise RequestError(f"mixing={text!r}: {part!r} must be TASK=W with W > 0, each task once. Known: {KNOWN}.")
+            raise RequestError(f"{what}: {part!r} must be TASK=W with W > 0, each task once. Known: {known}.")
         weights[task] = _number(weight)
     return weights
 

@@ -80,8 +80,18 @@ def make_plan(request: Request) -> Plan:
         prompts=prompt_identity(tasks),
         sources=tuple(sources[0]),
     )
+    _check_losses(methods, protocol)
     cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=tuple(_alike(cells, methods)))
+
+
+def _check_losses(methods: Sequence[MethodChoice], protocol: Protocol) -> None:
+    own = [chosen.name for chosen in methods if chosen.method.owns_loss()]
+    if own and protocol.task_weighting != "method":
+        raise RequestError(
+            f"task_weighting={protocol.task_weighting!r}: {', '.join(own)} computes its loss itself, so the tasks "
+            "cannot be weighted from outside. Leave it out of --methods, or the option."
+        )
 
 
 def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:

@@ -18,6 +18,12 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
         by_version = _rows_by_value(rows, lambda record, name=name: _versions(record).get(name))  # type: ignore[misc]
         if len(by_version) > 1:
             yield f"Records were made with different versions of {one_line(name)}: {_value_list(by_version)}."
+    weighting = _rows_by_value(rows, lambda record: record.notes.get("task_weighting"))
+    if len(weighting) > 1:
+        yield (
+            f"Methods were trained on different losses: {_value_list(weighting)}. --task-weighting rows or tasks gives "
+            "all of them the same."
+        )
     devices = _rows_by_value(rows, lambda record: str(record.provenance.get("processes", 1)))
     if len(devices) > 1:
         yield (
@@ -87,6 +93,7 @@ def equal_for_all_rows(table: Table) -> str:
         f"tuning effort {p.tuning}" if p.tuning != "none" else "",
         f"{_budget(p)} of batch {p.batch_size}",
         f"{p.mixing} mixing",
+        f"loss weighted by {p.task_weighting}" if p.task_weighting != "method" else "",
         "batches drawn from the mixture" if p.batching == "drawn" else "batches of rows of similar length",
         f"{p.optimizer}, learning rate {p.learning_rate:g} ({p.schedule}) where a method sets none",
         f"early stopping ({p.evals_per_run} scores a run, patience {p.patience})"

@@ -14,6 +14,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.training.batches import Batch
 from mtlbench.training.loss import BatchAnswers, running
+from mtlbench.training.objective import Objective
 from mtlbench.training.tail import narrow_tail
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -23,9 +24,19 @@ Step = tuple[Tensor, Tensor, Tensor]
 class Gradients:
     """Runs forward and backward of a method's loss inside the routing of each batch."""
 
-    def __init__(self, *, model: nn.Module, method: Method, routing: Routing, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        method: Method,
+        routing: Routing,
+        autocast: torch.dtype | None,
+        objective: Objective | None = None,
+    ) -> None:
         self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
-        self._linear: bool | None = True if type(method).loss is Method.loss else None
+        self.loss = objective or Objective(method=method)
+        """What is minimised; by default the mean over rows, or what the method computes itself."""
+        self._linear: bool | None = None if self.loss.own else True
 
     def forward(self, batch: Batch) -> Tensor:
         """Row losses ``[rows]``."""
@@ -51,7 +62,7 @@ class Gradients:
                 narrow_tail(self.model, batches[0].answers, self.routing),
             ):
                 losses = self.forward(batches[0])
-                loss = self.method.loss(losses, tasks, self.model)
+                loss = self.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
             return loss.detach(), losses.detach(), tasks
         return self.finish(self.differentiate(batches, self.row_weights(tasks)), tasks)
@@ -69,7 +80,7 @@ class Gradients:
     def finish(self, losses: Tensor, tasks: Tensor) -> Step:
         """The step with these row losses, once they are differentiated; adds what does not pass through them."""
         with self.routing.of(tasks):
-            loss = self.method.loss(losses, tasks, self.model)
+            loss = self.loss(losses, tasks, self.model)
             if loss.requires_grad:
                 torch.autograd.backward(loss)
         return loss.detach(), losses, tasks
@@ -100,7 +111,7 @@ class Gradients:
 
     def _derivative(self, point: Tensor, tasks: Tensor) -> Tensor:
         point.requires_grad_()
-        return torch.autograd.grad(self.method.loss(point, tasks, self.model), point)[0]
+        return torch.autograd.grad(self.loss(point, tasks, self.model), point)[0]
 
 
 def clear(params: Sequence[Tensor]) -> None:

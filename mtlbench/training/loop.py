@@ -31,6 +31,7 @@ from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
 from mtlbench.training.micro_batches import MicroBatcher
+from mtlbench.training.objective import objective_of
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress
@@ -90,7 +91,13 @@ class Loop:
         self.model, self.method, self.splits, self.protocol = job.model, job.method, job.splits, job.protocol
         self.tasks, self.seed, self.on_step, self._ranks = job.tasks, job.seed, on_step, ranks
         self._device = job.collator.device
-        self._gradients = Gradients(model=job.model, method=job.method, routing=job.routing, autocast=job.autocast)
+        self._gradients = Gradients(
+            model=job.model,
+            method=job.method,
+            routing=job.routing,
+            autocast=job.autocast,
+            objective=objective_of(job.method, job.tasks, weighting=job.protocol.task_weighting),
+        )
         self._collator = job.collator
         self._savepoints = TrainerState(self.model, recovery, self._device, ranks)
         self._rows_of_task = by_task(self.splits.train, self.tasks)
@@ -202,7 +209,7 @@ class Loop:
         batch = self.form.collate(self._searches.take(size=round(share * self._rows_at_once)))
         training = self.model.training
         self.model.eval()
-        loss = self.method.loss(self._gradients.forward(batch), batch.tasks, self.model)
+        loss = self._gradients.loss(self._gradients.forward(batch), batch.tasks, self.model)
         self.model.train(training)
         return loss
 
@@ -210,7 +217,7 @@ class Loop:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._savepoints.begin_run()
-        self.progress.row_layout = str(self.form)
+        self.progress.row_layout, self.progress.task_weighting = str(self.form), str(self._gradients.loss)
         self._mark = time.perf_counter()
         if self._go_on(run):
             self._score(run)

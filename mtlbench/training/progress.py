@@ -34,6 +34,8 @@ class TrainingProgress:
     real_tokens: int = 0
     padded_tokens: int = 0
     """Token slots computed, padding included."""
+    task_weighting: str = ""
+    """How the losses of a step weigh: :class:`~mtlbench.training.objective.Objective` as text."""
     row_layout: str = ""
     """``end to end``, or ``padded`` with the reason; empty before the first step."""
     tasks_of_steps: int = 0

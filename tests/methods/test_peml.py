@@ -19,6 +19,7 @@ from mtlbench.nn.prefixes.inject import StaticPrefix
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.checkpoints.state import load_adapter, save_adapter, saved_names, trainable_names
+from mtlbench.training.objective import objective_of
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.peml import Peml
 
@@ -186,9 +187,9 @@ def test_the_loss_is_the_mean_over_tasks_and_the_entropy_only_where_it_trains():
     encoder = encoder_of(model)
     losses, tasks = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([2, 0, 0, 0])
     encoder.entropy_weight = 0.5
-    assert SMALL.loss(losses, tasks, model).item() == pytest.approx((1 + 5) / 2)
+    assert objective_of(SMALL, 3)(losses, tasks, model).item() == pytest.approx((1 + 5) / 2)
     encoder.alpha_open = True
-    assert SMALL.loss(losses, tasks, model).item() == pytest.approx(3 + 0.5 * encoder.entropy().item())
+    assert objective_of(SMALL, 3)(losses, tasks, model).item() == pytest.approx(3 + 0.5 * encoder.entropy().item())
 
 
 def test_width_follows_narrow_backbones():

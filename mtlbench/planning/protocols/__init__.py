@@ -19,6 +19,7 @@ from mtlbench.api.tuning import STUDY
 from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.mixing import ordered, read_mixing
+from mtlbench.planning.weighting import ordered_weighting, read_weighting
 from mtlbench.plugins import carried
 from mtlbench.text import one_line
 
@@ -127,11 +128,12 @@ class ProtocolChoice:
             sources: Full names of the tasks that are trained first.
 
         Raises:
-            RequestError: the mixing weights do not fit the tasks.
+            RequestError: the weights of the mixture or of the losses do not fit the tasks.
         """
         protocol = replace(self.changed, sources=",".join(sources)) if sources else self.changed
         if tasks:
-            protocol = replace(protocol, mixing=ordered(protocol.mixing, tasks))
+            weighting = ordered_weighting(protocol.task_weighting, tasks)
+            protocol = replace(protocol, mixing=ordered(protocol.mixing, tasks), task_weighting=weighting)
         changes = [
             f"{field}={_label(getattr(protocol, field))}"
             for field in SETTABLE
@@ -207,6 +209,7 @@ def _check(protocol: Protocol) -> None:
     if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
         raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
     read_mixing(protocol.mixing)
+    read_weighting(protocol.task_weighting)
     if protocol.tuning not in ("none", "trial") and not _STUDY.fullmatch(protocol.tuning):
         raise RequestError(
             f"tuning must be none or the id of a study, got {protocol.tuning!r}: run --tune searches by itself, and "
