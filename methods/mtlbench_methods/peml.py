@@ -60,6 +60,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "parts": [{"task_weighting": "rows"}, {"task_weighting": "tasks"}],
         "notes": ["PEML trains on the mean over tasks, the others on the mean over rows: here all on both."],
     },
+    "peml/control": {
+        **_GLUE,
+        "seeds": "0,1,2,3,4",
+        "methods": "peml,peml[architecture=random],peml[architecture=gelu-drop0.1],preembedd+lora",
+        "notes": ["Whether the search finds more than an operation drawn for each layer, or one taken for all."],
+    },
     "peml/update": {**_GLUE, "methods": "peml,peml[arch_update=joint]"},
     "peml/per-task": {**_GLUE, "methods": "peml,peml[per_task=true]"},
     "peml/orders": {**_GLUE, "methods": "peml,peml[order=prefix_then_lora],peml[order=lora_then_prefix]"},
@@ -101,7 +107,8 @@ class Peml(Composite):
     reduction: bool = False
     per_task: bool = False
     arch_update: str = "alternate"
-    arch_learning_rate: float = 3e-3
+    arch_learning_rate: float | None = None
+    architecture: str = "search"
     arch_share: float = 0.125
     entropy: float = 0.05
     search_share: float = 0.3

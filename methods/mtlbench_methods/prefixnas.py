@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +21,8 @@ ACTIVATIONS = ("relu", "tanh", "leaky_relu", "gelu")
 DROPOUTS = ("0.1", "0.3", "0.5")
 CANDIDATES = (*ACTIVATIONS, *DROPOUTS)
 """What an operation is made of, as ``without`` names it."""
+REACH = 6.0
+"""How far a search can move a logit; two operations 2 apart weigh 0.88 and 0.12."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,12 @@ class PrefixNas(PrefixMethod):
     arch_update: str = "alternate"
     """``alternate``: logits step on held-out rows without dropout before each weight step, since dropout rates cannot
     be chosen on the loss they regularise. ``joint``: one loss and optimizer for everything (Algorithm 1)."""
-    arch_learning_rate: float = 3e-3
-    """Of the logits when alternating."""
+    arch_learning_rate: float | None = None
+    """Of the logits when alternating. ``None`` lets the steps of the search move a logit by up to :data:`REACH`: a rate
+    that suits thousands of steps leaves the mixtures of a few hundred as they were drawn."""
+    architecture: str = "search"
+    """``search``; ``random``: one operation for each layer, drawn by the seed, and no search; or one such as
+    ``gelu-drop0.1`` for all layers, or one for each joined by ``/``. Controls of what the search is worth."""
     arch_share: float = 0.125
     """Rows of a held-out batch when alternating, as a share of a training batch."""
     entropy: float = 0.05
@@ -75,11 +81,20 @@ class PrefixNas(PrefixMethod):
         check(self, "layers", holds=self.layers >= 1, allowed=positive)
         check(self, "width", holds=self.width is None or self.width >= 1, allowed=f"none or {positive}")
         check(self, "without", holds=_known(self.without), allowed=f"empty, or {', '.join(CANDIDATES)} joined by '+'")
-        check(self, "without", holds=bool(_names_left(self.without)), allowed="so few that one operation is left")
+        check(self, "without", holds=bool(_operations_left(self.without)), allowed="so few that one operation is left")
         check(self, "reduction", holds=not (self.reduction and self.repeat), allowed="false where repeat=true")
         check(self, "weight_decay", holds=0 <= self.weight_decay < 1, allowed="at least 0 and below 1")
         check(self, "arch_update", holds=self.arch_update in ("alternate", "joint"), allowed="alternate or joint")
-        check(self, "arch_learning_rate", holds=0 < self.arch_learning_rate < 1, allowed="above 0 and below 1")
+        rate = self.arch_learning_rate
+        check(self, "arch_learning_rate", holds=rate is None or 0 < rate < 1, allowed="none, or above 0 and below 1")
+        left = _operations_left(self.without)
+        fixed = self.architecture.split("/")
+        known = self.architecture in ("search", "random") or (
+            set(fixed) <= set(left) and len(fixed) in (1, self.layers)
+        )
+        check(
+            self, "architecture", holds=known, allowed=f"search, random, or one or {self.layers} of {', '.join(left)}"
+        )
         check(self, "arch_share", holds=0 < self.arch_share <= 1, allowed="above 0 and at most 1")
         check(self, "entropy", holds=0 <= self.entropy < float("inf"), allowed="a number of at least 0")
         check(self, "search_share", holds=0 < self.search_share <= 1, allowed="above 0 and at most 1")
@@ -91,10 +106,10 @@ class PrefixNas(PrefixMethod):
 
     def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
-        left = _names_left(self.without)
+        left = _operations_left(self.without)
 
         def encoder() -> nn.PrefixNAS:
-            return nn.PrefixNAS(
+            made = nn.PrefixNAS(
                 shape=slots.shape,
                 length=self.prefix_length,
                 width=self.width or min(WIDEST, hidden),
@@ -105,6 +120,9 @@ class PrefixNas(PrefixMethod):
                 skip=self.skip,
                 reduction=self.reduction,
             )
+            if self.architecture != "search":
+                made.fix(self._fixed(len(made.architecture()), left, draw))
+            return made
 
         if not self.per_task:
             return encoder()
@@ -131,8 +149,19 @@ class PrefixNas(PrefixMethod):
         total: Tensor | None = sum(terms[1:], terms[0]) / len(encoders) if terms else None
         return total
 
-    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
+    def _fixed(self, layers: int, candidates: Sequence[str], draw: torch.Generator) -> list[str]:
+        """One operation for each searched layer, where nothing is searched."""
+        if self.architecture == "random":
+            import torch
 
+            return [candidates[int(at)] for at in torch.randint(len(candidates), (layers,), generator=draw)]
+        names = self.architecture.split("/")
+        return names * layers if len(names) == 1 else names[:layers]
+
+    def fit(self, model: torch.nn.Module, trainer: Trainer) -> None:
+        if self.architecture != "search":
+            trainer.run()
+            return
         plan = nn.SearchSchedule.of(trainer.total_steps, share=self.search_share, warmup_share=self.warmup_share)
         search = nn.ArchitectureSearch(
             encoder_of(model).encoders(),
@@ -140,7 +169,7 @@ class PrefixNas(PrefixMethod):
             search_loss=partial(trainer.search_loss, share=self.arch_share)
             if self.arch_update == "alternate"
             else None,
-            learning_rate=self.arch_learning_rate,
+            learning_rate=self.arch_learning_rate or plan.rate(REACH),
             entropy_weight=self.entropy,
         )
         trainer.keep(search, modules=search.encoders)
@@ -167,10 +196,10 @@ def _known(without: str) -> bool:
     return not without or set(without.split("+")) <= set(CANDIDATES)
 
 
-def _names_left(without: str) -> set[str]:
+def _operations_left(without: str) -> tuple[str, ...]:
     """Names of the candidate operations that are not left out."""
     out = set(without.split("+"))
-    return {f"{name}-drop{rate}" for name in ACTIVATIONS for rate in DROPOUTS if not {name, rate} & out}
+    return tuple(f"{name}-drop{rate}" for name in ACTIVATIONS for rate in DROPOUTS if not {name, rate} & out)
 
 
 @hookimpl

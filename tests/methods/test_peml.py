@@ -251,3 +251,17 @@ def test_a_saved_adapter_holds_the_derived_network_only_and_loads_into_a_fresh_o
     assert torch.equal(encoder_of(again).collapse(), encoder.collapse())
     counted = sum(p.numel() for p in encoder.parameters()) - encoder.alpha.numel()
     assert counted == encoder.notes()["prefix_nas"]["derived_parameters"]
+
+
+def test_controls_train_a_drawn_or_a_named_architecture_without_a_search():
+    drawn = [trained(tiny_causal, replace(SMALL, architecture="random"))[0] for _ in range(2)]
+    found = [encoder_of(model).notes()["prefix_nas"]["architecture"] for model in drawn]
+    assert found[0] == found[1] and len({str(layer) for layer in found[0]}) > 1, "by the seed, a draw for each layer"
+    named = trained(tiny_causal, replace(SMALL, architecture="relu-drop0.5"))[0]
+    assert encoder_of(named).notes()["prefix_nas"] == {
+        **encoder_of(named).notes()["prefix_nas"],
+        "architecture": [["relu-drop0.5"]] * 3,
+        "trajectory": [],
+    }
+    with pytest.raises(RequestError, match="architecture must be search, random, or one or 3 of"):
+        replace(SMALL, architecture="relu")

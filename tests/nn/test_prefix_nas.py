@@ -234,6 +234,22 @@ def test_the_plan_of_a_search() -> None:
     assert SearchSchedule.of(1, share=0.3, warmup_share=0.2) == SearchSchedule(1, 0)
 
 
+def test_the_rate_of_the_logits_follows_the_steps_that_move_them() -> None:
+    for steps in (40, 4000):
+        plan = SearchSchedule.of(steps, share=0.5, warmup_share=0.2)
+        assert plan.rate(6.0) * sum(map(plan.searching, range(steps))) == pytest.approx(6.0)
+
+
+def test_a_fixed_encoder_has_the_named_operations_and_nothing_to_search() -> None:
+    encoder = small()
+    names = ["gelu-drop0.1", "relu-drop0.5", "tanh-drop0.3"]
+    encoder.fix(names)
+    assert encoder.size == 1 and encoder.architecture() == [[name] for name in names]
+    assert all(len(layer.weights) == 1 for layer in encoder._searched())
+    encoder.derive()
+    assert encoder.trajectory == [] and encoder.notes()["prefix_nas"]["architecture"] == [[name] for name in names]
+
+
 def test_alternating_updates_follow_adam_with_l2_on_the_held_out_loss() -> None:
     """Compared with torch.optim.Adam on the same gradients, over the cuts."""
     encoder, plan = small(), SearchSchedule(8, 2)

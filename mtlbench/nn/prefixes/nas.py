@@ -214,6 +214,17 @@ class PrefixNAS(nn.Module):
         for layer in self._searched():
             layer.drop()
 
+    def fix(self, names: Sequence[str]) -> None:
+        """Give every layer one operation by name from the start, so that nothing is searched.
+
+        Args:
+            names: One for each searched layer, such as ``gelu-drop0.3``; they are among the candidates.
+        """
+        known = {operation.name: j for j, operation in enumerate(self.operations)}
+        for layer, name in zip(self._searched(), names, strict=True):
+            layer.keep([known[name]])
+            layer.drop()
+
     def shrink_to(self, names: Collection[str]) -> None:
         """Drop the operations whose parameters are not among ``names``: an encoder ready to load a derived one."""
         for at, layer in enumerate(self._searched()):

@@ -33,6 +33,11 @@ class SearchSchedule:
         steps = max(1, round(share * total_steps))
         return cls(steps, min(steps - 1, round(warmup_share * steps)))
 
+    def rate(self, reach: float) -> float:
+        """Learning rate of the logits with which all their steps together can move one by ``reach``: Adam moves it
+        by about the rate in a step, as far as its gradients agree."""
+        return reach / max(1, self.steps - self.warmup)
+
     def searching(self, step: int) -> bool:
         """Whether the logits move at ``step``."""
         return self.warmup <= step < self.steps
