@@ -89,6 +89,10 @@ class Composite(Method):
         return leader.row_losses(model, answers)
 
     @property
+    def searches(self) -> bool:
+        return any(part.searches for part in self.parts())
+
+    @property
     def weighting(self) -> str:
         """That of the first part which declares another than the usual one."""
         return next((part.weighting for part in self.parts() if part.weighting != "rows"), "rows")

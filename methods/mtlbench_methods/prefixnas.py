@@ -101,6 +101,10 @@ class PrefixNas(PrefixMethod):
         check(self, "warmup_share", holds=0 <= self.warmup_share < 1, allowed="at least 0 and below 1")
 
     @property
+    def searches(self) -> bool:
+        return self.architecture == "search" and self.arch_update == "alternate"
+
+    @property
     def task_routed(self) -> bool:
         return self.per_task
 

@@ -182,6 +182,12 @@ class Method(ABC):
     """Peak learning rate; ``None`` takes the protocol's."""
 
     @property
+    def searches(self) -> bool:
+        """Whether :meth:`fit` reads the search split (:meth:`Trainer.search_loss`): such a method cannot run under a
+        protocol that holds no rows out. A class attribute, or a property where it depends on settings."""
+        return False
+
+    @property
     def weighting(self) -> str:
         """How the losses of a step weigh where the protocol leaves it to the method: ``rows`` is their mean, ``tasks``
         the mean over the tasks present of each one's mean. A class attribute, or a property."""

@@ -7,7 +7,9 @@ import click
 
 @click.command("list")
 @click.argument("group", required=False)
-@click.option("-v", "--verbose", is_flag=True, help="Every task: data set, splits, metrics, source, licence, tables.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Also every task with its source and licence, and every field of a protocol."
+)
 def list_(group: str | None, verbose: bool) -> None:
     """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS
@@ -31,7 +33,7 @@ def list_(group: str | None, verbose: bool) -> None:
             click.echo(f"  {peft_line()}")
     if group in (None, "protocols"):
         click.echo("protocols:")
-        for line in protocol_lines():
+        for line in protocol_lines(verbose=verbose):
             click.echo(f"  {line}")
     if group is None:
         click.echo(f"models embedded: {', '.join(embedded())}")

