@@ -26,7 +26,7 @@ _COSTS = (
 )  # fmt: skip
 _OVER_TASKS = (
     "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
-    "better percent", "wilcoxon holm p",
+    "better percent", "rank holm p",
 )  # fmt: skip
 _DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "holm p")
 
@@ -117,7 +117,7 @@ def _over_tasks(row: Row, reference: str | None) -> CsvRow:
             "worse tasks": len(row.comparison.worse),
         }
         values |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
-        values |= {"wilcoxon holm p": row.comparison.wilcoxon}
+        values |= {"rank holm p": row.comparison.rank_p}
     return values
 
 
