@@ -129,7 +129,7 @@ class ScoreDifference:
     interval: Interval | None = None
     """95 % interval of the difference."""
     p: float | None = None
-    """Two-sided, after Holm over the rows of the column; with one seed it is valid on these examples only."""
+    """Two-sided, corrected over the rows of the column; with one seed it is valid on these examples only."""
 
     @property
     def significant(self) -> bool:
@@ -154,7 +154,7 @@ class Comparison:
     worse: tuple[str, ...]
     """Tasks on which the row's mean is below the reference's: negative transfer."""
     rank_p: float | None = None
-    """Two-sided p that the mean rank over tasks is the reference's, over seeds, after Holm over the rows."""
+    """Two-sided p that the mean rank over tasks is the reference's, over seeds, corrected over the rows."""
     improvement: float | None = None
     """Probability in percent that a run of the row beats one of the reference on a random task."""
 
@@ -234,6 +234,8 @@ class Table:
     """Full task name to the metrics whose mean is its score."""
     reference: str | None = None
     """Label of the row that others are compared with."""
+    reference_is_best: bool = False
+    """Whether the reference was taken because its average is the highest, not by its name."""
     tests: str = ""
     """A sentence on how marks and intervals were computed, or why there are none; empty if nothing can be tested."""
     searches: tuple[TunedMethod, ...] = ()

@@ -96,7 +96,7 @@ def over_tasks_columns(table: Table) -> list[NumberColumn]:
             "rank p",
             lambda row: row.comparison.rank_p if row.comparison else None,
             probability,
-            title="test over seeds that the mean rank is the reference's, after Holm over the rows",
+            title="test over seeds that the mean rank is the reference's, corrected as the differences",
         ),
     ]
     return [*against_reference, *of_row]
@@ -111,7 +111,13 @@ def difference_legend(table: Table) -> str:
     if not any(len(row.comparison.seeds) > 1 for row in table.rows if row.comparison):
         return f"{text}: one, so a difference is one of trained models on these examples, not of methods."
     tested = any(one.p is not None for one in differences)
-    return text + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
+    over = "the rows of the column"
+    corrected = (
+        f"corrected for all pairs of {over}, because it is the best"
+        if table.reference_is_best
+        else f"after Holm over {over}"
+    )
+    return text + (f"; {DIFFERS} significant at 5 %, {corrected}." if tested else ".")
 
 
 def over_tasks_legend(columns: Sequence[NumberColumn]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtlbench.api.study import Entry, Interval, Row, ScoreDifference, Table
 from mtlbench.statistics.answers import Numbers
-from mtlbench.statistics.best import Column, as_good_as
+from mtlbench.statistics.best import Column, as_good_as, moderated
 from mtlbench.statistics.draws import AnswersOfRecords, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, holm
 from mtlbench.statistics.over_tasks import improvement, interquartile_mean, ranks_by_seed
@@ -94,8 +94,8 @@ def _with_entries(row: Row, columns: Mapping[str, Column], ties: Mapping[str, Ma
 
 
 def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapping[str, Column]) -> list[Row]:
-    """Tests against the reference, with Holm's correction over the rows of each column."""
-    differences = {name: _differences(column, table.reference) for name, column in columns.items()}
+    """Tests against the reference, corrected over the rows of each column."""
+    differences = {name: _differences(column, table) for name, column in columns.items()}
     over = _rank_tests(rows, table)
     against = next((row for row in rows if row.label == table.reference), None)
     with_tests = []
@@ -132,26 +132,39 @@ def _with_moves(rows: Sequence[Row], average: Column) -> list[Row]:
     return moved
 
 
-def _differences(column: Column, reference: str | None) -> dict[str, ScoreDifference]:
+def _differences(column: Column, table: Table) -> dict[str, ScoreDifference]:
     estimates = {}
-    against = column.get(reference or "")
+    against = column.get(table.reference or "")
     for label, measured in column.items():
-        difference = measured.minus(against) if against is not None and label != reference else None
+        difference = measured.minus(against) if against is not None and label != table.reference else None
         estimated = estimate(difference) if difference else None
         if estimated is not None:
             estimates[label] = estimated
-    adjusted = holm([one.p for one in estimates.values()])
+    corrected = _corrected({label: one.p for label, one in estimates.items()}, column, table)
     return {
-        label: ScoreDifference(points=one.mean, interval=one.interval(), p=p)
-        for (label, one), p in zip(estimates.items(), adjusted, strict=True)
+        label: ScoreDifference(points=one.mean, interval=one.interval(), p=corrected[label])
+        for label, one in estimates.items()
     }
+
+
+def _corrected(p_values: Mapping[str, float], column: Column, table: Table) -> dict[str, float]:
+    """By Holm over the rows; by Bonferroni over all pairs of rows where the reference was selected as the best."""
+    pairs = len(column) * (len(column) - 1) / 2
+    if table.reference_is_best:
+        return {label: min(1.0, p * pairs) for label, p in p_values.items()}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
 def _rank_tests(rows: Sequence[Row], table: Table) -> dict[str, float]:
     """Row label to p that its mean rank over tasks is the reference's, over the seeds that all ranked rows have."""
     ranked = [row for row in rows if row.rank is not None]
     column = ranks_by_seed(ranked, table.tasks) if len(table.tasks) > 1 else {}
-    return {label: one.p for label, one in _differences(column, table.reference).items() if one.p is not None}
+    p_values = {}
+    for label in column if table.reference in column else ():
+        difference = moderated(column, label, table.reference or "") if label != table.reference else None
+        if difference is not None:
+            p_values[label] = difference.p
+    return _corrected(p_values, column, table)
 
 
 def _grid(row: Row, table: Table, scores: Scores) -> tuple[Numbers, Numbers | None, int | None] | None:

@@ -88,6 +88,19 @@ def test_rows_of_one_seed_beside_rows_of_three_are_neither_best_nor_marked():
     assert all(row.average.tied is None for row in table.rows)
 
 
+def test_a_reference_that_was_selected_as_the_best_is_corrected_for_all_pairs():
+    right = world({"x": 1.0, "y": 0.9, "z": 0.5}, seeds=6)
+    chosen, named = study(right, draws=0), study(right, draws=0, reference="x")
+    assert chosen.reference == "x" and chosen.reference_is_best and not named.reference_is_best
+    by_label = {row.label: row for row in chosen.rows}
+    scores = {name: row.entries["a/x"].scores.values for name, row in by_label.items()}
+    for name in ("y", "z"):
+        expected = min(1.0, 3 * stats.ttest_rel(scores[name], scores["x"]).pvalue)
+        assert by_label[name].comparison.differences["a/x"].p == pytest.approx(expected, rel=1e-6)
+    assert "because it is the best" in difference_legend(chosen)
+    assert "after Holm" in difference_legend(named)
+
+
 def test_without_seeds_and_examples_there_is_no_test_and_that_is_told():
     table = study(world({"good": 1.0, "bad": -0.5}, seeds=1), draws=0)
     assert table.tests == "No tests: they need two seeds, or stored predictions."
