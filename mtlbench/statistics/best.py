@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 
-from mtlbench.statistics.answers import Numbers
 from mtlbench.statistics.estimate import Estimate, Measured, estimate, student
 
 ALPHA = 0.05
@@ -32,42 +32,24 @@ def as_good_as(best: str, column: Column) -> dict[str, bool]:
     The unit is the seed. Because of the selection the level is divided among all pairs of rows (Bonferroni). Rows that
     cannot be tested are omitted: those that share fewer than two seeds with ``best``, or none of which has a spread.
     """
-    pairs = _pairs(column)
+    differences = Differences(column)
     good = {}
     for label in column:
-        estimated = None if label == best else moderated(column, best, label)
+        estimated = None if label == best else differences.of(best, label)
         if estimated is not None:
-            good[label] = estimated.mean <= estimated.reach(partial(student, p=ALPHA / pairs))
+            good[label] = estimated.mean <= differences.reach(estimated)
     return good
 
 
 def alike(column: Column) -> frozenset[frozenset[str]]:
     """The pairs of rows whose difference is not significant, with the correction of :func:`as_good_as`."""
-    labels, pairs = list(column), _pairs(column)
+    differences = Differences(column)
     found = set()
-    for at, one in enumerate(labels):
-        for other in labels[at + 1 :]:
-            estimated = moderated(column, one, other)
-            if estimated is None or abs(estimated.mean) <= estimated.reach(partial(student, p=ALPHA / pairs)):
-                found.add(frozenset((one, other)))
+    for one, other in combinations(column, 2):
+        estimated = differences.of(one, other)
+        if estimated is None or abs(estimated.mean) <= differences.reach(estimated):
+            found.add(frozenset((one, other)))
     return frozenset(found)
-
-
-def moderated(column: Column, one: str, other: str) -> Estimate | None:
-    """The difference ``one - other`` with the moderated variance between seeds.
-
-    ``None`` for fewer than two shared seeds, and where neither seeds nor examples give a variance.
-    """
-    difference = column[one].minus(column[other])
-    if difference is None or len(difference.seeds) < 2:
-        return None
-    own = estimate(difference)
-    if own is None:
-        return None
-    spread = _rows_with_spread(column, difference.seeds)
-    if spread is not None and any(np.ptp(column[row].only(difference.seeds).values) > _SPREAD for row in (one, other)):
-        own = _towards(own, difference, spread)
-    return own if own.components or abs(own.mean) <= _SPREAD else None
 
 
 def prior_weight(rows: int) -> float:
@@ -78,29 +60,52 @@ def prior_weight(rows: int) -> float:
     return 0.0 if rows < 4 else 1.0 if rows < 6 else 1.5
 
 
-def _towards(own: Estimate, difference: Measured, spread: Numbers) -> Estimate:
-    """``own`` with its variance between seeds drawn towards that of all pairs of the rows ``[rows, seeds]``."""
-    rows, seeds = spread.shape
-    weight = prior_weight(rows)
-    if not weight:
-        return own
-    residuals = spread - spread.mean(1, keepdims=True) - spread.mean(0) + spread.mean()
-    of_all = 2 * float((residuals**2).sum()) / ((rows - 1) * (seeds - 1))
-    of_pair = float(difference.values.var(ddof=1))
-    between_seeds = ((of_pair + weight * of_all) / (1 + weight) / seeds, (1 + weight) * (seeds - 1))
-    between_examples = own.components[1:] if of_pair > 0 else own.components
-    return replace(own, components=(between_seeds, *between_examples))
+class Differences:
+    """The differences of a column's rows, with moderated variances between seeds."""
 
+    def __init__(self, column: Column) -> None:
+        self._column = column
+        self._pairs = max(1.0, len(column) * (len(column) - 1) / 2)
+        self._of_all: dict[tuple[int, ...], tuple[float, float]] = {}
 
-def _rows_with_spread(column: Column, seeds: tuple[int, ...]) -> Numbers | None:
-    """Scores ``[rows, seeds]`` of the rows that have all ``seeds`` and are not the same for each.
+    def of(self, one: str, other: str) -> Estimate | None:
+        """The difference ``one - other``.
 
-    A row that is not trained has the same score for every seed: its variance says nothing about that of the others.
-    """
-    whole = [one.only(seeds).values for one in column.values() if set(seeds) <= set(one.seeds)]
-    varying = [values for values in whole if np.isfinite(values).all() and np.ptp(values) > _SPREAD]
-    return np.stack(varying) if len(varying) > 1 else None
+        ``None`` for fewer than two shared seeds, and where neither seeds nor examples give a variance.
+        """
+        difference = self._column[one].minus(self._column[other])
+        own = estimate(difference) if difference is not None and len(difference.seeds) > 1 else None
+        if own is None or difference is None:
+            return None
+        if any(np.ptp(self._column[row].only(difference.seeds).values) > _SPREAD for row in (one, other)):
+            own = self._moderated(own, difference)
+        return own if own.components or abs(own.mean) <= _SPREAD else None
 
+    def reach(self, estimated: Estimate) -> float:
+        """Half-width of the interval at 5 % for all pairs together."""
+        return estimated.reach(partial(student, p=ALPHA / self._pairs))
 
-def _pairs(column: Column) -> float:
-    return max(1.0, len(column) * (len(column) - 1) / 2)
+    def _moderated(self, own: Estimate, difference: Measured) -> Estimate:
+        variance_of_all, weight = self._all_pairs(difference.seeds)
+        if not weight:
+            return own
+        seeds, of_pair = len(difference.seeds), float(difference.values.var(ddof=1))
+        between_seeds = ((of_pair + weight * variance_of_all) / (1 + weight) / seeds, (1 + weight) * (seeds - 1))
+        between_examples = own.components[1:] if of_pair > 0 else own.components
+        return replace(own, components=(between_seeds, *between_examples))
+
+    def _all_pairs(self, seeds: tuple[int, ...]) -> tuple[float, float]:
+        """Mean variance of a pair of the rows that have all ``seeds`` and vary, and its weight.
+
+        A row that is not trained has the same score for every seed: its variance says nothing about that of others.
+        """
+        if seeds not in self._of_all:
+            whole = [row.only(seeds).values for row in self._column.values() if set(seeds) <= set(row.seeds)]
+            rows = [values for values in whole if np.isfinite(values).all() and np.ptp(values) > _SPREAD]
+            variance = 0.0
+            if weight := prior_weight(len(rows)):
+                grid = np.stack(rows)
+                residuals = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
+                variance = 2 * float((residuals**2).sum()) / ((len(rows) - 1) * (len(seeds) - 1))
+            self._of_all[seeds] = variance, weight
+        return self._of_all[seeds]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtlbench.api.study import Entry, Interval, Row, ScoreDifference, Table
 from mtlbench.statistics.answers import Numbers
-from mtlbench.statistics.best import Column, as_good_as, moderated
+from mtlbench.statistics.best import Column, Differences, as_good_as
 from mtlbench.statistics.draws import AnswersOfRecords, scores_on_draws
 from mtlbench.statistics.estimate import Measured, estimate, estimate_of, holm
 from mtlbench.statistics.over_tasks import improvement, interquartile_mean, ranks_by_seed
@@ -159,12 +159,11 @@ def _rank_tests(rows: Sequence[Row], table: Table) -> dict[str, float]:
     """Row label to p that its mean rank over tasks is the reference's, over the seeds that all ranked rows have."""
     ranked = [row for row in rows if row.rank is not None]
     column = ranks_by_seed(ranked, table.tasks) if len(table.tasks) > 1 else {}
-    p_values = {}
-    for label in column if table.reference in column else ():
-        difference = moderated(column, label, table.reference or "") if label != table.reference else None
-        if difference is not None:
-            p_values[label] = difference.p
-    return _corrected(p_values, column, table)
+    if table.reference not in column:
+        return {}
+    differences = Differences(column)
+    against = {label: differences.of(label, table.reference) for label in column if label != table.reference}
+    return _corrected({label: one.p for label, one in against.items() if one is not None}, column, table)
 
 
 def _grid(row: Row, table: Table, scores: Scores) -> tuple[Numbers, Numbers | None, int | None] | None:

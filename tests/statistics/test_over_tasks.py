@@ -11,7 +11,7 @@ from scipy import stats
 from simulated import error
 
 from mtlbench.results.study import study_of
-from mtlbench.statistics.best import alike, moderated
+from mtlbench.statistics.best import Differences, alike
 from mtlbench.statistics.estimate import Measured, holm
 from mtlbench.statistics.over_tasks import Ranking, improvement, interquartile_mean, ranking
 
@@ -75,7 +75,7 @@ def test_ranks_keep_their_level_where_a_seed_moves_all_tasks(shared, seeds, roun
         by_seed = stats.rankdata(-scores, axis=0).mean(2)
         column = {str(at): Measured(seeds=tuple(range(seeds)), values=own) for at, own in enumerate(by_seed)}
         apart += len(alike(column)) < 15
-        against += min(holm([moderated(column, str(at), "0").p for at in range(1, 6)])) <= 0.05
+        against += min(holm([Differences(column).of(str(at), "0").p for at in range(1, 6)])) <= 0.05
         friedman += stats.friedmanchisquare(*scores.mean(1)).pvalue <= 0.05
     assert max(apart, against) / rounds <= 0.05 + error(0.05, rounds)
     assert shared == 0 or friedman / rounds > 0.3
