@@ -111,12 +111,9 @@ def difference_legend(table: Table) -> str:
     if not any(len(row.comparison.seeds) > 1 for row in table.rows if row.comparison):
         return f"{text}: one, so a difference is one of trained models on these examples, not of methods."
     tested = any(one.p is not None for one in differences)
-    over = "the rows of the column"
-    corrected = (
-        f"corrected for all pairs of {over}, because it is the best"
-        if table.reference_is_best
-        else f"after Holm over {over}"
-    )
+    corrected = "after Holm over the rows of the column"
+    if table.reference_is_best:
+        corrected = "corrected for all pairs of rows, because the reference was chosen as the best"
     return text + (f"; {DIFFERS} significant at 5 %, {corrected}." if tested else ".")
 
 

@@ -97,7 +97,7 @@ def test_a_reference_that_was_selected_as_the_best_is_corrected_for_all_pairs():
     for name in ("y", "z"):
         expected = min(1.0, 3 * stats.ttest_rel(scores[name], scores["x"]).pvalue)
         assert by_label[name].comparison.differences["a/x"].p == pytest.approx(expected, rel=1e-6)
-    assert "because it is the best" in difference_legend(chosen)
+    assert "because the reference was chosen as the best" in difference_legend(chosen)
     assert "after Holm" in difference_legend(named)
 
 
