@@ -93,6 +93,8 @@ class Notes(TypedDict, total=False):
     stopped_early: bool
     stop_losses: list[Any]
     """Pairs of step and loss on the early-stopping split."""
+    validation_examples: dict[str, int]
+    """Task to its examples in that split; earlier versions did not write it."""
     rows_per_task: dict[str, int]
     tokens_per_task: dict[str, int]
     row_layout: str

@@ -78,7 +78,8 @@ class Entry:
 
     scores: Spread
     best: bool
-    """Whether no other row of the column has a higher mean; no row is best if only one has scores."""
+    """Whether no other row of the column has a higher mean. No row is best where only one has scores, or where fewer
+    than two have scores of two seeds: one seed compares trained models, not methods."""
     at_majority: bool
     """Whether a constant answer would score at least as high."""
     tied: bool | None = None
@@ -128,12 +129,12 @@ class ScoreDifference:
     interval: Interval | None = None
     """95 % interval of the difference."""
     p: float | None = None
-    """Two-sided, after Holm over the rows of the column."""
+    """Two-sided, corrected over the rows of the column; with one seed it is valid on these examples only."""
 
     @property
     def significant(self) -> bool:
-        """Whether the difference is significant at the 5 % level."""
-        return self.p is not None and self.p <= 0.05
+        """Whether the difference is significant at the 5 % level for methods: over two seeds or more."""
+        return self.p is not None and self.p <= 0.05 and self.interval is not None and self.interval.seeds > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,8 @@ class Comparison:
     """Task with the lowest difference."""
     worse: tuple[str, ...]
     """Tasks on which the row's mean is below the reference's: negative transfer."""
-    wilcoxon: float | None = None
-    """Two-sided p of the signed-rank test over tasks, after Holm over the rows."""
+    rank_p: float | None = None
+    """Two-sided p that the mean rank over tasks is the reference's, over seeds, corrected over the rows."""
     improvement: float | None = None
     """Probability in percent that a run of the row beats one of the reference on a random task."""
 
@@ -233,6 +234,8 @@ class Table:
     """Full task name to the metrics whose mean is its score."""
     reference: str | None = None
     """Label of the row that others are compared with."""
+    reference_is_best: bool = False
+    """Whether the reference was taken because its average is the highest, not by its name."""
     tests: str = ""
     """A sentence on how marks and intervals were computed, or why there are none; empty if nothing can be tested."""
     searches: tuple[TunedMethod, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from typing import cast
@@ -13,15 +14,18 @@ from torch import nn
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Notes, Provenance
 from mtlbench.cells.bench import Bench
+from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
 
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
-def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int) -> Notes:
+def notes_of(
+    model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int, stop: Sequence[TokenRow]
+) -> Notes:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
-    Modules with a method ``notes`` add their own.
+    ``stop`` is the early-stopping split. Modules with a method ``notes`` add their own.
     """
     notes: Notes = {
         "parameters_attached": attached,
@@ -35,6 +39,9 @@ def notes_of(model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, 
         "rows_per_task": {tasks[i]: n for i, n in sorted(done.rows_per_task.items())},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }
+    if done.steps:
+        of_task = Counter(row.task for row in stop)
+        notes["validation_examples"] = {task: of_task[at] for at, task in enumerate(tasks)}
     if len(done.stages) > 1:
         notes["stages"] = [
             {

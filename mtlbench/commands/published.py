@@ -36,7 +36,7 @@ def show(table: str) -> None:
 @published.command()
 @click.argument("paper", required=False)
 def audit(paper: str | None) -> None:
-    """Recompute averages, check which values are possible, find cells that repeat under another backbone.
+    """Recompute averages and claims, check which values are possible, find rows that contradict each other.
 
     PAPER is a name or a JSON file; without it every installed ledger is audited. A finding says what does not add up,
     not why.

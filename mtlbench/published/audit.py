@@ -1,13 +1,13 @@
-"""Inconsistencies in a paper's tables: averages, values that are not k/n, identical cells."""
+"""Inconsistencies in a paper: averages, values that are not k/n, tables that contradict each other, claims."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 
-from mtlbench.published.paper import COUNTED, UNITS, Paper, PublishedColumn, PublishedRow, PublishedTable
+from mtlbench.published.between import few_above_all, identical, two_numbers
+from mtlbench.published.claims import claim_findings
+from mtlbench.published.paper import COUNTED, UNITS, AuditFinding, Paper, PublishedColumn, PublishedRow, PublishedTable
 from mtlbench.published.possible import ShareFit, fit
 
 HELD_OUT_SHARE = 0.1
@@ -16,28 +16,16 @@ BY_CHANCE = 0.01
 """A fit to another number of rows is reported if its probability by chance is at most this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditFinding:
-    """One inconsistency. It says nothing about the cause."""
-
-    check: str
-    """``average``, ``rows`` or ``identical``."""
-    tables: tuple[str, ...]
-    """Names of the tables, such as ``table-4``."""
-    what: str
-    """A sentence with the figures."""
-
-    def __str__(self) -> str:
-        return f"{self.check:<10}{' and '.join(self.tables)}: {self.what}"
-
-
 def audit(paper: Paper) -> tuple[AuditFinding, ...]:
     """Every finding on a paper, check by check."""
     tables = paper.tables
     return (
         *(finding for table in tables for finding in _averages(table)),
         *(finding for table in tables for finding in _rows(table, paper.splits)),
-        *_identical(tables),
+        *identical(tables),
+        *two_numbers(tables),
+        *few_above_all(tables),
+        *(finding for claim in paper.claims for finding in claim_findings(claim, tables)),
     )
 
 
@@ -109,28 +97,3 @@ def _row_finding(
 
 def _fit(table: PublishedTable, values: Sequence[float], rows: int) -> ShareFit:
     return fit(values, rows=rows, decimals=table.decimals, unit=100 / UNITS[table.unit])
-
-
-def _identical(tables: Sequence[PublishedTable]) -> Iterator[AuditFinding]:
-    """One method with the same number on one task under two backbones."""
-    for one, other in combinations(tables, 2):
-        for row in one.rows:
-            for twin in other.rows:
-                if row.method is None or row.method != twin.method or row.backbone == twin.backbone:
-                    continue
-                same = list(_same_cells(one, row, other, twin))
-                if same:
-                    yield AuditFinding(
-                        check="identical",
-                        tables=(one.name, other.name),
-                        what=f"{row.name} has the same {', '.join(same)} on {row.backbone} and on {twin.backbone}.",
-                    )
-
-
-def _same_cells(one: PublishedTable, row: PublishedRow, other: PublishedTable, twin: PublishedRow) -> Iterator[str]:
-    theirs = {column.task: value for column, value in zip(other.columns, twin.values, strict=True) if column.task}
-    for column, value in zip(one.columns, row.values, strict=True):
-        if column.task and value is not None and theirs.get(column.task) is not None:
-            twin_value = other.percent(theirs[column.task] or 0.0)
-            if abs(one.percent(value) - twin_value) < 1e-9:
-                yield f"{column.name} ({one.printed(value)})"

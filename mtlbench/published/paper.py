@@ -50,8 +50,17 @@ class PublishedRow:
     """Trained parameters as the paper states them."""
     k_shot: str = ""
     """Training examples of each task, in the format of a protocol's ``k_shot``; empty if the row is not few-shot."""
+    train_rows: int | None = None
+    """Training examples of each task, where the row was trained on so many instead of all."""
     copied_from: str = ""
     """Source that the paper copied the row from, if it did not measure it."""
+
+    @property
+    def examples(self) -> str:
+        """The training examples in words: ``all``, ``500 examples of each task``."""
+        if self.train_rows is not None:
+            return f"{self.train_rows} examples of each task"
+        return f"{self.k_shot} examples of each task" if self.k_shot else "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +101,41 @@ class PublishedTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedClaim:
+    """A number that the paper states outside its tables."""
+
+    what: str
+    """What the number is, as a noun phrase."""
+    where: str
+    """Section or figure."""
+    value: str
+    """As printed: ``1,320``."""
+    unit: str = ""
+    follows: str = ""
+    """How it follows from other numbers: one of :data:`mtlbench.published.claims.WAYS`; empty if it stands alone."""
+    of: tuple[str, ...] = ()
+    """Those numbers as printed, such as ``1.3M``; for a best gain our names of the methods that gain."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} {self.value}{f' {self.unit}' if self.unit else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditFinding:
+    """One inconsistency. It says nothing about the cause."""
+
+    check: str
+    """``average``, ``rows``, ``identical``, ``two``, ``few-shot`` or ``claim``."""
+    tables: tuple[str, ...]
+    """Names of the tables, such as ``table-4``, or where in the text a claim stands."""
+    what: str
+    """A sentence with the figures."""
+
+    def __str__(self) -> str:
+        return f"{self.check:<10}{' and '.join(self.tables)}: {self.what}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Paper:
     """One paper of a ledger."""
 
@@ -99,6 +143,7 @@ class Paper:
     title: str
     source: str
     tables: tuple[PublishedTable, ...]
+    claims: tuple[PublishedClaim, ...] = ()
     notes: tuple[str, ...] = ()
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Full task name to number of examples in each split of the public release, for the audit."""

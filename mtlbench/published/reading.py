@@ -8,20 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.errors import DataError, did_you_mean
-from mtlbench.published.paper import METRICS, UNITS, Paper, PublishedColumn, PublishedRow, PublishedTable
+from mtlbench.published.claims import WAYS, check_claim
+from mtlbench.published.paper import (
+    METRICS,
+    UNITS,
+    Paper,
+    PublishedClaim,
+    PublishedColumn,
+    PublishedRow,
+    PublishedTable,
+)
 
 SCHEMA = 1
 """Version of the layout of a file."""
-_PAPER = {"schema": int, "paper": str, "title": str, "source": str, "tables": list, "notes": list, "splits": dict}
+_PAPER = {
+    "schema": int,
+    "paper": str,
+    "title": str,
+    "source": str,
+    "tables": list,
+    "claims": list,
+    "notes": list,
+    "splits": dict,
+}
 _TABLE = {
     "name": str, "caption": str, "unit": str, "decimals": int, "columns": list, "rows": list, "backbone": str,
-    "models": list, "notes": list,
+    "models": list, "notes": list, "train_rows": int,
 }  # fmt: skip
 _COLUMN = {"name": str, "metric": str, "task": str, "note": str}
 _ROW = {
     "name": str, "values": list, "average": (int, float), "method": str, "backbone": str, "models": list,
-    "parameters": str, "k_shot": str, "copied_from": str,
+    "parameters": str, "k_shot": str, "copied_from": str, "train_rows": int,
 }  # fmt: skip
+_CLAIM = {"what": str, "where": str, "value": str, "unit": str, "follows": str, "of": list}
 _NEEDED = ("schema", "paper", "title", "source", "tables", "name", "caption", "unit", "decimals", "columns", "rows")
 
 
@@ -49,6 +68,7 @@ def read_paper(path: Path) -> Paper:
         title=body["title"],
         source=body["source"],
         tables=tables,
+        claims=tuple(_claim(claim, f"{where}, claim {at}") for at, claim in enumerate(body.get("claims", []), 1)),
         notes=_texts(body.get("notes", []), f"{where}: notes"),
         splits=_splits(body.get("splits", {}), where),
     )
@@ -99,7 +119,20 @@ def _row(body: Any, table: Mapping[str, Any], columns: int, where: str, *, large
     if not backbone:
         raise DataError(f"{where}: no backbone, neither of the row nor of the table.")
     models = _texts(body.get("models", table.get("models", [])), f"{where}: models")
-    return PublishedRow(**{**body, "values": tuple(values), "backbone": backbone, "models": models})
+    train_rows = body.get("train_rows", table.get("train_rows"))
+    if train_rows is not None and train_rows < 1:
+        raise DataError(f"{where}: 'train_rows' must be at least 1, got {train_rows}.")
+    given = {"values": tuple(values), "backbone": backbone, "models": models, "train_rows": train_rows}
+    return PublishedRow(**{**body, **given})
+
+
+def _claim(body: Any, where: str) -> PublishedClaim:
+    _fields(body, _CLAIM, where, needed=("what", "where", "value"))
+    claim = PublishedClaim(**{**body, "of": _texts(body.get("of", []), f"{where}: of")})
+    if claim.follows and claim.follows not in WAYS:
+        raise DataError(f"{where}: follows {claim.follows!r} is unknown. {did_you_mean(claim.follows, WAYS)}")
+    check_claim(claim, where)
+    return claim
 
 
 def _fields(body: Any, known: Mapping[str, Any], where: str, *, needed: Sequence[str]) -> None:

@@ -139,10 +139,13 @@ def differences(published: PublishedTable, table: Table) -> Iterator[str]:
         yield "ours is generated demo data: the numbers say nothing about the paper's"
     if protocol.eval_from_train:
         yield f"ours are scored on {protocol.eval_from_train:g} of the training examples"
-    for name, what in (("train_rows", "trained on"), ("eval_rows", "scored on")):
-        rows = getattr(protocol, name)
-        if rows is not None:
-            yield f"ours are {what} at most {rows} examples per task"
+    of_theirs = {row.train_rows for row in published.rows}
+    if protocol.train_rows is not None and of_theirs != {protocol.train_rows}:
+        yield f"ours are trained on at most {protocol.train_rows} examples per task"
+    for rows in sorted(rows for rows in of_theirs if rows is not None and rows != protocol.train_rows):
+        yield f"theirs are trained on {rows} examples of each task"
+    if protocol.eval_rows is not None:
+        yield f"ours are scored on at most {protocol.eval_rows} examples per task"
     theirs = {column.task for column in published.columns if column.task}
     if protocol.k_shot and not any(row.k_shot for row in published.rows):
         yield f"ours are trained on {protocol.k_shot} examples of each task"
@@ -153,7 +156,7 @@ def differences(published: PublishedTable, table: Table) -> Iterator[str]:
         yield f"ours are trained {' and '.join(changes)}"
     unknown = [column.name for column in published.columns if column.metric == "unknown" and column.task in table.tasks]
     if unknown:
-        yield f"the paper does not state the metric of {', '.join(unknown)}; our score is shown"
+        yield f"the paper does not state the metric of {', '.join(unknown)}, so they are not compared"
     other = [column.name for column in published.columns if _metric_lacks(column, table)]
     if other:
         yield f"our tasks lack the metric of {', '.join(other)}"
@@ -167,16 +170,15 @@ def _same_method(printed: PublishedRow, row: Row) -> bool:
 
 
 def _scores(column: PublishedColumn, records: Sequence[Record]) -> list[float] | None:
-    """Our number for a column in percent, one per seed; ``None`` where a seed lacks it."""
+    """Our number for a column in percent, one per seed; ``None`` where a seed lacks it, and where the paper does not
+    state the metric: a number of another metric is no comparison."""
+    name = METRICS[column.metric]
     scores = []
     for record in records:
         score = record.scores.get(column.task or "")
-        if score is None:
+        if score is None or name is None:
             return None
-        if column.metric == "unknown":
-            scores.append(score.score)
-            continue
-        values = [v for name, v in score.metrics.items() if name.partition(",")[0] == METRICS[column.metric]]
+        values = [value for metric, value in score.metrics.items() if metric.partition(",")[0] == name]
         if not values:
             return None
         scores.append(100 * values[0])

@@ -16,6 +16,7 @@ def list_lines(papers: Iterable[Paper]) -> Iterator[str]:
         yield f"  {paper.source}"
         tables = [(table.full_name, f"{table.caption}; {', '.join(table.backbones)}") for table in paper.tables]
         yield from (f"  {line}" for line in aligned(tables, left=(0, 1)))
+        yield from (f"  {paper.name}, {claim}" for claim in paper.claims)
 
 
 def table_lines(table: PublishedTable) -> Iterator[str]:
@@ -52,5 +53,5 @@ def audit_lines(papers: Iterable[Paper]) -> Iterator[str]:
     """Every finding of the audit, and their number."""
     for paper in papers:
         findings = audit(paper)
-        yield f"{paper.name}: {len(findings)} findings in {len(paper.tables)} tables"
+        yield f"{paper.name}: {len(findings)} findings in {len(paper.tables)} tables and {len(paper.claims)} claims"
         yield from (f"  {finding}" for finding in findings)

@@ -93,10 +93,10 @@ def over_tasks_columns(table: Table) -> list[NumberColumn]:
             title="probability that a run beats one of the reference on a task drawn at random",
         ),
         _number(
-            "Wilcoxon p",
-            lambda row: row.comparison.wilcoxon if row.comparison else None,
+            "rank p",
+            lambda row: row.comparison.rank_p if row.comparison else None,
             probability,
-            title="signed-rank test over tasks, after Holm over the rows",
+            title="test over seeds that the mean rank is the reference's, corrected as the differences",
         ),
     ]
     return [*against_reference, *of_row]
@@ -108,8 +108,13 @@ def difference_legend(table: Table) -> str:
         difference for row in table.rows if row.comparison for difference in row.comparison.differences.values()
     ]
     text = f"Difference to {table.reference} in points, over the seeds that both have"
+    if not any(len(row.comparison.seeds) > 1 for row in table.rows if row.comparison):
+        return f"{text}: one, so a difference is one of trained models on these examples, not of methods."
     tested = any(one.p is not None for one in differences)
-    return text + (f"; {DIFFERS} significant at 5 %, after Holm over the rows of the column." if tested else ".")
+    corrected = "after Holm over the rows of the column"
+    if table.reference_is_best:
+        corrected = "corrected for all pairs of rows, because the reference was chosen as the best"
+    return text + (f"; {DIFFERS} significant at 5 %, {corrected}." if tested else ".")
 
 
 def over_tasks_legend(columns: Sequence[NumberColumn]) -> str:

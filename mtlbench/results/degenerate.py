@@ -1,35 +1,39 @@
-"""Runs that finished but say nothing about their method: constant answers, no better than chance, nothing learnt.
+"""Runs that finished but say little about their method: constant answers, no better than chance, nothing learnt, ended
+too early, worse than without training; and tasks that cannot tell.
 
-Judged from what is stored beside their records: answers and step logs.
+Judged from records and from what is stored beside them: answers and step logs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mtlbench.api.record import Record
-from mtlbench.api.study import AT_MAJORITY, Flag, Predictions, Steps
+from mtlbench.api.record import Record, TaskScore
+from mtlbench.api.study import AT_MAJORITY, Flag, Predictions, Row, Steps
 from mtlbench.files.copies import in_copies
 from mtlbench.results.rows import at_majority
+from mtlbench.results.training_flags import (
+    FEW_TO_VALIDATE,
+    UNDEFINED,
+    few_to_validate,
+    of_training_losses,
+    of_validation_losses,
+)
 
 if TYPE_CHECKING:
     from mtlbench.api.study import TaskAnswers
 
 CONSTANT = "the same answer to every example"
-UNDEFINED = "not a number"
 UNPARSED = "answers that could not be read"
-STILL = "the training loss did not fall"
+ONE_CLASS = "one class in the evaluation examples, so its scores say nothing"
+BELOW_BASE = "below the untrained backbone (base) on average"
 _TOGETHER = 32
 """Cells that are read in one go; fewer are read sooner than a copy of the process starts."""
-_LINES = 8
-"""Minimum number of log lines of a task for its losses to be judged."""
-_READ = 100
-"""A longer log is subsampled to about this many lines."""
-_FALL = 0.01
-"""Share by which the loss of at least one task must fall."""
+_GOLD_FIRST = ("mcc", "f1", "pearson", "spearmanr")
+"""Metrics whose items are pairs of gold label and answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,9 @@ def flags_of(
         steps: The cell's step log.
     """
     seed = record.cell.seed
-    flags = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in _training(record, steps)]
+    of_run = [*of_training_losses(record, steps), *of_validation_losses(record)]
+    flags = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in of_run]
+    flags += [Flag(seed=seed, task=t, kind=FEW_TO_VALIDATE, detail=d) for t, d in few_to_validate(record)]
     for task in record.cell.scored:
         task_answers = answers.get(task) if answers else None
         flags += [
@@ -73,9 +79,36 @@ def flags_of(
     return tuple(flags)
 
 
+def below_base(rows: Sequence[Row]) -> list[Row]:
+    """The rows with a flag for each seed whose average is below that of the row ``base``, the untrained backbone.
+
+    It is compared with the base's score of the same seed, or with its mean where it has none.
+    """
+    base = next((row for row in rows if row.variant == "base" and row.average), None)
+    if base is None or base.average is None:
+        return list(rows)
+    by_seed, mean = _averages(base), base.average.scores.mean
+
+    def flagged(row: Row) -> Row:
+        flags = [
+            Flag(seed=seed, task=None, kind=BELOW_BASE, detail=f"{score:.1f}, base {by_seed.get(seed, mean):.1f}")
+            for seed, score in _averages(row).items()
+            if score < by_seed.get(seed, mean)
+        ]
+        return row if row is base else replace(row, flags=(*row.flags, *flags))
+
+    return [flagged(row) for row in rows]
+
+
+def _averages(row: Row) -> dict[int, float]:
+    return dict(zip(row.average_seeds, row.average.scores.values, strict=True)) if row.average else {}
+
+
 def _task(record: Record, task: str, answers: TaskAnswers | None) -> Iterator[tuple[str, str]]:
     score = record.scores.get(task)
-    if score is not None:
+    if score is not None and _one_class(score, answers):
+        yield ONE_CLASS, ""
+    elif score is not None:
         if not all(math.isfinite(value) for value in (score.score, *score.metrics.values())):
             yield UNDEFINED, "score"
         elif at_majority([score]):
@@ -90,50 +123,13 @@ def _task(record: Record, task: str, answers: TaskAnswers | None) -> Iterator[tu
         yield UNPARSED, f"{answers.unparsed} of {answers.count}"
 
 
-def _training(record: Record, steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    if any(isinstance(loss := line.get("loss"), float) and not math.isfinite(loss) for line in steps):
-        yield UNDEFINED, "training loss"
-        return
-    if not record.costs or not record.costs.trainable_parameters:
-        return
-    ends = []
-    for losses in _curves(steps[:: len(steps) // _READ + 1]):
-        if len(losses) < _LINES:
-            continue
-        ends.append(_ends(losses))
-        if _fell(*ends[-1]):
-            return
-    if ends:
-        yield STILL, f"{_mean([first for first, _ in ends]):.3g} to {_mean([last for _, last in ends]):.3g}"
-
-
-def _curves(steps: Sequence[Mapping[str, Any]]) -> Iterator[list[float]]:
-    """The losses of each task, or those of the steps where no task has one. Lazy, because the first curve that
-    falls is enough."""
-    by_task = [tasks for line in steps if isinstance(tasks := line.get("tasks"), Mapping)]
-    none = True
-    for name in sorted(set().union(*by_task)):
-        losses = _finite(tasks.get(name) for tasks in by_task)
-        none = none and not losses
-        yield losses
-    if none:
-        yield _finite(line.get("loss") for line in steps)
-
-
-def _finite(losses: Iterable[Any]) -> list[float]:
-    return [float(loss) for loss in losses if isinstance(loss, int | float) and math.isfinite(loss)]
-
-
-def _ends(losses: Sequence[float]) -> tuple[float, float]:
-    """Means of the first and the last quarter of one task's losses: tasks trained in sequence show no joint fall."""
-    quarter = len(losses) // 4
-    return _mean(losses[:quarter]), _mean(losses[-quarter:])
-
-
-def _fell(first: float, last: float) -> bool:
-    return last < first - _FALL * abs(first)
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+def _one_class(score: TaskScore, answers: TaskAnswers | None) -> bool:
+    """Whether all evaluation examples have one gold label: any correlation is undefined, any accuracy a habit."""
+    if score.rows < 2:
+        return False
+    if score.majority is not None:
+        return score.majority >= 100
+    for metric, items in (answers.items if answers else {}).items():
+        if metric.partition(",")[0] in _GOLD_FIRST and items.ndim == 2 and len(items):
+            return bool((items[:, 0] == items[0, 0]).all())
+    return False

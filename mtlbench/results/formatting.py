@@ -72,7 +72,7 @@ def legend(table: Table, *, best: str = "in bold", tied: str = TIED, majority: s
     if any(entry.best for entry in entries):
         items.append(f"best mean {best}")
     if any(entry.tied for entry in entries):
-        items.append(f"{tied} not significantly worse than the best")
+        items.append(f"{tied} not significantly worse than the best, corrected for all pairs of rows")
     if any(entry.at_majority for entry in entries):
         items.append(f"{majority} {AT_MAJORITY}")
     return sentences("; ".join(items), table.tests)
@@ -100,5 +100,5 @@ def _flags_of_task(task: str | None, flags: Iterable[Flag]) -> str:
     details: dict[str, list[int]] = {}
     for flag in flags:
         details.setdefault(flag.detail, []).append(flag.seed)
-    text = ", ".join(f"{seeds_label(seeds)}{f' {detail}' if detail else ''}" for detail, seeds in details.items())
+    text = "; ".join(f"{seeds_label(seeds)}{f': {detail}' if detail else ''}" for detail, seeds in details.items())
     return f"{task} ({text})" if task else text

@@ -126,17 +126,24 @@ def with_best(rows: Sequence[Row], *, tasks: Sequence[str]) -> list[Row]:
     return [
         replace(
             row,
-            entries={t: replace(e, best=e.scores.mean == tops[t]) for t, e in row.entries.items()},
-            average=row.average and replace(row.average, best=row.average.scores.mean == top),
+            entries={t: replace(e, best=_is_best(e, tops[t])) for t, e in row.entries.items()},
+            average=row.average and replace(row.average, best=_is_best(row.average, top)),
         )
         for row in rows
     ]
 
 
+def _is_best(entry: Entry, top: float | None) -> bool:
+    return entry.scores.mean == top and entry.scores.n > 1
+
+
 def _top(entries: Iterable[Entry | None]) -> float | None:
-    means = [entry.scores.mean for entry in entries if entry]
-    real = [mean for mean in means if not math.isnan(mean)]
-    return max(real) if len(means) > 1 and real else None
+    """The highest mean, if it and another one are over two seeds or more."""
+    known = [entry.scores for entry in entries if entry]
+    real = [scores for scores in known if not math.isnan(scores.mean)]
+    top = max(real, key=lambda scores: (scores.mean, scores.n), default=None)
+    comparable = sum(scores.n > 1 for scores in known) > 1
+    return top.mean if top is not None and top.n > 1 and comparable else None
 
 
 def by_average(row: Row) -> tuple[bool, bool, float, str]:

@@ -12,8 +12,8 @@ from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_p
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError, did_you_mean
 from mtlbench.results.circumstances import circumstances
-from mtlbench.results.degenerate import evidence_of
-from mtlbench.results.multitask import method_of, reference_row, with_ranks, with_reference
+from mtlbench.results.degenerate import below_base, evidence_of
+from mtlbench.results.multitask import REFERENCES, method_of, reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
 from mtlbench.results.tuned import (
     TunedCells,
@@ -132,7 +132,7 @@ def _flagged(table: Table, *, flags: Mapping[int, tuple[Flag, ...]]) -> Table:
     def flagged(row: Row) -> Row:
         return replace(row, flags=tuple(flag for record in row.records for flag in flags.get(id(record), ())))
 
-    return replace(table, rows=tuple(map(flagged, table.rows)))
+    return replace(table, rows=tuple(below_base([flagged(row) for row in table.rows])))
 
 
 def _tested(table: Table, *, reference: str | None, answers: AnswersOfRecords, draws: int) -> Table:
@@ -146,7 +146,8 @@ def _tested(table: Table, *, reference: str | None, answers: AnswersOfRecords, d
         table = replace(table, notes=notes)
     elif len(table.scored) > 1 or reference is not None:
         rows = with_reference(table.rows, against, tasks=table.tasks)
-        table = replace(table, rows=tuple(rows), reference=against.label)
+        best = reference is None and method_of(against) not in REFERENCES
+        table = replace(table, rows=tuple(rows), reference=against.label, reference_is_best=best)
     from mtlbench.statistics.tested import tested  # scipy: only where there are scores
 
     return tested(table, answers=answers, draws=draws)
@@ -202,10 +203,16 @@ _SAME: Mapping[str, Callable[[Provenance], object]] = {
 """Provenance that should not differ inside a table, by its name in a sentence."""
 
 
+ONE_SEED = (
+    "One seed is no comparison of methods: another seed can reverse any difference in this table, so no score is "
+    "marked. Run --seeds 0,1,2 or more."
+)
+
+
 def table_notes(rows: Sequence[Row]) -> Iterable[str]:
     scored = [row for row in rows if row.seeds]
     if scored and all(len(row.seeds) == 1 for row in scored):
-        yield "One seed: no spread."
+        yield ONE_SEED if len(scored) > 1 else "One seed: no spread."
     if len({row.seeds for row in scored}) > 1:
         seeds = "; ".join(f"{row.label} {seed_list(row.seeds)}" for row in scored)
         yield f"The rows have different seeds: {seeds}."

@@ -64,12 +64,12 @@ class Estimate:
     """A mean with its variance components."""
 
     mean: float
-    components: tuple[tuple[float, int], ...]
+    components: tuple[tuple[float, float], ...]
     """Independent components of the mean's variance, each with its degrees of freedom."""
     seeds: int
     examples: int | None
 
-    def reach(self, quantile: Callable[[int], float]) -> float:
+    def reach(self, quantile: Callable[[float], float]) -> float:
         """Half-width of an interval, given the quantile by number of degrees of freedom."""
         return math.sqrt(sum(quantile(freedom) ** 2 * variance for variance, freedom in self.components))
 
@@ -104,7 +104,7 @@ class Estimate:
         )
 
 
-def student(freedom: int, p: float) -> float:
+def student(freedom: float, p: float) -> float:
     """Two-sided quantile of Student's t: ``|t|`` exceeds it with probability ``p``."""
     from scipy.special import stdtrit
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from mtlbench.api.study import Entry, Interval, Row, ScoreDifference, Table
 from mtlbench.statistics.answers import Numbers
+from mtlbench.statistics.best import Column, Differences, as_good_as
 from mtlbench.statistics.draws import AnswersOfRecords, scores_on_draws
-from mtlbench.statistics.estimate import Measured, estimate, estimate_of, holm, student
-from mtlbench.statistics.over_tasks import ALPHA, improvement, interquartile_mean, wilcoxon
+from mtlbench.statistics.estimate import Measured, estimate, estimate_of, holm
+from mtlbench.statistics.over_tasks import improvement, interquartile_mean, ranks_by_seed
 from mtlbench.text import one_line, sentences
 
 AVERAGE = "average"
 _MOST_NAMED = 4
 """Most rows that a sentence names."""
-Column = Mapping[str, Measured]
-"""Row label to scores."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,24 +80,6 @@ def _ties(rows: Sequence[Row], columns: Mapping[str, Column]) -> Mapping[str, Ma
     return ties
 
 
-def as_good_as(best: str, column: Column) -> dict[str, bool]:
-    """Whether each other row is not significantly worse than ``best``, which was selected on the same scores.
-
-    Because of that selection the level is divided among all pairs of rows (Bonferroni): if all rows are equal, the
-    probability that any is called worse is at most 5 %. Tukey's range test is less strict but assumes one variance for
-    all rows; with one per pair, 16 % of tables of ten equal rows and three seeds called one worse. Rows that cannot be
-    tested are omitted.
-    """
-    pairs = len(column) * (len(column) - 1) / 2
-    good = {}
-    for label, measured in column.items():
-        difference = None if label == best else column[best].minus(measured)
-        estimated = estimate(difference) if difference else None
-        if estimated is not None and (estimated.components or estimated.mean == 0):
-            good[label] = estimated.mean <= estimated.reach(partial(student, p=ALPHA / pairs))
-    return good
-
-
 def _with_entries(row: Row, columns: Mapping[str, Column], ties: Mapping[str, Mapping[str, bool]]) -> Row:
     def with_marks(entry: Entry, name: str) -> Entry:
         estimated = estimate(columns[name][row.label]) if row.label in columns[name] else None
@@ -114,9 +94,9 @@ def _with_entries(row: Row, columns: Mapping[str, Column], ties: Mapping[str, Ma
 
 
 def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapping[str, Column]) -> list[Row]:
-    """Tests against the reference, with Holm's correction over the rows of each column."""
-    differences = {name: _differences(column, table.reference) for name, column in columns.items()}
-    over = _signed_ranks(rows, table)
+    """Tests against the reference, corrected over the rows of each column."""
+    differences = {name: _differences(column, table) for name, column in columns.items()}
+    over = _rank_tests(rows, table)
     against = next((row for row in rows if row.label == table.reference), None)
     with_tests = []
     for row in rows:
@@ -128,7 +108,7 @@ def _with_tests(rows: Sequence[Row], table: Table, scores: Scores, columns: Mapp
                     task: differences[task].get(row.label, one) for task, one in comparison.differences.items()
                 },
                 average=comparison.average and differences[AVERAGE].get(row.label, comparison.average),
-                wilcoxon=over.get(row.label),
+                rank_p=over.get(row.label),
                 improvement=_improvement(row, against, table, scores),
             )
         with_tests.append(replace(row, comparison=comparison))
@@ -152,29 +132,38 @@ def _with_moves(rows: Sequence[Row], average: Column) -> list[Row]:
     return moved
 
 
-def _differences(column: Column, reference: str | None) -> dict[str, ScoreDifference]:
+def _differences(column: Column, table: Table) -> dict[str, ScoreDifference]:
     estimates = {}
-    against = column.get(reference or "")
+    against = column.get(table.reference or "")
     for label, measured in column.items():
-        difference = measured.minus(against) if against is not None and label != reference else None
+        difference = measured.minus(against) if against is not None and label != table.reference else None
         estimated = estimate(difference) if difference else None
         if estimated is not None:
             estimates[label] = estimated
-    adjusted = holm([one.p for one in estimates.values()])
+    corrected = _corrected({label: one.p for label, one in estimates.items()}, column, table)
     return {
-        label: ScoreDifference(points=one.mean, interval=one.interval(), p=p)
-        for (label, one), p in zip(estimates.items(), adjusted, strict=True)
+        label: ScoreDifference(points=one.mean, interval=one.interval(), p=corrected[label])
+        for label, one in estimates.items()
     }
 
 
-def _signed_ranks(rows: Sequence[Row], table: Table) -> dict[str, float]:
-    whole = {
-        row.label: [row.comparison.differences[task].points for task in table.tasks]
-        for row in rows
-        if row.comparison and len(table.tasks) > 1 and set(table.tasks) <= set(row.comparison.differences)
-    }
-    whole = {label: points for label, points in whole.items() if np.isfinite(points).all()}
-    return dict(zip(whole, holm([wilcoxon(points) for points in whole.values()]), strict=True))
+def _corrected(p_values: Mapping[str, float], column: Column, table: Table) -> dict[str, float]:
+    """By Holm over the rows; by Bonferroni over all pairs of rows where the reference was selected as the best."""
+    pairs = len(column) * (len(column) - 1) / 2
+    if table.reference_is_best:
+        return {label: min(1.0, p * pairs) for label, p in p_values.items()}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
+def _rank_tests(rows: Sequence[Row], table: Table) -> dict[str, float]:
+    """Row label to p that its mean rank over tasks is the reference's, over the seeds that all ranked rows have."""
+    ranked = [row for row in rows if row.rank is not None]
+    column = ranks_by_seed(ranked, table.tasks) if len(table.tasks) > 1 else {}
+    if table.reference not in column:
+        return {}
+    differences = Differences(column)
+    against = {label: differences.of(label, table.reference) for label in column if label != table.reference}
+    return _corrected({label: one.p for label, one in against.items() if one is not None}, column, table)
 
 
 def _grid(row: Row, table: Table, scores: Scores) -> tuple[Numbers, Numbers | None, int | None] | None:
@@ -215,8 +204,9 @@ def _test_legend(rows: Sequence[Row], draws: int) -> str:
     seeds = any(interval.seeds > 1 for interval in known if interval)
     examples = any(interval.examples for interval in known if interval)
     varied = " and ".join([*(["seeds"] if seeds else []), *([f"examples ({draws:,} resamples)"] if examples else [])])
-    alone = "" if seeds else "; with one seed they are valid for the trained models, not for their methods"
-    return sentences(f"Tests and 95 % intervals are over {varied}{alone}", _untested(rows))
+    if not seeds:
+        return f"95 % intervals are over {varied}: valid for these trained models on these examples, not for methods."
+    return sentences(f"Tests and 95 % intervals are over {varied}", _untested(rows))
 
 
 def _untested(rows: Sequence[Row]) -> str:
@@ -230,7 +220,7 @@ def _untested(rows: Sequence[Row]) -> str:
     text = "; ".join(f"{label} ({', '.join(names)})" for label, names in list(untested.items())[:_MOST_NAMED])
     text += f"; and {len(untested) - _MOST_NAMED} more rows" if len(untested) > _MOST_NAMED else ""
     return (
-        f"Not tested against the best, because the seeds they share show no spread: {text}"
+        f"Not tested against the best, because they share fewer than two seeds, or those show no spread: {text}"
         if untested and several
         else ""
     )

@@ -26,9 +26,9 @@ _COSTS = (
 )  # fmt: skip
 _OVER_TASKS = (
     "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
-    "better percent", "wilcoxon holm p",
+    "better percent", "rank p",
 )  # fmt: skip
-_DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "holm p")
+_DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "corrected p")
 
 
 class Csv(Report):
@@ -117,7 +117,7 @@ def _over_tasks(row: Row, reference: str | None) -> CsvRow:
             "worse tasks": len(row.comparison.worse),
         }
         values |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
-        values |= {"wilcoxon holm p": row.comparison.wilcoxon}
+        values |= {"rank p": row.comparison.rank_p}
     return values
 
 
@@ -131,7 +131,7 @@ def _differences(tables: Sequence[Table]) -> Iterator[CsvRow]:
             for task, one in (*row.comparison.differences.items(), ("average", row.comparison.average)):
                 if one is not None:
                     low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
-                    yield where | {"task": task, "points": one.points, "low": low, "high": high, "holm p": one.p}
+                    yield where | {"task": task, "points": one.points, "low": low, "high": high, "corrected p": one.p}
 
 
 def _costs(costs: RowCosts) -> CsvRow:

@@ -6,10 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_builder import cell
+from record_builder import PROTOCOL, cell, done
 
 from mtlbench.errors import DataError, RequestError
 from mtlbench.planning.plan import resolve_tasks
@@ -18,8 +19,13 @@ from mtlbench.planning.settings import read_settings, split_methods
 from mtlbench.plugins import carried, load_method, offers
 from mtlbench.published.ledger import papers, papers_named, tables_named
 from mtlbench.published.reading import read_paper
+from mtlbench.published.versus import compared, differences
+from mtlbench.results.study import study_of
 
 SEED = Path(__file__).parents[3] / "shared" / "published" / "paper_tables.json"
+
+
+CLAIM = {"what": "x", "where": "y", "value": "1", "follows": "share", "of": ["1.3M", "7B"]}
 
 
 def paper_file(folder: Path, **changes) -> Path:
@@ -117,6 +123,12 @@ def test_a_paper_is_one_file(tmp_path):
         ({"paper_paper": "a/b"}, "letters, digits"),
         ({"paper_splits": {"glue/rte": {"validation": 0}}}, "numbers of rows"),
         ({"paper_notes": "x"}, "'notes' must be a JSON list"),
+        ({"table_train_rows": 0}, "'train_rows' must be at least 1, got 0"),
+        ({"paper_claims": [{"what": "x", "where": "y"}]}, "claim 1: 'value' is missing"),
+        ({"paper_claims": [CLAIM | {"follows": "shaer"}]}, "Did you mean 'share'"),
+        ({"paper_claims": [CLAIM | {"of": ["1.3M"]}]}, "a share cannot be computed of"),
+        ({"paper_claims": [CLAIM | {"of": ["1.3M", "0"]}]}, "a share cannot be computed of"),
+        ({"paper_claims": [CLAIM | {"of": ["1.3 M", "7B"]}]}, "'1.3 M' is no number as printed"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, changes, message):
@@ -132,6 +144,38 @@ def test_unknown_names_give_the_nearest():
         papers_named("pemll")
     with pytest.raises(RequestError, match="names no table"):
         tables_named("peml")
+
+
+def test_numbers_beside_the_tables_are_in_the_ledger():
+    claims = {(paper.name, claim.value, claim.unit) for paper in papers().values() for claim in paper.claims}
+    assert claims >= {
+        ("peml", "400", "tokens/s"), ("peml", "208", "tokens/s"), ("peml", "13.1", "ms"), ("peml", "1,320", "ms"),
+        ("peml", "6.67", "%"), ("peml", "10.75", "%"), ("ta_lora", "0.1857", "%"), ("ta_lora", "13.6", "%"),
+    }  # fmt: skip
+
+
+def test_a_column_is_compared_only_where_its_metric_is_known_to_be_ours():
+    records = [done(cell(seed=s, tasks=("glue/rte", "glue/sst2")), 90.0 + s, 93.0) for s in (0, 1)]
+    (table,) = study_of(records).tables
+    (unknown,), (known,) = tables_named("peml/table-1"), tables_named("peml/table-2")
+    assert list(compared(unknown, table)) == []
+    assert any("the metric of SST2, RTE, so they are not compared" in line for line in differences(unknown, table))
+    assert [(one.column, one.paper) for one in compared(known, table)] == [("RTE", 91.7), ("SST2", 97.1)]
+
+
+def test_a_run_on_as_many_examples_as_the_paper_differs_in_nothing_there():
+    (few,) = tables_named("peml/table-7")
+
+    def told(train_rows):
+        protocol = replace(PROTOCOL, train_rows=train_rows)
+        (table,) = study_of([done(cell(protocol=protocol), 60.0, 20.0)]).tables
+        return [line for line in differences(few, table) if "trained on" in line]
+
+    assert told(500) == []
+    assert told(None) == ["theirs are trained on 500 examples of each task"]
+    assert told(100) == [
+        "ours are trained on at most 100 examples per task", "theirs are trained on 500 examples of each task",
+    ]  # fmt: skip
 
 
 def test_printed_numbers_keep_their_digits():

@@ -14,7 +14,7 @@ from record_builder import COSTS, PROTOCOL, accuracy, cell, correlation, done, f
 from mtlbench.api.record import Record
 from mtlbench.errors import StoreError
 from mtlbench.results.columns import cost_columns
-from mtlbench.results.study import study_of
+from mtlbench.results.study import ONE_SEED, study_of
 
 
 def only_table(records, **words):
@@ -45,7 +45,8 @@ def test_scores_are_means_and_sample_deviations_over_seeds():
 def test_one_seed_has_no_spread_and_says_so():
     table = only_table([done(cell(), 60.0, 20.0), done(cell("base"), 50.0, 0.0)])
     assert row(table, "lora").average.scores.sd is None
-    assert "One seed: no spread." in table.notes
+    assert ONE_SEED in table.notes
+    assert "One seed: no spread." in only_table([done(cell(), 60.0, 20.0)]).notes
 
 
 def test_tables_do_not_depend_on_the_order_of_records():
@@ -56,7 +57,8 @@ def test_tables_do_not_depend_on_the_order_of_records():
 
 
 def test_rows_are_sorted_by_average_and_the_best_of_each_column_is_marked():
-    table = only_table([done(cell("base"), 50.0, 30.0), done(cell("lora"), 70.0, 20.0), done(cell("peml"), 65.0, 15.0)])
+    scores = {"base": (50.0, 30.0), "lora": (70.0, 20.0), "peml": (65.0, 15.0)}
+    table = only_table([done(cell(method, seed), *own) for method, own in scores.items() for seed in (0, 1)])
     assert [r.label for r in table.rows] == ["lora", "base", "peml"]
     best = {(r.label, task) for r in table.rows for task, entry in r.entries.items() if entry.best}
     assert best == {("lora", "glue/rte"), ("base", "glue/cola")}
@@ -68,7 +70,8 @@ def test_nothing_is_best_in_a_table_of_one_row():
 
 
 def test_a_score_that_is_no_number_is_never_best():
-    records = [done(cell("lora"), float("nan"), 20.0), done(cell("base"), 50.0, 10.0)]
+    records = [done(cell("lora", s), float("nan"), 20.0) for s in (0, 1)]
+    records += [done(cell("base", s), 50.0, 10.0) for s in (0, 1)]
     table = only_table(records)
     assert [r.label for r in table.rows] == ["base", "lora"]
     assert not row(table, "lora").entries["glue/rte"].best

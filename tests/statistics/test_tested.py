@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from record_builder import cell, done
 from scipy import stats
-from simulated import error
 
 from mtlbench.api.record import Record, TaskScore
 from mtlbench.api.study import Table, TaskAnswers
-from mtlbench.results.study import study_of
-from mtlbench.statistics.estimate import Measured, holm
-from mtlbench.statistics.tested import as_good_as
+from mtlbench.results.columns import difference_legend
+from mtlbench.results.formatting import legend
+from mtlbench.results.study import ONE_SEED, study_of
+from mtlbench.statistics.estimate import holm
 
 TASKS = ("a/x", "a/y")
 
@@ -68,16 +68,54 @@ def test_examples_widen_an_interval_that_seeds_alone_make_narrow():
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
-def test_one_seed_is_tested_on_its_examples_and_says_so():
-    table = study(world({"good": 1.0, "bad": -0.5}, seeds=1))
-    assert "with one seed they are valid for the trained models" in table.tests
-    assert [row.average.tied for row in table.rows] == [None, False]
+def test_one_seed_has_intervals_on_its_examples_and_neither_best_nor_mark_nor_star():
+    table = study(world({"lora": 1.0, "bad": -0.5}, seeds=1))
+    assert "valid for these trained models on these examples, not for methods" in table.tests
+    assert ONE_SEED in table.notes
+    for row in table.rows:
+        assert all(not e.best and e.tied is None and e.interval for e in (*row.entries.values(), row.average))
+    far = next(row for row in table.rows if row.label == "bad").comparison
+    assert far.average.p < 0.001 and not far.average.significant and far.rank_p is None
+    assert difference_legend(table).endswith("on these examples, not of methods.")
+    assert "significant" not in legend(table)
+
+
+def test_rows_of_one_seed_beside_rows_of_three_are_neither_best_nor_marked():
+    right = world({"lora": 1.0, "x": 0.9, "alone": 1.6}, seeds=3)
+    right["alone"] = right["alone"][:1]
+    table = study(right)
+    assert table.rows[0].label == "alone" and not any(row.average.best for row in table.rows)
+    assert all(row.average.tied is None for row in table.rows)
+
+
+def test_a_reference_that_was_selected_as_the_best_is_corrected_for_all_pairs():
+    right = world({"x": 1.0, "y": 0.9, "z": 0.5}, seeds=6)
+    chosen, named = study(right, draws=0), study(right, draws=0, reference="x")
+    assert chosen.reference == "x" and chosen.reference_is_best and not named.reference_is_best
+    by_label = {row.label: row for row in chosen.rows}
+    scores = {name: row.entries["a/x"].scores.values for name, row in by_label.items()}
+    for name in ("y", "z"):
+        expected = min(1.0, 3 * stats.ttest_rel(scores[name], scores["x"]).pvalue)
+        assert by_label[name].comparison.differences["a/x"].p == pytest.approx(expected, rel=1e-6)
+    assert "because the reference was chosen as the best" in difference_legend(chosen)
+    assert "after Holm" in difference_legend(named)
 
 
 def test_without_seeds_and_examples_there_is_no_test_and_that_is_told():
     table = study(world({"good": 1.0, "bad": -0.5}, seeds=1), draws=0)
     assert table.tests == "No tests: they need two seeds, or stored predictions."
     assert [row.average.tied for row in table.rows] == [None, None]
+
+
+def test_the_test_over_ranks_has_the_seed_as_its_unit():
+    table = study(world({"lora": 1.0, "x": 0.9, "y": 0.2}, seeds=4), draws=0)
+    rows = {row.label: row for row in table.rows}
+    by_seed = np.array(
+        [[[row.entries[task].scores.values[seed] for row in rows.values()] for task in TASKS] for seed in range(4)]
+    )
+    ranks = dict(zip(rows, stats.rankdata(-by_seed, axis=2).mean(1).T, strict=True))
+    expected = [stats.ttest_rel(ranks[name], ranks["lora"]).pvalue for name in ("x", "y")]
+    assert [rows[name].comparison.rank_p for name in ("x", "y")] == pytest.approx(holm(expected), rel=1e-6)
 
 
 def test_differences_to_the_reference_are_paired_t_tests_after_holm():
@@ -124,22 +162,3 @@ def test_scores_that_are_no_number_break_nothing():
 def test_two_equal_studies_are_equal():
     right = world({"lora": 1.0, "x": 1.1, "y": 0.5})
     assert study(right) == study(right)
-
-
-def _called_worse(rounds: int, *, rows: int, seeds: int) -> float:
-    """Share of worlds of equally good rows in which any is called worse than the best."""
-    generator, found = np.random.default_rng(rows), 0
-    for _ in range(rounds):
-        values = generator.normal(70, 1, (rows, seeds)) + generator.normal(0, 2, seeds)
-        column = {str(at): Measured(seeds=tuple(range(seeds)), values=own) for at, own in enumerate(values)}
-        best = max(column, key=lambda label: column[label].values.mean())
-        found += not all(as_good_as(best, column).values())
-    return found / rounds
-
-
-@pytest.mark.parametrize(
-    ("rows", "seeds", "rounds"),
-    [(8, 5, 300), *(pytest.param(r, s, 3000, marks=pytest.mark.slow) for r in (2, 5, 10, 25) for s in (3, 5, 10))],
-)
-def test_rows_that_are_alike_are_called_worse_at_most_five_times_in_a_hundred(rows, seeds, rounds):
-    assert _called_worse(rounds, rows=rows, seeds=seeds) <= 0.05 + error(0.05, rounds)

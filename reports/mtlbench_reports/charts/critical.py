@@ -1,4 +1,6 @@
-"""Critical-difference diagram: mean ranks over tasks and groups of indistinguishable rows (Demsar 2006, JMLR 7)."""
+"""Mean ranks over tasks and groups of indistinguishable rows, drawn as a critical-difference diagram (Demsar 2006, JMLR
+7). The groups come from a test over seeds, not from Nemenyi's over tasks: one training gives the scores of all tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mtlbench.api.study import Row
-from mtlbench.results.formatting import probability
 from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
 from mtlbench_reports.charts.style import FAINT, INK, SMALL
@@ -30,21 +31,22 @@ def critical(data: ChartInput) -> Iterator[Chart | OmittedChart]:
         reason = f"it needs three rows with scores of all tasks, and two tasks; there are {len(rows)} and {len(tasks)}"
         yield OmittedChart(name=_NAME, title=_TITLE, reason=reason)
         return
-    import numpy as np
-
     from mtlbench.statistics.over_tasks import ranking
 
-    scores = np.array([[row.entries[task].scores.mean for task in tasks] for row in rows])
-    yield _chart(data, rows, ranking(scores))
+    ranked = ranking(rows, tasks)
+    if ranked is None:
+        yield OmittedChart(name=_NAME, title=_TITLE, reason="the rows share no seed with scores of all tasks")
+        return
+    yield _chart(data, rows, ranked)
 
 
 def _chart(data: ChartInput, rows: Sequence[Row], ranked: Ranking) -> Chart:
-    order = sorted(range(len(rows)), key=lambda at: (ranked.ranks[at], rows[at].label))
+    order = sorted(range(len(rows)), key=lambda at: (ranked.ranks[rows[at].label], rows[at].label))
     half = math.ceil(len(order) / 2)
     labels = [short(row.label, width=2.6) for row in rows]
     side = max(map(text_width, labels)) + 0.45
     bars = _levels(ranked)
-    top = 0.75
+    top = 0.35
     first = top + 0.16 + 0.11 * (max(bars, default=-1) + 1)
     high = first + _STEP * half + 0.1
     sheet = Sheet(title=_TITLE, subtitle=data.table.title, width=2 * side + _WIDE, height=high)
@@ -56,12 +58,13 @@ def _chart(data: ChartInput, rows: Sequence[Row], ranked: Ranking) -> Chart:
     def x_of(rank: float) -> float:
         return side + (rank - 1) / (last - 1) * _WIDE
 
-    _axis(axes, ranked, x_of, top=top, last=last)
+    _axis(axes, x_of, top=top, last=last)
     hover = {}
     for at, index in enumerate(order):
         left = at < half
         y = first + _STEP * (at if left else len(order) - 1 - at) + 0.05
-        x, rank = x_of(ranked.ranks[index]), ranked.ranks[index]
+        rank = ranked.ranks[rows[index].label]
+        x = x_of(rank)
         edge = side - 0.3 if left else side + _WIDE + 0.3
         look = data.looks[rows[index].label]
         axes.plot([x, x, edge], [top, y, y], color=look.colour, linewidth=0.9, zorder=1)
@@ -70,30 +73,27 @@ def _chart(data: ChartInput, rows: Sequence[Row], ranked: Ranking) -> Chart:
         axes.text(text, y, labels[index], ha="right" if left else "left", va="center", size=SMALL)
         hover[f"rank-{at}"] = f"{rows[index].label}: mean rank {rank:.2f}"
     for level, clique in zip(bars, ranked.cliques, strict=True):
-        ends = [x_of(ranked.ranks[at]) for at in (clique[0], clique[-1])]
+        ends = [x_of(ranked.ranks[label]) for label in (clique[0], clique[-1])]
         y = top + 0.12 + 0.11 * level
         axes.plot([ends[0] - 0.04, ends[1] + 0.04], [y, y], color=INK, linewidth=2.6, solid_capstyle="butt", zorder=2)
-    caption = (
-        "Rank 1 is best. Thick lines join rows that Nemenyi's test does not distinguish at 5 %: their mean ranks "
-        f"differ by less than the critical difference of {ranked.critical:.2f}. Friedman's test over {ranked.tasks} "
-        f"tasks that all rows are equal: p {_p(ranked.p)}."
+    caption = f"Rank 1 is best; ranks are means over {ranked.tasks} tasks and {_seeds(ranked.seeds)}. "
+    caption += (
+        "Thick lines join rows whose mean ranks are not significantly different at 5 %, tested over seeds and "
+        "corrected for all pairs."
+        if ranked.seeds > 1
+        else "Nothing is tested with one seed: the tasks of one training are no independent observations."
     )
     left_out = [row.label for row in data.table.rows if row.rank is None]
     caption += f" Not shown, without scores of every task: {', '.join(left_out)}." if left_out else ""
     return Chart(name=_NAME, title=_TITLE, caption=caption, figure=sheet.figure, hover=hover)
 
 
-def _axis(axes: Axes, ranked: Ranking, x_of: Callable[[float], float], *, top: float, last: int) -> None:
+def _axis(axes: Axes, x_of: Callable[[float], float], *, top: float, last: int) -> None:
     axes.plot([x_of(1), x_of(last)], [top, top], color=FAINT, linewidth=0.9, zorder=0)
     step = math.ceil(last / 12)
     for rank in range(1, last + 1, step):
         axes.plot([x_of(rank)] * 2, [top, top - 0.06], color=FAINT, linewidth=0.9)
         axes.text(x_of(rank), top - 0.1, str(rank), ha="center", va="bottom", size=SMALL, color=INK)
-    reach = min(ranked.critical, last - 1)
-    axes.plot([x_of(1), x_of(1 + reach)], [0.3, 0.3], color=INK, linewidth=1.2, marker="|", markersize=6)
-    beyond = "" if ranked.critical <= last - 1 else ", more than all ranks"
-    text = f"critical difference {ranked.critical:.2f}{beyond}"
-    axes.text(x_of(1), 0.2, text, ha="left", va="bottom", size=SMALL, color=INK)
 
 
 def _levels(ranked: Ranking) -> list[int]:
@@ -108,6 +108,5 @@ def _levels(ranked: Ranking) -> list[int]:
     return levels
 
 
-def _p(p: float) -> str:
-    text = probability(p)
-    return text if text.startswith("<") else f"= {text}"
+def _seeds(number: int) -> str:
+    return "one seed" if number == 1 else f"the {number} seeds that all have"
