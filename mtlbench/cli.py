@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
 import click
 
@@ -22,8 +25,21 @@ from mtlbench.commands.statistics import statistics
 from mtlbench.commands.status import status
 from mtlbench.commands.tune import tune
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Commands(click.Group):
+    """Ends with 130 after an interrupt, where click would end with 1, the code for failed cells."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            return ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="mtlbench")
 def cli() -> None:
     """Compare multi-task parameter-efficient fine-tuning methods: same data, prompts, budget and seeds."""
@@ -50,13 +66,37 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: a wrong request prints one line and exits with 2."""
+    """Entry point: a wrong request prints one line and exits with 2, an interrupt at any moment with 130."""
+    pressed: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        code = _exit_code()
+    except BaseException:
+        # Libraries that are interrupted while they are imported may raise something else.
+        if not pressed:
+            raise
+        code = INTERRUPTED
+    sys.exit(INTERRUPTED if pressed and code else code)
+
+
+def _exit_code() -> int:
     from mtlbench.errors import MtlbenchError
+    from mtlbench.files.owner import import_variables
     from mtlbench.files.redact import guard_terminal, redact
 
+    os.environ.update(import_variables())
     guard_terminal()
     try:
         cli()
     except MtlbenchError as error:
         click.echo(f"mtlbench: {redact(str(error))}", err=True)
-        sys.exit(2)
+        return 2
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0

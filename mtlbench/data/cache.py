@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def cache_folder() -> Path:
+def cache_folder() -> Path | None:
     """``$MTLBENCH_CACHE``, else ``$XDG_CACHE_HOME/mtlbench``, else ``~/.cache/mtlbench``.
 
-    Entries, or the whole folder, can be deleted at any time; they are made again.
+    Entries, or the whole folder, can be deleted at any time; they are made again. ``None`` where the user has no home:
+    ``HOME`` is not set and the system does not know the user id, as in containers. Nothing is cached there.
     """
     folder = os.environ.get("MTLBENCH_CACHE")
-    if folder:
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
+    try:
+        if folder:
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
+    except RuntimeError:
+        logger.info("this user has no home folder: nothing is cached; set HOME or MTLBENCH_CACHE to a folder")
+        return None
 
 
 def write_cached(path: Path, content: bytes) -> None:
@@ -52,7 +57,10 @@ def cached_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    path = cache_folder() / "rows" / f"{key}.parquet"
+    folder = cache_folder()
+    if folder is None:
+        return pyarrow.Table.from_pylist(make())
+    path = folder / "rows" / f"{key}.parquet"
     try:
         if path.is_file():
             return parquet.read_table(path, page_checksum_verification=True)

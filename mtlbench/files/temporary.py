@@ -142,13 +142,32 @@ def disk_error(error: BaseException, path: Path, *, needed: int) -> DiskError | 
         number = int(match[1])
     if number not in _FULL:
         return None
+    if number != errno.EFBIG and _files_used_up(path.parent):
+        return DiskError(
+            number,
+            f"No more files fit in {str(path.parent)!r}: the number of files (inodes) of its file system is used up, "
+            "not its space. Remove files or raise the quota of files, then run the same command again: it does only "
+            "what is missing.",
+            str(path),
+        )
     limit = " The size of a single file is limited too (ulimit -f)." if number == errno.EFBIG else ""
+    if number == errno.EDQUOT:
+        limit = " A quota of space or of the number of files (inodes) is used up."
     return DiskError(
         number,
         f"No room in {str(path.parent)!r}: {path.name} needs {needed:,} bytes and {_free(path.parent)} are free."
         f"{limit} Free space or raise the quota, then run the same command again: it does only what is missing.",
         str(path),
     )
+
+
+def _files_used_up(folder: Path) -> bool:
+    """Whether the file system of ``folder`` counts its files and has room for no further one."""
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    return status.f_files > 0 and min(status.f_favail, status.f_ffree) == 0
 
 
 def _free(folder: Path) -> str:
