@@ -12,6 +12,7 @@ import torch
 from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
+from mtlbench.backbones.loaded import check_rows_fit
 from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, probe
 from mtlbench.backbones.names import weights_digest
 from mtlbench.data.choose import open_source
@@ -87,6 +88,7 @@ class Bench:
                 )
             self._backbones.clear()
             self._backbones[key] = self._load(cell.model, dtype=dtype, attention=cell.protocol.attention)
+        check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
 
     def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:

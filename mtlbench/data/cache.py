@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from mtlbench.api.task import Rows
 
 logger = logging.getLogger(__name__)
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def cache_folder() -> Path | None:
@@ -32,6 +37,36 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         logger.info("this user has no home folder: nothing is cached; set HOME or MTLBENCH_CACHE to a folder")
         return None
+
+
+SETTLED_NS = 2 * 10**9
+"""A file written less than this long ago may be written again without another time stamp."""
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered until the file is written again or replaced.
+
+    It is known again by its path, size, time stamps and inode.
+    """
+    folder, before = cache_folder(), _stamp(path)
+    entry = None
+    if folder is not None:
+        name = hashlib.sha256(repr((str(path.resolve()), before)).encode()).hexdigest()
+        entry = folder / "digests" / name[:2] / name
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if _HEX.fullmatch(known := entry.read_text(encoding="ascii")):
+                return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
+    if entry is not None and settled and _stamp(path) == before:
+        write_cached(entry, digest.encode())
+    return digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def write_cached(path: Path, content: bytes) -> None:
