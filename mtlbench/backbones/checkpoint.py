@@ -65,8 +65,8 @@ def check_checkpoint(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{str(folder / 'config.json')!r} has {name} {one_line(dtype)!r}, no dtype of torch. Known: "
                 f"{', '.join(sorted(_DTYPES))}."
             )
-    _check_tokenizer_files(folder)
     shapes = weight_shapes(folder)
+    _check_tokenizer_files(folder)
     rows = embedding_rows(shapes)
     if rows is None:
         return

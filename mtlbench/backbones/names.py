@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from mtlbench.api.cell import Cell
 from mtlbench.backbones.checkpoint import check_checkpoint, check_folder_length, tokens_note
 from mtlbench.data.cache import cached_sha256
 from mtlbench.errors import RequestError, did_you_mean
@@ -85,6 +88,23 @@ def check_positions(model: str, *, max_length: int) -> None:
     """
     if not is_embedded(model) and Path(model).is_dir():
         check_folder_length(Path(model), max_length=max_length)
+
+
+def found_model(cell: Cell, places: Iterable[str]) -> str | None:
+    """Where the backbone of a cell is now: the digest of its weights decides, not the path.
+
+    Args:
+        places: Folders where a local backbone may be, the most likely first.
+
+    Returns ``None`` where no place holds the weights that the cell was planned with.
+    """
+    if not cell.weights or is_embedded(cell.model):
+        return cell.model
+    for place in (cell.model, *places):
+        with contextlib.suppress(OSError):
+            if weights_digest(place) == cell.weights:
+                return place
+    return None
 
 
 def check_reachable(model: str) -> None:
