@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -67,6 +68,7 @@ for command in (
 
 def main() -> None:
     """Entry point: a wrong request prints one line and exits with 2, an interrupt at any moment with 130."""
+    _use_utf8()
     pressed: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -85,6 +87,22 @@ def main() -> None:
     sys.exit(INTERRUPTED if pressed and code else code)
 
 
+def _use_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode where the locale has another encoding.
+
+    Paths would reach the libraries in Rust and C++ as other bytes otherwise. What the terminal cannot show is escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = getattr(sys.stdout, "encoding", None) or "ascii"
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", f"{shown}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def _exit_code() -> int:
     from mtlbench.errors import MtlbenchError
     from mtlbench.files.owner import import_variables
@@ -92,6 +110,10 @@ def _exit_code() -> int:
 
     os.environ.update(import_variables())
     guard_terminal()
+    for argument in sys.argv[1:]:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            click.echo(f"mtlbench: {argument!a} is not UTF-8. Rename the file or folder.", err=True)
+            return 2
     try:
         cli()
     except MtlbenchError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mtlbench.api.record import Record
 from mtlbench.errors import PluginError, RequestError, did_you_mean
+from mtlbench.files.temporary import usual_permissions
 from mtlbench.results.choosing import named_records, told_apart
 from mtlbench.results.model_card import write_card
 from mtlbench.results.shareable import shareable, shared_names
@@ -98,6 +99,7 @@ def export_record(
     else:
         _as_saved(record, adapter, to)
     write_card(record, siblings, to, task=task)
+    usual_permissions(to)
 
 
 def _as_peft(record: Record, adapter: Path, to: Path, *, task: str | None, model: str | None) -> None:

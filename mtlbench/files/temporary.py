@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     made = temporary_path(path.parent)
     try:
         yield made
+        usual_permissions(made)
         if durable:
             for part in (made, *made.rglob("*")):
                 sync(part)
@@ -54,6 +56,27 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)
         else:
             made.unlink(missing_ok=True)
+
+
+def usual_permissions(path: Path) -> None:
+    """Give a file, or those in a folder, the permissions of new ones.
+
+    Safetensors makes its files readable by their owner only, and a run folder may be a group's.
+    """
+    usual = 0o666 & ~_umask()
+    for part in (path, *path.rglob("*")):
+        mode = part.lstat().st_mode
+        if stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600 != usual:
+            part.chmod(usual)
+
+
+def _umask() -> int:
+    """The umask of this process; reading it by :func:`os.umask` would change it for other threads meanwhile."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0o077
 
 
 @contextlib.contextmanager

@@ -407,9 +407,15 @@ def preflight(path: Path) -> None:
     except DiskError:
         raise
     except OSError as error:
+        shared = ""
+        if isinstance(error, PermissionError) and error.filename:
+            shared = (
+                f" ({error.filename}). If a group shares it, its owner lets the group write with `chmod -R g+rwX` and "
+                "works with umask 002"
+            )
         raise RequestError(
-            f"The run folder {str(path)!r} cannot be used: {error.strerror or error}. It must be writable and on a "
-            "file system with hard links; name another one with --out."
+            f"The run folder {str(path)!r} cannot be used: {error.strerror or error}{shared}. It must be writable and "
+            "on a file system with hard links; name another one with --out."
         ) from error
 
 
