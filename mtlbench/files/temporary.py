@@ -63,11 +63,10 @@ def usual_permissions(path: Path) -> None:
 
     Safetensors makes its files readable by their owner only, and a run folder may be a group's.
     """
-    usual = 0o666 & ~_umask()
     for part in (path, *path.rglob("*")):
         mode = part.lstat().st_mode
-        if stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600 != usual:
-            part.chmod(usual)
+        if stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600:
+            part.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
