@@ -21,7 +21,7 @@ from mtlbench.data.from_train import splits_under
 from mtlbench.data.k_shot import chosen_rows
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
-from mtlbench.errors import DataError
+from mtlbench.errors import DataError, RequestError
 from mtlbench.plugins import load_suite
 from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.encode import TokenRow
@@ -73,6 +73,8 @@ class Bench:
         self._data = data
         self._places = places
         self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
+        self._refused: dict[tuple[str, str, torch.dtype], str] = {}
+        """Why a backbone cannot be used: it is not read again for each cell."""
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
         self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
@@ -97,8 +99,14 @@ class Bench:
                     f"The backbone {cell.model!r} changed since this cell was planned. Start the same command again to "
                     "plan with what is there."
                 )
+            if key in self._refused:
+                raise RequestError(self._refused[key])
             self._backbones.clear()
-            self._backbones[key] = self._load(where, dtype=dtype, attention=cell.protocol.attention)
+            try:
+                self._backbones[key] = self._load(where, dtype=dtype, attention=cell.protocol.attention)
+            except RequestError as error:
+                self._refused[key] = str(error)
+                raise
         check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
 
