@@ -42,8 +42,8 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if _beyond_embedding(error):
         message += (
-            ". A token or a position has no row in the embeddings of the backbone: a row, with the tokens that the method "
-            "puts before it, is longer than its positions. Lower --max-length."
+            ". A token or a position has no row in the embeddings of the backbone: a row, with the tokens that the "
+            "method puts before it, is longer than its positions. Lower --max-length."
         )
     return Failure(
         kind=kind,
