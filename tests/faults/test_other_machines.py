@@ -96,7 +96,7 @@ def test_names_and_output_survive_other_locales(tmp_path: Path, locale: dict[str
     from mtlbench.backbones.names import BACKBONES
 
     model = Path(shutil.copytree(BACKBONES / "demo", tmp_path / "模型 é †"))
-    argv = [COMMAND, "plan", *SMALL, "--model", str(model), "--data", "demo", "--parameters"]
+    argv = [COMMAND, "plan", *SMALL, "--model", str(model), "--data", "demo"]
     done = subprocess.run(argv, env=environ(**locale), capture_output=True, check=False)
     assert done.returncode == 0 and b"1 cell: 1 to run" in done.stdout, done.stderr
 
