@@ -98,9 +98,9 @@ def found_model(cell: Cell, places: Iterable[str]) -> str | None:
 
     Returns ``None`` where no place holds the weights that the cell was planned with.
     """
-    if not cell.weights or is_embedded(cell.model):
+    if not cell.weights:
         return cell.model
-    for place in (cell.model, *places):
+    for place in (cell.model, *(() if is_embedded(cell.model) else places)):
         with contextlib.suppress(OSError):
             if weights_digest(place) == cell.weights:
                 return place

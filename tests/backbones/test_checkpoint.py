@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_backbones import tiny_model, tiny_tokenizer
 
+from mtlbench.api.cell import Cell, Protocol
 from mtlbench.backbones.backbone import load_backbone
 from mtlbench.backbones.checkpoint import position_limit, tokens_beyond
 from mtlbench.backbones.loaded import check_rows_fit
 from mtlbench.backbones.names import check_model, model_notes, weights_digest
+from mtlbench.cells.failure import failure_of
 from mtlbench.errors import RequestError
 from mtlbench.planning.plan import make_plan
 from mtlbench.planning.request import Request
@@ -190,8 +192,10 @@ def test_rows_longer_than_the_positions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="64 positions"):
         check_rows_fit("opt", model, max_length=65)
     assert model(input_ids=torch.full((1, 64), 5)).logits.shape[1] == 64
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError) as raised:
         model(input_ids=torch.full((1, 65), 5))
+    failure = failure_of(raised.value, Cell(method="lora", tasks=("glue/rte",), model="opt", protocol=Protocol()))
+    assert failure.kind == "user" and "Lower --max-length" in failure.message
 
 
 def test_only_tables_of_positions_have_an_end() -> None:
