@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import PurePath
 
 
 def one_line(text: str, *, limit: int = 300) -> str:
     """Untrusted text as one line without terminal controls, truncated with an ellipsis after ``limit`` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def local_name(model: str) -> str:
+    """A model as others may see it: of a local folder only its name, anything else as it is."""
+    return PurePath(model).name if PurePath(model).is_absolute() else model
+
+
+_QUOTED = re.compile(r"""(?P<quote>['"`])(?P<path>/[^'"`\n]*)(?P=quote)""")
+_BARE = re.compile(r"""(?<![\w./:~'"`<-])/(?:[^\s'"`/:,;()]+/)+[^\s'"`/:,;()]*""")
+_PACKAGES = re.compile(r".*/(?:site|dist)-packages/")
+
+
+def without_directories(text: str) -> str:
+    """``text`` with absolute paths cut to their last part, or to what follows ``site-packages``."""
+    if "/" not in text:
+        return text
+    text = _QUOTED.sub(lambda found: found["quote"] + _last(found["path"]) + found["quote"], text)
+    return _BARE.sub(lambda found: _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    inside = _PACKAGES.sub("", path)
+    return inside if inside != path else PurePath(path).name
 
 
 def sentences(*texts: str) -> str:

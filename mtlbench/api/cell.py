@@ -165,6 +165,12 @@ class Cell:
         """Name of all files of this cell: 24 hexadecimal digits."""
         return digest({**self.to_json(), "protocol": self.protocol.identity()}, length=24)
 
+    def named(self, model: str) -> Cell:
+        """This cell with another name of its backbone for readers; its key stays, which is that of its files."""
+        other = replace(self, model=model)
+        vars(other)["key"] = self.key
+        return other
+
     @property
     def scored(self) -> tuple[str, ...]:
         """The tasks that are evaluated: all, or with ``protocol.sources`` the targets."""

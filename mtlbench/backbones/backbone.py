@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.checksum import Checksum
+from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
+from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, remote_code
 from mtlbench.errors import RequestError
+from mtlbench.text import one_line
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,24 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
-        model = auto.from_pretrained(
+        model, loading = auto.from_pretrained(
             where,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported in `loading`, and refused with names
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
+        if not _of_files(error):
+            raise
         raise RequestError(_unloadable(name, error)) from error
+    check_read(name, model, loading)
+    check_finite(name, model)
+    check_vocabulary(name, model, tokenizer, architecture=architecture)
     return model.eval().requires_grad_(False), tokenizer, architecture
 
 
@@ -122,7 +133,9 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
 
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
+        if not _of_files(error):
+            raise
         raise RequestError(_unloadable(name, error)) from error
     auto, architecture = _auto_class(name, config)
     with torch.device("meta"):
@@ -141,7 +154,9 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:
+        if not _of_files(error):
+            raise
         raise RequestError(_unloadable(name, error)) from error
 
 
@@ -184,10 +199,24 @@ def _auto_class(name: str, config: Any) -> tuple[Any, str]:
     )
 
 
+_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM}
+
+
+def _of_files(error: Exception) -> bool:
+    """Whether the files of a model are the cause of what was raised while it was loaded, not the machine."""
+    if isinstance(error, RequestError) or is_out_of_memory(error):
+        return False
+    return not (isinstance(error, OSError) and error.errno in _MACHINE)
+
+
 def _unloadable(name: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = one_line(str(error)) or type(error).__name__
+    if not isinstance(error, (OSError, ValueError, ImportError)):
+        first = f"{type(error).__name__}: {first}"
     if "custom code" in first:
         return remote_code(name)
+    if "backend tokenizer" in first:
+        first = "it has no tokenizer, neither tokenizer.json nor the vocabulary of one (tokenizer.model, vocab.json)."
     if Path(name).expanduser().is_dir():
         return f"The backbone in {name!r} cannot be loaded: {first}"
     return (

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from mtlbench.api.cell import Cell
+from mtlbench.backbones.checkpoint import check_checkpoint, check_folder_length, tokens_note
+from mtlbench.data.cache import cached_sha256
 from mtlbench.errors import RequestError, did_you_mean
 
 BACKBONES = Path(__file__).parents[1] / "demo" / "backbones"
 """Folder of the embedded backbones, one subfolder each."""
 
-_WHOLE, _EDGE = 64 * 2**20, 2**20
+_WHOLE = 64 * 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 
 
@@ -31,8 +36,8 @@ def is_embedded(model: str) -> bool:
 def weights_digest(model: str) -> str:
     """Short digest of the files of an embedded or local backbone; empty for a hub id.
 
-    For a file larger than 64 MiB only its size, first and last MiB are read: enough to distinguish checkpoints without
-    reading gigabytes.
+    Every byte counts. The digest of a file larger than 64 MiB is remembered in the cache folder until the file is
+    written again, so that gigabytes are read once.
     """
     folder = BACKBONES / model if is_embedded(model) else Path(model)
     if not folder.is_dir():
@@ -43,13 +48,7 @@ def weights_digest(model: str) -> str:
             continue
         size = path.stat().st_size
         total.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            if size <= _WHOLE:
-                total.update(file.read())
-                continue
-            total.update(file.read(_EDGE))
-            file.seek(-_EDGE, 2)
-            total.update(file.read())
+        total.update(path.read_bytes() if size <= _WHOLE else cached_sha256(path).encode())
     return total.hexdigest()[:16]
 
 
@@ -72,6 +71,40 @@ def check_model(model: str) -> None:
         raise RequestError(
             f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}."
         )
+
+
+def model_notes(model: str) -> tuple[str, ...]:
+    """What the user should know of a model folder before the run."""
+    local = not is_embedded(model) and Path(model).is_dir()
+    note = tokens_note(Path(model)) if local else None
+    return () if note is None else (note,)
+
+
+def check_positions(model: str, *, max_length: int) -> None:
+    """Fail early when rows of ``max_length`` tokens are longer than the positions of a model folder.
+
+    Raises:
+        RequestError: saying what the longest row may be.
+    """
+    if not is_embedded(model) and Path(model).is_dir():
+        check_folder_length(Path(model), max_length=max_length)
+
+
+def found_model(cell: Cell, places: Iterable[str]) -> str | None:
+    """Where the backbone of a cell is now: the digest of its weights decides, not the path.
+
+    Args:
+        places: Folders where a local backbone may be, the most likely first.
+
+    Returns ``None`` where no place holds the weights that the cell was planned with.
+    """
+    if not cell.weights:
+        return cell.model
+    for place in (cell.model, *(() if is_embedded(cell.model) else places)):
+        with contextlib.suppress(OSError):
+            if weights_digest(place) == cell.weights:
+                return place
+    return None
 
 
 def check_reachable(model: str) -> None:
@@ -110,8 +143,11 @@ def _check_folder(path: Path) -> None:
         body = json.loads(config.read_text())
     except ValueError as error:
         raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
-    if isinstance(body, dict) and "AutoConfig" in (body.get("auto_map") or {}) and not _known(body.get("model_type")):
+    if not isinstance(body, dict):
+        raise RequestError(f"{str(config)!r} holds no JSON object. Copy or download it again.")
+    if "AutoConfig" in (body.get("auto_map") or {}) and not _known(body.get("model_type")):
         raise RequestError(remote_code(str(path)))
+    check_checkpoint(path, body)
 
 
 def remote_code(model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,16 @@ import torch
 from mtlbench.api.cell import Cell
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
+from mtlbench.backbones.loaded import check_rows_fit
 from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, probe
-from mtlbench.backbones.names import weights_digest
+from mtlbench.backbones.names import found_model
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
 from mtlbench.data.from_train import splits_under
 from mtlbench.data.k_shot import chosen_rows
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
-from mtlbench.errors import DataError
+from mtlbench.errors import DataError, RequestError
 from mtlbench.plugins import load_suite
 from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.encode import TokenRow
@@ -51,9 +52,18 @@ class Bench:
         threads: CPU threads; ``None`` leaves torch's choice.
         data: ``demo``, ``hub`` or a folder.
         sharding: The processes that keep a part of each backbone; ``None`` where every process keeps all.
+        places: Folders where the local backbone of a cell may be, if not where the cell says.
     """
 
-    def __init__(self, *, device: str, threads: int | None, data: str, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        threads: int | None,
+        data: str,
+        sharding: Sharding | None = None,
+        places: Callable[[Cell], Sequence[str]] = lambda cell: (),
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -61,7 +71,10 @@ class Bench:
         self.machine: Machine = probe(self.device)
         self.sharding = sharding
         self._data = data
+        self._places = places
         self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
+        self._refused: dict[tuple[str, str, torch.dtype], str] = {}
+        """Why a backbone cannot be used: it is not read again for each cell."""
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
         self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
@@ -80,13 +93,21 @@ class Bench:
         dtype, _ = self.dtypes(cell)
         key = (cell.model, cell.protocol.attention, dtype)
         if key not in self._backbones:
-            if cell.weights and cell.weights != weights_digest(cell.model):
+            where = found_model(cell, self._places(cell))
+            if where is None:
                 raise DataError(
                     f"The backbone {cell.model!r} changed since this cell was planned. Start the same command again to "
                     "plan with what is there."
                 )
+            if key in self._refused:
+                raise RequestError(self._refused[key])
             self._backbones.clear()
-            self._backbones[key] = self._load(cell.model, dtype=dtype, attention=cell.protocol.attention)
+            try:
+                self._backbones[key] = self._load(where, dtype=dtype, attention=cell.protocol.attention)
+            except RequestError as error:
+                self._refused[key] = str(error)
+                raise
+        check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
 
     def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:

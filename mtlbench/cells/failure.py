@@ -39,9 +39,15 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
     """The class, message and next step of an exception raised while running ``cell``."""
     kind = _class_of(error, cell)
     frames = traceback.extract_tb(error.__traceback__)[-6:]
+    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if _beyond_embedding(error):
+        message += (
+            ". A token or a position has no row in the embeddings of the backbone: a row, with the tokens that the "
+            "method puts before it, is longer than its positions. Lower --max-length."
+        )
     return Failure(
         kind=kind,
-        message=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+        message=message,
         next_step=_NEXT[kind],
         frames=tuple(f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames),
     )
@@ -61,11 +67,23 @@ def _class_of(error: BaseException, cell: Cell) -> FailureClass:
         return "disk"
     if isinstance(error, (StoreError, Damaged, SafetensorError)):
         return "corrupt"
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError) or _beyond_embedding(error):
         return "user"
     if isinstance(error, (PluginError, GuardError)):
         return "plugin"
     return "plugin" if _in_method_code(error, cell) else "infra"
+
+
+def _beyond_embedding(error: BaseException) -> bool:
+    """Whether an embedding of the backbone itself, in code of transformers, has no row for an index."""
+    if not isinstance(error, IndexError) or "index out of range in self" not in str(error):
+        return False
+    step, last = error.__traceback__, ""
+    while step is not None:
+        name = str(step.tb_frame.f_globals.get("__name__", ""))
+        last = last if name.startswith("torch.") else name
+        step = step.tb_next
+    return last.startswith("transformers.")
 
 
 def _in_method_code(error: BaseException, cell: Cell) -> bool:

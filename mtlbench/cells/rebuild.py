@@ -58,8 +58,11 @@ def setup_of(
     )
 
 
-def rebuild(record: Record, adapter: Path) -> Rebuilt:
+def rebuild(record: Record, adapter: Path, *, model: str | None = None) -> Rebuilt:
     """Load the backbone on the processor, attach the method and read the adapter.
+
+    Args:
+        model: Folder of the backbone, if it is not where the record says.
 
     Raises:
         StoreError: there is no adapter, it does not fit, or the backbone is not the one that was trained.
@@ -67,10 +70,11 @@ def rebuild(record: Record, adapter: Path) -> Rebuilt:
     cell = record.cell
     extra = saved_extra(adapter)
     dtype = {"torch.bfloat16": torch.bfloat16}.get(record.provenance.get("dtype", ""), torch.float32)
-    backbone = load_backbone(cell.model, dtype=dtype, attention=cell.protocol.attention, device=torch.device("cpu"))
+    where = model or cell.model
+    backbone = load_backbone(where, dtype=dtype, attention=cell.protocol.attention, device=torch.device("cpu"))
     if backbone.fingerprint != record.provenance.get("backbone_fingerprint"):
         raise StoreError(
-            f"The weights of the backbone {cell.model!r} are not the ones this adapter was trained on. "
+            f"The weights of the backbone {where!r} are not the ones this adapter was trained on. "
             "Bring those back, or train the cell again."
         )
     method = build(cell.method, cell.settings)

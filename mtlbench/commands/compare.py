@@ -20,7 +20,8 @@ def compare(before: str, after: str) -> None:
     """Print what changed from A to B, task by task, and exit with 1 when something dropped significantly.
 
     A and B are run folders, whose variants are compared name by name, or a folder and a variant: runs/a:lora
-    'runs/a:lora[rank=4]'. Differences are paired over seeds and examples; tasks are corrected after Holm.
+    'runs/a:lora[rank=4]'. Where a folder holds a variant under several protocols, name one by the start of its hash:
+    runs/a:lora@3f2a. Differences are paired over seeds and examples; tasks are corrected after Holm.
     """
     from mtlbench.results.regression import changes, pairs_of
     from mtlbench.text import aligned

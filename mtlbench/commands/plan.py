@@ -36,7 +36,8 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     show_notes(made)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
-    for line in plan_lines(made.cells, records, folder=path):
+    cells = RunFolder(path).known_as(made.cells)
+    for line in plan_lines(cells, records, folder=path):
         click.echo(line)
     for line in tuned.lines() if tuned else ():
         click.echo(line)
@@ -49,8 +50,10 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
         from mtlbench.executors.devices import Nvidia
         from mtlbench.forecasting.forecast import check_fits, forecast_lines, forecasts, target_of
 
-        cells = tuned.expected(path) if tuned else made.cells
-        todo = [cell for cell in cells if cell.key not in records or records[cell.key].status == "failed"]
+        done = {key for key, record in records.items() if record.status != "failed"}
+        wanted = tuned.expected(path) if tuned else made.cells
+        known_as = RunFolder(path).known_as(wanted)
+        todo = [cell for cell, known in zip(wanted, known_as, strict=True) if known.key not in done]
         target = target_of(device, Nvidia().devices(), todo=todo, devices=devices)
         expected, refused = forecasts(todo, records, target=target, data=made.request.data_name)
         for line in forecast_lines(expected, refused, target=target, folder=path):

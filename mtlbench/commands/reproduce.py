@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def reproduce(record: Path, key: str | None, to: Path | None, data: str | None, 
 
 
 def _run(known: FoundRecord, folder: RunFolder, *, data: str | None, device: str) -> Record:
-    from mtlbench.backbones.names import check_model, check_reachable
+    from mtlbench.backbones.names import check_model, check_reachable, found_model
     from mtlbench.errors import StoreError
     from mtlbench.executors.runner import run as run_cells
     from mtlbench.plugins import load_executor, load_observer, offers
@@ -55,11 +56,13 @@ def _run(known: FoundRecord, folder: RunFolder, *, data: str | None, device: str
 
     cell = cell_now(known.record.cell)
     where = data or data_source(known)
-    check_model(cell.model)
-    check_reachable(cell.model)
+    model = found_model(cell, known.folder.model_places(cell)) or cell.model
+    check_model(model)
+    check_reachable(model)
     folder.preflight()
     source = where if where in ("demo", "hub") else str(Path(where).resolve())
-    request = folder.put_request({"data": source, "reproduces": known.record.key}, [cell])
+    places = folder.models_in([replace(cell, model=model)])
+    request = folder.put_request({"data": source, "reproduces": known.record.key, **places}, [cell])
     observers = {name: load_observer(name) for name in offers("observers")}
     code = run_cells(folder, request, [cell], load_executor("local"), observers, device=device, workers=1)
     if code == 130:

@@ -67,8 +67,9 @@ def run(
 
         code = run_tuned(tuned, folder, starter, observers, tell=partial(click.echo, err=True), **limits)
     else:
-        request = folder.put_request(plan.to_json(), plan.cells)
-        code = run_cells(folder, request, plan.cells, starter, observers, **limits)
+        cells = folder.known_as(plan.cells)
+        request = folder.put_request({**plan.to_json(), **folder.models_in(plan.cells)}, cells)
+        code = run_cells(folder, request, cells, starter, observers, **limits)
     click.echo(f"Records are in {folder.path}. Show the table with: mtlbench report {folder.path}", err=True)
     if reports and code != 130:
         write_reports(folder, reports, draws=DRAWS, tell=show_written)

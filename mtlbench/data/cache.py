@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +20,53 @@ if TYPE_CHECKING:
     from mtlbench.api.task import Rows
 
 logger = logging.getLogger(__name__)
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
-def cache_folder() -> Path:
+def cache_folder() -> Path | None:
     """``$MTLBENCH_CACHE``, else ``$XDG_CACHE_HOME/mtlbench``, else ``~/.cache/mtlbench``.
 
-    Entries, or the whole folder, can be deleted at any time; they are made again.
+    Entries, or the whole folder, can be deleted at any time; they are made again. ``None`` where the user has no home:
+    ``HOME`` is not set and the system does not know the user id, as in containers. Nothing is cached there.
     """
     folder = os.environ.get("MTLBENCH_CACHE")
-    if folder:
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
+    try:
+        if folder:
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlbench"
+    except RuntimeError:
+        logger.info("this user has no home folder: nothing is cached; set HOME or MTLBENCH_CACHE to a folder")
+        return None
+
+
+SETTLED_NS = 2 * 10**9
+"""A file written less than this long ago may be written again without another time stamp."""
+
+
+def cached_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered until the file is written again or replaced.
+
+    It is known again by its path, size, time stamps and inode.
+    """
+    folder, before = cache_folder(), _stamp(path)
+    entry = None
+    if folder is not None:
+        name = hashlib.sha256(repr((str(path.resolve()), before)).encode()).hexdigest()
+        entry = folder / "digests" / name[:2] / name
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if _HEX.fullmatch(known := entry.read_text(encoding="ascii")):
+                return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
+    if entry is not None and settled and _stamp(path) == before:
+        write_cached(entry, digest.encode())
+    return digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def write_cached(path: Path, content: bytes) -> None:
@@ -52,7 +92,10 @@ def cached_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    path = cache_folder() / "rows" / f"{key}.parquet"
+    folder = cache_folder()
+    if folder is None:
+        return pyarrow.Table.from_pylist(make())
+    path = folder / "rows" / f"{key}.parquet"
     try:
         if path.is_file():
             return parquet.read_table(path, page_checksum_verification=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.executors.slots import DeviceSlot, release
 from mtlbench.executors.watch import Heartbeat
+from mtlbench.files.owner import import_variables
 from mtlbench.store import Claim
 from mtlbench.workers.arguments import WorkerArguments, thread_variables
 from mtlbench.workers.stacks import STACKS_SIGNAL
@@ -166,6 +167,7 @@ def _environment(slot: DeviceSlot, base: Mapping[str, str]) -> dict[str, str]:
         # Spinning OpenMP threads make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         **base,
+        **import_variables(),
         **thread_variables(slot.threads),
         "PYTHONUNBUFFERED": "1",
         "CUDA_VISIBLE_DEVICES": slot.visible,

@@ -1,9 +1,10 @@
-"""The process that holds a claim, and whether it is certainly dead."""
+"""The process that holds a claim, whether it is certainly dead, and what a child of this one sees."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def space() -> str:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
+
+
+def import_variables() -> dict[str, str]:
+    """Environment variables under which ``python -m`` finds the modules that this process finds.
+
+    By itself ``python -m`` puts the working directory first: a file ``datasets.py`` there would hide the package.
+    """
+    try:
+        working = os.getcwd()  # noqa: PTH109 - as written into sys.path
+    except FileNotFoundError:
+        return {}
+    return {} if {"", working} & set(sys.path) else {"PYTHONSAFEPATH": "1"}
 
 
 def cpus() -> int:

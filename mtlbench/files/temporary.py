@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     made = temporary_path(path.parent)
     try:
         yield made
+        usual_permissions(made)
         if durable:
             for part in (made, *made.rglob("*")):
                 sync(part)
@@ -54,6 +56,26 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
             shutil.rmtree(made, ignore_errors=True)
         else:
             made.unlink(missing_ok=True)
+
+
+def usual_permissions(path: Path) -> None:
+    """Give a file, or those in a folder, the permissions of new ones.
+
+    Safetensors makes its files readable by their owner only, and a run folder may be a group's.
+    """
+    for part in (path, *path.rglob("*")):
+        mode = part.lstat().st_mode
+        if stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600:
+            part.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The umask of this process; reading it by :func:`os.umask` would change it for other threads meanwhile."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0o077
 
 
 @contextlib.contextmanager
@@ -142,13 +164,32 @@ def disk_error(error: BaseException, path: Path, *, needed: int) -> DiskError | 
         number = int(match[1])
     if number not in _FULL:
         return None
+    if number != errno.EFBIG and _files_used_up(path.parent):
+        return DiskError(
+            number,
+            f"No more files fit in {str(path.parent)!r}: the number of files (inodes) of its file system is used up, "
+            "not its space. Remove files or raise the quota of files, then run the same command again: it does only "
+            "what is missing.",
+            str(path),
+        )
     limit = " The size of a single file is limited too (ulimit -f)." if number == errno.EFBIG else ""
+    if number == errno.EDQUOT:
+        limit = " A quota of space or of the number of files (inodes) is used up."
     return DiskError(
         number,
         f"No room in {str(path.parent)!r}: {path.name} needs {needed:,} bytes and {_free(path.parent)} are free."
         f"{limit} Free space or raise the quota, then run the same command again: it does only what is missing.",
         str(path),
     )
+
+
+def _files_used_up(folder: Path) -> bool:
+    """Whether the file system of ``folder`` counts its files and has room for no further one."""
+    try:
+        status = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    return status.f_files > 0 and min(status.f_favail, status.f_ffree) == 0
 
 
 def _free(folder: Path) -> str:

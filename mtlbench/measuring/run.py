@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Inventory, Nvidia
+from mtlbench.files.owner import import_variables
 from mtlbench.measuring.records import Measured, check_hardware, read_measured, write_measured
 from mtlbench.measuring.request import RANDOM, MeasureRow
 from mtlbench.text import duration, memory, one_line
@@ -51,6 +53,7 @@ def _measured(row: MeasureRow) -> Measured:
         done = subprocess.run(
             [sys.executable, "-m", "mtlbench.measuring.measure", str(row_file), str(result_file)],
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **import_variables()},
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",

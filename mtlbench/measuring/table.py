@@ -7,7 +7,7 @@ from typing import Any
 
 from mtlbench.measuring.records import Measured, check_hardware
 from mtlbench.measuring.request import MeasureRow
-from mtlbench.text import aligned, one_line
+from mtlbench.text import aligned, local_name, one_line
 
 MIB = 2**20
 DISTURBED = "*"
@@ -98,7 +98,7 @@ def _name(row: Measured) -> list[str]:
     request = MeasureRow.from_json(row["row"])
     mark = DISTURBED if row["conditions"]["disturbed"] else ""
     lengths = str(request.longest) if request.shortest == request.longest else f"{request.shortest}:{request.longest}"
-    return [f"{request.variant}{mark}", one_line(request.model), f"{request.batch_size} x {lengths}"]
+    return [f"{request.variant}{mark}", one_line(local_name(request.model)), f"{request.batch_size} x {lengths}"]
 
 
 def _notes(rows: Sequence[Measured]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.hooks import hookimpl
 from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.text import local_name
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -178,7 +179,7 @@ def _settings(cell: Cell) -> dict[str, bool | int | float | str]:
         "method": cell.method,
         "variant": cell.variant,
         "seed": cell.seed,
-        "model": cell.model,
+        "model": local_name(cell.model),
         "tasks": ",".join(cell.tasks),
         "key": cell.key,
         **{f"setting.{name}": value for name, value in cell.settings.items()},

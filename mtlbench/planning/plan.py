@@ -11,7 +11,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.backbones.names import check_model, is_embedded, weights_digest
+from mtlbench.backbones.names import check_model, check_positions, is_embedded, model_notes, weights_digest
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
@@ -82,8 +82,10 @@ def make_plan(request: Request) -> Plan:
     )
     _check_losses(methods, protocol)
     _check_search_rows(methods, protocol)
+    check_positions(request.model, max_length=protocol.max_length)
     cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
-    return Plan(request=request, cells=cells, suites=suites, source=source, notes=tuple(_alike(cells, methods)))
+    notes = (*model_notes(request.model), *_alike(cells, methods))
+    return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
 
 
 def _check_losses(methods: Sequence[MethodChoice], protocol: Protocol) -> None:

@@ -76,9 +76,15 @@ def write_reports(
 
 def _write(report: Report, study: Study, target: Path) -> Written:
     documents: Mapping[str, str | bytes] = report.render(study)
-    target.mkdir(parents=True, exist_ok=True)
-    for name, content in documents.items():
-        overwrite(target / name, content if isinstance(content, bytes) else content.encode(), durable=False)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in documents.items():
+            overwrite(target / name, content if isinstance(content, bytes) else content.encode(), durable=False)
+    except PermissionError as error:
+        raise RequestError(
+            f"The reports cannot be written to {str(target)!r}: {error.strerror or error}. Name a folder of your own "
+            "with --to."
+        ) from error
     first = next(iter(documents.values())) if report.on_terminal else None
     return Written(
         paths=tuple(target / name for name in documents),

@@ -16,7 +16,7 @@ from mtlbench.backbones.names import is_embedded
 from mtlbench.errors import PluginError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
-from mtlbench.text import markdown_table, one_line, tasks_label
+from mtlbench.text import local_name, markdown_table, one_line, tasks_label
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -81,7 +81,8 @@ def _native_code(record: Record, task: str | None) -> str:
             "",
             'folder = Path(".")',
             'record = Record.from_json(json.loads((folder / "record.json").read_text()))',
-            "rebuilt = rebuild(record, folder)  # loads the backbone, attaches the method, reads the adapter",
+            "# loads the backbone, attaches the method, reads the adapter",
+            f"rebuilt = rebuild(record, folder{_backbone_argument(record.cell.model)}",
             f"task = record.cell.tasks.index({json.dumps(first)})",
             "ids = torch.tensor([[5, 6, 7, 8]])  # a prompt as the backbone's tokenizer gives it",
             "with torch.no_grad(), rebuilt.setup.routing.of(torch.tensor([task])):",
@@ -89,6 +90,11 @@ def _native_code(record: Record, task: str | None) -> str:
             "print(answer[0].tolist())",
         ]
     )
+
+
+def _backbone_argument(model: str) -> str:
+    local = Path(model).is_absolute()
+    return f", model={json.dumps(local_name(model))})  # name the folder of the backbone here" if local else ")"
 
 
 def _lines(record: Record, siblings: Sequence[Record], folder: Path, task: str | None) -> Iterator[str]:
@@ -148,7 +154,7 @@ def _front_matter(record: Record, folder: Path) -> ModelCardData:
 
 def _model_name(record: Record) -> str:
     model = record.cell.model
-    return one_line(model if is_embedded(model) else _shared_name(model))
+    return one_line(local_name(model))
 
 
 def _is_demo(record: Record) -> bool:
@@ -240,13 +246,8 @@ def _is_seq2seq(adapter: Path) -> bool:
     return bool(json.loads((adapter / "adapter_config.json").read_text()).get("task_type") == "SEQ_2_SEQ_LM")
 
 
-def _shared_name(model: str) -> str:
-    """A hub id unchanged; of a local folder only its name."""
-    return Path(model).name if Path(model).is_absolute() else model
-
-
 def _backbone_code(model: str) -> str:
     if is_embedded(model):
         return f"BACKBONES / {json.dumps(model)}"
-    name = json.dumps(_shared_name(model))
+    name = json.dumps(local_name(model))
     return f"{name}  # name the folder of the backbone here" if Path(model).is_absolute() else name

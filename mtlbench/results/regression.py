@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from mtlbench.api.cell import canonical
 from mtlbench.api.record import Record
 from mtlbench.api.study import Interval, Predictions
 from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.results.choosing import group_of, named_records, told_apart
 from mtlbench.statistics.estimate import holm
 
 if TYPE_CHECKING:
@@ -83,7 +84,22 @@ def pairs_of(
             f"{folder_a.path} and {folder_b.path} have no finished variant in common. Name one on each side."
         )
     for variant in shared:
-        yield _side(folder_a, a, variant), _side(folder_b, b, variant)
+        ours, theirs = (_by_group(records, variant) for records in (a, b))
+        common = [group for group in ours if group in theirs]
+        if not common or len(ours) == len(theirs) == 1:
+            yield _side(folder_a, a, variant), _side(folder_b, b, variant)
+        for group in common if max(len(ours), len(theirs)) > 1 else ():
+            protocol = ours[group][0].cell.protocol.hash()
+            name = f"{variant}@{protocol}"
+            yield _set(folder_a, ours[group], name), _set(folder_b, theirs[group], name)
+
+
+def _by_group(records: Sequence[Record], variant: str) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.cell.variant == variant:
+            groups.setdefault(group_of(record), []).append(record)
+    return groups
 
 
 def _done(folder: RunFolder) -> list[Record]:
@@ -91,23 +107,32 @@ def _done(folder: RunFolder) -> list[Record]:
 
 
 def _side(folder: RunFolder, records: Sequence[Record], variant: str) -> RecordSet:
-    from mtlbench.statistics.answers import answers_in
-
     known = {record.cell.variant for record in records}
+    name, variant, protocol = variant, *_without_protocol(variant, known)
     if variant not in known:
         raise RequestError(f"No finished cell of {variant!r} is in {folder.path}. {did_you_mean(variant, known)}")
-    by_seed: dict[int, Record] = {}
-    for record in records:
-        if record.cell.variant != variant:
-            continue
-        if record.cell.seed in by_seed:
-            raise RequestError(
-                f"{folder.path} holds {variant} with seed {record.cell.seed} more than once, under other protocols, "
-                "tasks, backbones or versions. Compare folders that hold one of each."
-            )
-        by_seed[record.cell.seed] = record
+    alike = [record for record in records if record.cell.variant == variant]
+    return _set(folder, named_records(alike, protocol=protocol), name)
+
+
+def _without_protocol(variant: str, known: Collection[str]) -> tuple[str, str | None]:
+    """``lora@3f2a`` as variant and start of a protocol's hash."""
+    first, at, protocol = variant.rpartition("@")
+    return (first, protocol) if at and variant not in known else (variant, None)
+
+
+def _set(folder: RunFolder, records: Sequence[Record], name: str) -> RecordSet:
+    from mtlbench.statistics.answers import answers_in
+
+    by_seed = {record.cell.seed: record for record in records}
+    if len(by_seed) < len(records):
+        raise RequestError(
+            f"{folder.path} holds {name} more than once with one seed: {told_apart(records)}. Name a protocol after "
+            f"the variant on both sides, such as {folder.path}:{name}@{records[0].cell.protocol.hash()}, or compare "
+            "folders that hold one of each."
+        )
     predictions = answers_in(folder, by_seed.values())
-    return RecordSet(name=f"{folder.path}:{variant}", records=by_seed, predictions=predictions)
+    return RecordSet(name=f"{folder.path}:{name}", records=by_seed, predictions=predictions)
 
 
 def changes(one: RecordSet, other: RecordSet) -> tuple[Change, ...]:
@@ -140,7 +165,7 @@ def _measured(side: RecordSet, seeds: list[int]) -> dict[str, Measured]:
 
     (table,) = study_of([side.records[seed] for seed in seeds]).tables
     (row,) = table.rows
-    answers = {id(side.records[seed]): _answers(side, seed) for seed in seeds}
+    answers = {id(record): _answers(side, record.cell.seed) for record in row.records}
     scores = scores_of(table, answers=answers, draws=DRAWS)
     by_task = {task: column[row.label] for task, column in scores.columns.items() if row.label in column}
     return {**by_task, **({AVERAGE: scores.average[row.label]} if row.label in scores.average else {})}
@@ -184,7 +209,7 @@ def _p(estimated: Estimate) -> float:
 def _check_comparable(one: RecordSet, other: RecordSet) -> None:
     a, b = (next(iter(side.records.values())).cell for side in (one, other))
     fields: dict[str, tuple[Any, Any]] = {
-        "backbone": (a.model, b.model),
+        **({} if a.weights and a.weights == b.weights else {"backbone": (a.model, b.model)}),
         "weights of the backbone": (a.weights, b.weights),
         "tasks": (", ".join(a.tasks), ", ".join(b.tasks)),
     }

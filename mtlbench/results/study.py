@@ -15,6 +15,7 @@ from mtlbench.results.circumstances import circumstances
 from mtlbench.results.degenerate import below_base, evidence_of
 from mtlbench.results.multitask import REFERENCES, method_of, reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
+from mtlbench.results.shareable import shareable, shared_names
 from mtlbench.results.tuned import (
     TunedCells,
     comparable,
@@ -24,7 +25,7 @@ from mtlbench.results.tuned import (
     tuning_notes,
     with_default_winners,
 )
-from mtlbench.text import one_line, seed_list, tasks_label
+from mtlbench.text import one_line, seed_list, tasks_label, without_directories
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import AnswersOfRecords
@@ -65,7 +66,9 @@ def study_of(
             raise StoreError(
                 f"Two different records claim cell {record.key} ({record.cell.variant}). Delete the wrong one."
             )
-    missing = {cell.key: cell for cell in expected if cell.key not in by_key}
+    named = shared_names([*expected, *(record.cell for record in by_key.values())])
+    by_key = {key: shareable(record, named) for key, record in by_key.items()}
+    missing = {cell.key: named(cell) for cell in expected if cell.key not in by_key}
     cells = [*(record.cell for record in by_key.values()), *missing.values()]
     tuned = tuned_cells(cells, searches)
     groups = comparable([cell for cell in cells if id(cell) not in tuned.refused], tuned)
@@ -85,7 +88,11 @@ def study_of(
     return Study(
         title=_study_title(tables, title=title),
         tables=tables,
-        notes=(*map(one_line, notes()), *tuned.refused.values(), *(warning if differing else ())),
+        notes=(
+            *(one_line(without_directories(note)) for note in notes()),
+            *tuned.refused.values(),
+            *(warning if differing else ()),
+        ),
         counts={**counts, "missing": len(missing)},
         steps=steps,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -106,6 +107,37 @@ class RunFolder:
     def expected(self) -> list[Cell]:
         """The cells of all requests, each once."""
         return list({cell.key: cell for request in self.requests() for cell in cells_of(request)}.values())
+
+    # Local backbones: the digest of their weights says which it is, not the path, which changes when folders move
+
+    def known_as(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """The cells with local backbones under the paths by which earlier requests here name the same weights."""
+        known: dict[str, str] = {}
+        for cell in self.expected() if self.path.is_dir() else ():
+            if cell.weights and Path(cell.model).is_absolute():
+                known.setdefault(cell.weights, cell.model)
+        return tuple(
+            replace(cell, model=known[cell.weights])
+            if cell.weights in known and Path(cell.model).is_absolute()
+            else cell
+            for cell in cells
+        )
+
+    def models_in(self, cells: Iterable[Cell]) -> dict[str, dict[str, list[str]]]:
+        """Options of a request that say where the local backbones of ``cells`` are: :meth:`model_places` reads them."""
+        models = {cell.weights: cell.model for cell in cells if cell.weights and Path(cell.model).is_absolute()}
+        here = self.path.resolve()
+        return {"models": {key: [path, os.path.relpath(path, here)] for key, path in models.items()}} if models else {}
+
+    def model_places(self, cell: Cell) -> list[str]:
+        """Folders where the local backbone of ``cell`` may be: of the newest request first, and where it was relative
+        to this folder, so that both can be moved together."""
+        places: list[str] = []
+        for request in reversed(self.requests()):
+            path, relative = request["words"].get("models", {}).get(cell.weights, (None, None))
+            if path is not None:
+                places += [path, str((self.path / relative).resolve())]
+        return list(dict.fromkeys(places))
 
     # Records
 
@@ -375,9 +407,15 @@ def preflight(path: Path) -> None:
     except DiskError:
         raise
     except OSError as error:
+        shared = ""
+        if isinstance(error, PermissionError) and error.filename:
+            shared = (
+                f" ({error.filename}). If a group shares it, its owner lets the group write with `chmod -R g+rwX` and "
+                "works with umask 002"
+            )
         raise RequestError(
-            f"The run folder {str(path)!r} cannot be used: {error.strerror or error}. It must be writable and on a "
-            "file system with hard links; name another one with --out."
+            f"The run folder {str(path)!r} cannot be used: {error.strerror or error}{shared}. It must be writable and "
+            "on a file system with hard links; name another one with --out."
         ) from error
 
 

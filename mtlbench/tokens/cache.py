@@ -32,7 +32,10 @@ TokenPair = tuple[Tokens, Tokens]
 
 def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[TokenPair]:
     """The examples cached under ``key``; otherwise the result of ``make``, which is then cached."""
-    path = cache_folder() / "tokens" / key[:2] / f"{key}.safetensors"
+    folder = cache_folder()
+    if folder is None:
+        return make()
+    path = folder / "tokens" / key[:2] / f"{key}.safetensors"
     try:
         if path.is_file():
             return _read(path)

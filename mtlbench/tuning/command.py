@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def tune(
     folder = RunFolder(out or tuning.default_folder)
     observers |= trackers_named(track, folder.path)
     folder.preflight()
+    places = folder.models_in([tuning.template])
+    tuning = replace(tuning, plan=replace(tuning.plan, cells=folder.known_as(tuning.plan.cells)))
     effort = {"effort": tuning.effort, "seed": options.seed, "searches": list(options.searches)}
 
     settled: list[Trial] = []
@@ -75,7 +78,7 @@ def tune(
     with Session(folder, starter, observers, **session_options) as session:
 
         def run(cells: Sequence[Cell]) -> int:
-            request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort}, cells)
+            request = folder.put_request({**tuning.plan.request.to_json(), "tuning": effort, **places}, cells)
             return session.run(request, cells)
 
         outcome = search(tuning, folder, run, on_settled=on_settled)

@@ -100,7 +100,7 @@ def run_tuned(
         with Session(trials, executor, observers, at_once=len(study.trial_cells), **options) as session:
 
             def run(some: Sequence[Cell], session: Session = session) -> int:
-                return session.run(trials.put_request(words, some), some)
+                return session.run(trials.put_request({**words, **trials.models_in(some)}, some), some)
 
             searched, of_search = run_searches(study, trials, run, tell=tell)
         if of_search == INTERRUPTED:
@@ -120,5 +120,6 @@ def _run(
     observers: Mapping[str, object],
     **options: Any,
 ) -> int:
+    known = folder.known_as(cells)
     with Session(folder, executor, observers, **options) as session:
-        return session.run(folder.put_request(words, cells), cells)
+        return session.run(folder.put_request({**words, **folder.models_in(cells)}, known), known)

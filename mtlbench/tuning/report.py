@@ -14,7 +14,7 @@ from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Value
 from mtlbench.files.sealed import overwrite
 from mtlbench.results.study import study_of
-from mtlbench.text import markdown_table, one_line, sentences
+from mtlbench.text import markdown_table, one_line, sentences, without_directories
 from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome
 from mtlbench.tuning.space import Space, quiet_study, space_text
@@ -83,7 +83,7 @@ def _best(tuning: Tuning, outcome: Outcome, search: Path) -> Iterator[str]:
         yield "No trial is complete."
         return
     yield f"Trial {best.number} with {best.score:.2f}: {_code(settings_text(best.settings))}. To train with them:"
-    yield f"```\n{tuning.run_command(best.settings, search=search)}\n```"
+    yield f"```\n{without_directories(tuning.run_command(best.settings, search=search))}\n```"
     for note in best.records[-1].notes.values():
         if isinstance(note, Mapping) and "architecture" in note:
             yield f"Architecture found in that trial: {_code(json.dumps(note['architecture']))}"

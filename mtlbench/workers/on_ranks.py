@@ -127,7 +127,13 @@ def _bench(arguments: WorkerArguments, ranks: Connected, folder: RunFolder) -> B
 
         sharding, ranks.sharded = Sharding(ranks, ranks.device), True
     data = folder.options(arguments.request)["data"]
-    bench = Bench(device=str(ranks.device), threads=arguments.threads, data=data, sharding=sharding)
+    bench = Bench(
+        device=str(ranks.device),
+        threads=arguments.threads,
+        data=data,
+        sharding=sharding,
+        places=folder.model_places,
+    )
     bench.machine = Machine(**{**ranks.broadcast_object(asdict(bench.machine)), "device": bench.machine.device})
     return bench
 

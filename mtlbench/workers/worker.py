@@ -210,7 +210,7 @@ def torch_engine(
 
     every_s = checkpoint_seconds()
     data = folder.options(arguments.request)["data"]
-    bench = Bench(device=arguments.device, threads=arguments.threads, data=data)
+    bench = Bench(device=arguments.device, threads=arguments.threads, data=data, places=folder.model_places)
     return lambda cell: run_cell(cell, bench=bench, folder=folder, events=events, stop=stop, checkpoint_s=every_s)
 
 

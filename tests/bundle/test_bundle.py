@@ -164,8 +164,8 @@ def test_wrong_words_are_refused(original: Path, tmp_path: Path):
         list(manifest.problems(tmp_path))
     empty = tmp_path / "model"
     empty.mkdir()
-    (empty / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="has no weights"):
+    (empty / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(RequestError, match="has no weights"):
         collected(tmp_path / "out", models=(str(empty),))
     with pytest.raises(DataError, match="Two models"):
         collected(tmp_path / "out", models=("demo", "demo"))

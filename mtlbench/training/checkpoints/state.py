@@ -64,6 +64,15 @@ def saved_extra(folder: Path) -> dict[str, Any]:
     return dict(extra)
 
 
+def replace_extra(folder: Path, extra: Mapping[str, Any]) -> None:
+    """Write ``extra`` in place of what :func:`save_adapter` was given."""
+    path = folder / FILE
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with atomic_write(path) as made:
+        save_file(state, made, metadata={"mtlbench": json.dumps(dict(extra), sort_keys=True)})
+
+
 def shrink(model: nn.Module, names: Iterable[str]) -> None:
     """Let modules that lose parameters in training (a searched architecture) take the form ``names`` were saved in.
 
