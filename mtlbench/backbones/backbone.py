@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.checksum import Checksum
-from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, remote_code
+from mtlbench.backbones.gguf import load_gguf
+from mtlbench.backbones.names import check_model, files_of, remote_code
 from mtlbench.errors import RequestError
+
+_UNLOADABLE = (OSError, ValueError, ImportError, KeyError, IndexError, struct.error)
+"""What transformers and gguf raise for files that they cannot use; the last three come from damaged GGUF."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     """The model ``name``, frozen and in evaluation mode, its tokenizer and its architecture.
 
     Args:
-        name: ``demo``, ``demo-t5``, a folder, or a hub id.
+        name: A packaged backbone such as ``demo``, a folder, a GGUF file, or a hub id.
         attention: ``sdpa`` or ``eager``.
 
     Raises:
@@ -95,18 +99,21 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
 
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
-        model = auto.from_pretrained(
-            where,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        if "gguf_file" in where:
+            model = load_gguf(auto, where, config=config, dtype=dtype, attention=attention, device=device)
+        else:
+            model = auto.from_pretrained(
+                **where,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
+                trust_remote_code=False,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    except _UNLOADABLE as error:
         raise RequestError(_unloadable(name, error)) from error
     return model.eval().requires_grad_(False), tokenizer, architecture
 
@@ -121,8 +128,8 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    except _UNLOADABLE as error:
         raise RequestError(_unloadable(name, error)) from error
     auto, architecture = _auto_class(name, config)
     with torch.device("meta"):
@@ -140,8 +147,8 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    except _UNLOADABLE as error:
         raise RequestError(_unloadable(name, error)) from error
 
 
@@ -158,10 +165,11 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _locate(name: str) -> str:
-    """The folder or hub id that transformers loads."""
+def _locate(name: str) -> dict[str, str]:
+    """What ``from_pretrained`` takes: a folder, a GGUF file in one, or a hub id."""
     check_model(name)
-    return str(BACKBONES / name) if is_embedded(name) else name
+    files = files_of(name)
+    return {"pretrained_model_name_or_path": name} if files is None else files.where
 
 
 def _auto_class(name: str, config: Any) -> tuple[Any, str]:
@@ -188,8 +196,8 @@ def _unloadable(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "custom code" in first:
         return remote_code(name)
-    if Path(name).expanduser().is_dir():
-        return f"The backbone in {name!r} cannot be loaded: {first}"
+    if files_of(name) is not None:
+        return f"The backbone {name!r} cannot be loaded: {first}"
     return (
         f"The backbone {name!r} cannot be loaded from the hub: {first} "
         "Check the id and the network, or use a local folder or the embedded `demo`."
