@@ -36,6 +36,9 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
     click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
+    click.option(
+        "--chat-template/--no-chat-template", default=None, help="Prompts as turns in the tokenizer's chat template."
+    ),
     click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
     click.option(
         "--batching",

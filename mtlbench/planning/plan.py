@@ -20,6 +20,7 @@ from mtlbench.planning.protocols import choose_protocol
 from mtlbench.planning.request import Request, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.plugins import load_suite, offer_of
+from mtlbench.tokens.chat import check_chat_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ def make_plan(request: Request) -> Plan:
     sources = resolve_tasks(choice.sources) if choice.sources else ({}, {})
     tasks, suites = _trained(sources, targets)
     check_model(request.model)
+    if choice.changed.chat_template:
+        check_chat_template(request.model)
     source = open_source(request.data_name, suites=suites)
     for task in tasks.values():
         source.check(task)
