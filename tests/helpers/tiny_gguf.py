@@ -40,6 +40,7 @@ def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
 def write_gguf(path: Path, *, template: str | None = TEMPLATE, eight_bit: bool = False) -> tuple[Any, Any]:
     """Write model and tokenizer to ``path`` and return them; with ``eight_bit`` the projections as Q8_0."""
     tokenizer = tiny_tokenizer(architecture="causal")
+    tokenizer.chat_template = template
     model = tiny_llama(len(tokenizer))
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")

@@ -72,7 +72,7 @@ def pair(request):
     tokenizer = request.param()
     model = tiny_model(architecture="causal", vocabulary=len(tokenizer))
     stock = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=1)
-    ids = {name: 0 for name in TASKS}
+    ids = dict.fromkeys(TASKS, 0)
     more = {"architecture": "causal", "routing": Routing(), "task_ids": ids, "max_length": 512, "token_budget": 4096}
     return RoutedLM(model, tokenizer, **more), stock
 
