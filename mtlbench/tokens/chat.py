@@ -79,8 +79,7 @@ def check_chat_template(model: str) -> None:
     if files is not None and files.gguf is not None:
         found: bool | None = has_chat_template(files.folder / files.gguf)
     else:
-        folder = _cached_folder(model) if files is None else files.folder
-        found = None if folder is None else _in_folder(folder)
+        found = _in_cache(model) if files is None else _in_folder(files.folder)
     if found is False:
         raise RequestError(_without(model))
 
@@ -97,12 +96,17 @@ def _in_folder(folder: Path) -> bool:
         raise RequestError(f"{str(config)!r} is no JSON object: {error}. Download it again.") from error
 
 
-def _cached_folder(model: str) -> Path | None:
-    """The snapshot of a hub id in the local cache."""
+def _in_cache(model: str) -> bool | None:
+    """The same of a hub id in the local cache; ``None`` where that does not tell."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, _CONFIG)
-    return Path(found).parent if isinstance(found, str) else None
+    config = try_to_load_from_cache(model, _CONFIG)
+    if not isinstance(config, str):
+        return None
+    if _in_folder(Path(config).parent):
+        return True
+    # Neither a path nor None: the cache knows that the hub has no such file. None: it was never asked for.
+    return None if try_to_load_from_cache(model, _FILES[0]) is None else False
 
 
 def _without(model: str) -> str:

@@ -167,6 +167,24 @@ def test_a_backbone_without_a_template_is_refused_at_the_plan(tmp_path):
     check_chat_template(str(saved))
 
 
+def test_the_cache_of_the_hub_refuses_only_what_it_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    check_chat_template("some/model")  # nothing of it is cached
+    model = tmp_path / "models--some--model"
+    snapshot = model / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc")
+    (snapshot / "tokenizer_config.json").write_text("{}")
+    check_chat_template("some/model")  # nobody asked the hub for a template yet
+    (model / ".no_exist" / "abc").mkdir(parents=True)
+    (model / ".no_exist" / "abc" / "chat_template.jinja").touch()
+    with pytest.raises(RequestError, match="no chat template"):
+        check_chat_template("some/model")
+    (snapshot / "tokenizer_config.json").write_text(json.dumps({"chat_template": SMOLLM2}))
+    check_chat_template("some/model")
+
+
 def test_a_cell_trains_and_scores_with_it(tmp_path, monkeypatch, lm_tasks):
     monkeypatch.chdir(tmp_path)
     _, tokenizer = write_gguf(Path("chat.gguf"))
