@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtlbench import nn
+    from mtlbench.api.backbone import PackagedBackbone
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Answers, Method, ReadOut, Setup, SetupTask, Stateful, Trainer, Value
@@ -26,6 +27,7 @@ __all__ = [
     "Launch",
     "Ledger",
     "Method",
+    "PackagedBackbone",
     "ReadOut",
     "Report",
     "Routing",
@@ -50,6 +52,7 @@ _HOMES = {
     "Workers": "api.executor",
     "hookimpl": "api.hooks",
     "Method": "api.method",
+    "PackagedBackbone": "api.backbone",
     "ReadOut": "api.method",
     "Setup": "api.method",
     "SetupTask": "api.method",

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import pluggy
 
+from mtlbench.api.backbone import PackagedBackbone
 from mtlbench.api.executor import Executor
 from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
 from mtlbench.api.method import Method
@@ -22,6 +23,7 @@ from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_me
 _SINGULAR = {
     "methods": "method",
     "tasks": "suite",
+    "backbones": "backbone",
     "reports": "report",
     "published": "ledger",
     "executors": "executor",
@@ -98,6 +100,11 @@ def load_method(name: str) -> type[Method]:
 def load_suite(name: str) -> TaskSuite:
     """The suite behind ``name``."""
     return cast(TaskSuite, _instance("tasks", name, TaskSuite))
+
+
+def load_packaged(name: str) -> PackagedBackbone:
+    """The backbone that an installed package carries as ``name``."""
+    return cast(PackagedBackbone, _instance("backbones", name, PackagedBackbone))
 
 
 def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from mtlbench import plugins
 from mtlbench.api.hooks import EventHooks, NounHooks
+from mtlbench.backbones.backbone import load_backbone
+from mtlbench.backbones.names import BACKBONES, weights_digest
+from mtlbench.cli import cli
 from mtlbench.errors import PluginError, RequestError
+from mtlbench.planning.plan import make_plan
+from mtlbench.planning.request import Request
 
 
 def install(site: Path, name: str, *, points: dict[str, dict[str, str]], modules: dict[str, str]) -> None:
@@ -139,10 +147,52 @@ def test_an_observer_with_a_wrong_signature_is_refused(site: Path):
         plugins.load_observer("obs")
 
 
+LAB = """
+    from pathlib import Path
+    from mtlbench import PackagedBackbone, hookimpl
+
+    @hookimpl
+    def mtlbench_backbones():
+        yield PackagedBackbone(name="labmodel", path=Path(__file__).parent / "labmodel", about="ours", licence="MIT")
+        yield PackagedBackbone(name="labmissing", path=None, install="pip install lab-weights")
+        yield PackagedBackbone(name="labgone", path=Path(__file__).parent / "gone")
+"""
+
+
+def test_a_lab_ships_its_own_backbones(site: Path):
+    names = ("labmodel", "labmissing", "labgone")
+    points = {"backbones": dict.fromkeys(names, "lab_backbones")}
+    install(site, "lab-pkg", points=points, modules={"lab_backbones": LAB})
+    shutil.copytree(BACKBONES / "demo", site / "labmodel")
+    request = Request(methods="lora", tasks="glue/rte", model="labmodel", data="demo")
+    (cell,) = make_plan(request).cells
+    assert (cell.model, cell.weights) == ("labmodel", weights_digest("demo")), "the name is the key, not the folder"
+    backbone = load_backbone("labmodel", dtype=torch.float32, attention="sdpa", device=torch.device("cpu"))
+    assert backbone.parameters == 1_115_264
+    assert Request(methods="lora", tasks="glue/rte", model="labmodel").data_name == "hub", "its data is no demo"
+    listed = CliRunner().invoke(cli, ["list", "backbones", "-v"]).output
+    assert "labmodel    lab-pkg 1.2.3" in listed and "ours; licence: MIT" in listed
+    assert "not installed: pip install lab-weights" in listed
+    for model, message in {
+        "labmodle": r"no model 'labmodle'\. Did you mean 'labmodel'\? Known: demo, demo-t5, labgone",
+        "demmo": "Did you mean 'demo'",
+        "labmissing": "not installed: pip install lab-weights",
+    }.items():
+        with pytest.raises(RequestError, match=message):
+            make_plan(Request(methods="lora", tasks="glue/rte", model=model, data="demo"))
+    with pytest.raises(PluginError, match=r"'labgone' of lab-pkg 1\.2\.3 lies in .*gone', which is not there"):
+        make_plan(Request(methods="lora", tasks="glue/rte", model="labgone", data="demo"))
+
+
+def test_the_demo_backbones_come_in_by_the_same_road():
+    assert set(plugins.offers("backbones")) >= {"demo", "demo-t5", "smollm2"}
+    assert plugins.load_packaged("demo").path == BACKBONES / "demo" and plugins.load_packaged("demo").demo
+
+
 def test_every_hook_is_documented_with_its_exact_signature():
     text = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
     hooks = [f for spec in (NounHooks, EventHooks) for n, f in vars(spec).items() if n.startswith("mtlbench_")]
-    assert len(hooks) == 12
+    assert len(hooks) == 13
     for hook in hooks:
         names = ", ".join(p for p in inspect.signature(hook).parameters if p != "self")
         assert f"`{hook.__name__}({names})`" in text, f"docs/plugins.md lacks {hook.__name__}({names})"

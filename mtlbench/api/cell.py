@@ -48,6 +48,9 @@ class Protocol:
     """Version of lm-eval whose task objects make the prompts, with a digest of the tasks' prompt definitions."""
     max_length: int = 256
     """Rows longer than this many tokens are truncated on the left of the prompt."""
+    chat_template: bool = False
+    """Prompts in training and evaluation are turns of a conversation, in the chat template of the tokenizer, as lm-eval
+    applies it; few-shot examples are earlier turns."""
     train_rows: int | None = None
     """At most this many training examples per task; ``None`` takes all."""
     eval_rows: int | None = None

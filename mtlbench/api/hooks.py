@@ -1,7 +1,8 @@
 """The pluggy hooks of mtlbench: the objects a plugin may provide, the events an observer may receive.
 
 A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
-(``mtlbench.methods``, ``.tasks``, ``.reports``, ``.published``, ``.executors``, ``.observers``) names the module.
+(``mtlbench.methods``, ``.tasks``, ``.backbones``, ``.reports``, ``.published``, ``.executors``, ``.observers``) names
+the module.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mtlbench.api.backbone import PackagedBackbone
     from mtlbench.api.cell import Cell
     from mtlbench.api.executor import Executor
     from mtlbench.api.method import Method
@@ -36,6 +38,10 @@ class NounHooks:
     @hookspec
     def mtlbench_tasks(self) -> Iterable[TaskSuite]:  # type: ignore[empty-body]
         """The module's suites. No data is read here."""
+
+    @hookspec
+    def mtlbench_backbones(self) -> Iterable[PackagedBackbone]:  # type: ignore[empty-body]
+        """The module's backbones: names and paths of model files. No file is read here."""
 
     @hookspec
     def mtlbench_reports(self) -> Iterable[Report]:  # type: ignore[empty-body]
@@ -94,6 +100,7 @@ class EventHooks:
 NOUN_HOOKS: dict[str, str] = {
     "methods": "mtlbench_methods",
     "tasks": "mtlbench_tasks",
+    "backbones": "mtlbench_backbones",
     "reports": "mtlbench_reports",
     "published": "mtlbench_published",
     "executors": "mtlbench_executors",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.checksum import Checksum
+from mtlbench.backbones.gguf import load_gguf
 from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
 from mtlbench.backbones.machine import is_out_of_memory
-from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, remote_code
+from mtlbench.backbones.names import check_model, files_of, remote_code
 from mtlbench.errors import RequestError
 from mtlbench.text import one_line
 
@@ -87,7 +88,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     """The model ``name``, frozen and in evaluation mode, its tokenizer and its architecture.
 
     Args:
-        name: ``demo``, ``demo-t5``, a folder, or a hub id.
+        name: A packaged backbone such as ``demo``, a folder, a GGUF file, or a hub id.
         attention: ``sdpa`` or ``eager``.
 
     Raises:
@@ -99,24 +100,29 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
 
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
-        model, loading = auto.from_pretrained(
-            where,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported in `loading`, and refused with names
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        loading: Mapping[str, Any] | None = None
+        if "gguf_file" in where:
+            model = load_gguf(auto, where, config=config, dtype=dtype, attention=attention, device=device)
+        else:
+            model, loading = auto.from_pretrained(
+                **where,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported in `loading`, and refused with names
+                output_loading_info=True,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except Exception as error:
         if not _of_files(error):
             raise
         raise RequestError(_unloadable(name, error)) from error
-    check_read(name, model, loading)
+    if loading is not None:
+        check_read(name, model, loading)
     check_finite(name, model)
     check_vocabulary(name, model, tokenizer, architecture=architecture)
     return model.eval().requires_grad_(False), tokenizer, architecture
@@ -132,7 +138,7 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
     except Exception as error:
         if not _of_files(error):
             raise
@@ -153,7 +159,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except Exception as error:
         if not _of_files(error):
             raise
@@ -173,10 +179,11 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _locate(name: str) -> str:
-    """The folder or hub id that transformers loads."""
+def _locate(name: str) -> dict[str, str]:
+    """What ``from_pretrained`` takes: a folder, a GGUF file in one, or a hub id."""
     check_model(name)
-    return str(BACKBONES / name) if is_embedded(name) else name
+    files = files_of(name)
+    return {"pretrained_model_name_or_path": name} if files is None else files.where
 
 
 def _auto_class(name: str, config: Any) -> tuple[Any, str]:
@@ -217,8 +224,8 @@ def _unloadable(name: str, error: Exception) -> str:
         return remote_code(name)
     if "backend tokenizer" in first:
         first = "it has no tokenizer, neither tokenizer.json nor the vocabulary of one (tokenizer.model, vocab.json)."
-    if Path(name).expanduser().is_dir():
-        return f"The backbone in {name!r} cannot be loaded: {first}"
+    if files_of(name) is not None:
+        return f"The backbone {name!r} cannot be loaded: {first}"
     return (
         f"The backbone {name!r} cannot be loaded from the hub: {first} "
         "Check the id and the network, or use a local folder or the embedded `demo`."

@@ -1,4 +1,4 @@
-"""Model names: embedded backbone, local folder or hub id, resolved without loading anything."""
+"""Model names: packaged backbone, local folder or GGUF file, or hub id, resolved without loading anything."""
 
 from __future__ import annotations
 
@@ -9,42 +9,94 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from mtlbench.api.backbone import PackagedBackbone
 from mtlbench.api.cell import Cell
 from mtlbench.backbones.checkpoint import check_checkpoint, check_folder_length, tokens_note
+from mtlbench.backbones.gguf import SUFFIX, check_gguf, gguf_in
 from mtlbench.data.cache import cached_sha256
-from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.errors import PluginError, RequestError, did_you_mean
+from mtlbench.plugins import load_packaged, offer_of, offers
 
 BACKBONES = Path(__file__).parents[1] / "demo" / "backbones"
-"""Folder of the embedded backbones, one subfolder each."""
+"""Folder of the embedded demo backbones, one subfolder each."""
 
 _WHOLE = 64 * 2**20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 
 
-def embedded() -> tuple[str, ...]:
-    """Names of the embedded backbones."""
-    return tuple(sorted(p.parent.name for p in BACKBONES.glob("*/config.json")))
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a packaged or local backbone."""
+
+    folder: Path
+    gguf: str | None = None
+    """Name of the GGUF file in the folder that holds configuration, tokenizer and weights alike."""
+
+    @property
+    def where(self) -> dict[str, str]:
+        """What ``from_pretrained`` of models, configurations and tokenizers takes."""
+        place = {"pretrained_model_name_or_path": str(self.folder)}
+        return place if self.gguf is None else {**place, "gguf_file": self.gguf}
+
+
+def packaged() -> tuple[str, ...]:
+    """Names of the backbones that installed packages carry, read from metadata only."""
+    return tuple(offers("backbones"))
+
+
+def is_packaged(model: str) -> bool:
+    """Whether ``model`` names a backbone of an installed package."""
+    return model in packaged()
 
 
 def is_embedded(model: str) -> bool:
-    """Whether ``model`` names an embedded backbone."""
-    return model in embedded()
+    """Whether ``model`` names a packaged backbone that knows generated text only, such as ``demo``."""
+    return is_packaged(model) and load_packaged(model).demo
+
+
+def files_of(model: str) -> ModelFiles | None:
+    """The files of a packaged or local backbone; ``None`` for a hub id.
+
+    Raises:
+        RequestError: the package with its files is not installed, or a folder has several GGUF files.
+        PluginError: a package names files that are not there.
+    """
+    path = _packaged_path(load_packaged(model)) if is_packaged(model) else Path(model)
+    if path.is_dir() and model:
+        return ModelFiles(path, gguf_in(path))
+    if path.suffix == SUFFIX and path.is_file():
+        return ModelFiles(path.parent, path.name)
+    return None
+
+
+def _packaged_path(backbone: PackagedBackbone) -> Path:
+    if backbone.path is None:
+        how = f": {backbone.install}" if backbone.install else "."
+        raise RequestError(f"The files of the backbone {backbone.name!r} are not installed{how}")
+    if not backbone.path.exists():
+        offer = offer_of("backbones", backbone.name)
+        raise PluginError(
+            f"The backbone {backbone.name!r} of {offer.origin} lies in {str(backbone.path)!r}, which is not there. "
+            f"Install {offer.distribution} again."
+        )
+    return backbone.path
 
 
 def weights_digest(model: str) -> str:
-    """Short digest of the files of an embedded or local backbone; empty for a hub id.
+    """Short digest of the files of a packaged or local backbone; empty for a hub id. Of GGUF it is the one file's.
 
     Every byte counts. The digest of a file larger than 64 MiB is remembered in the cache folder until the file is
     written again, so that gigabytes are read once.
     """
-    folder = BACKBONES / model if is_embedded(model) else Path(model)
-    if not folder.is_dir():
+    files = files_of(model)
+    if files is None:
         return ""
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
+    for path in sorted(files.folder.iterdir()) if files.gguf is None else [files.folder / files.gguf]:
+        if files.gguf is None and path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
             continue
         size = path.stat().st_size
         total.update(f"{path.name} {size} ".encode())
@@ -53,23 +105,23 @@ def weights_digest(model: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Fail early when ``model`` is neither an embedded backbone, a model folder nor a possible hub id.
+    """Fail early when ``model`` is neither a packaged backbone, local files nor a possible hub id.
 
     Raises:
         RequestError: what is wrong and what to use instead.
     """
-    if is_embedded(model):
+    files = files_of(model)
+    if files is not None:
+        _check_files(files)
         return
-    path = Path(model)
-    if model and path.is_dir():
-        _check_folder(path)
-        return
-    if "/" not in model and difflib.get_close_matches(model.lower(), embedded(), n=1, cutoff=0.7):
-        raise RequestError(f"There is no model {model!r}. {did_you_mean(model, embedded())}")
+    if model.endswith(SUFFIX):
+        check_gguf(Path(model))
+    if "/" not in model and difflib.get_close_matches(model.lower(), packaged(), n=1, cutoff=0.7):
+        raise RequestError(f"There is no model {model!r}. {did_you_mean(model, packaged())}")
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local or not _HUB_ID.fullmatch(model):
         raise RequestError(
-            f"There is no model folder {model!r}. Name a folder with config.json, a hub id or {_names()}."
+            f"There is no model folder {model!r}. Name a folder with config.json, a GGUF file, a hub id or {_names()}."
         )
 
 
@@ -113,14 +165,14 @@ def check_reachable(model: str) -> None:
     Raises:
         RequestError: with alternatives that need no hub.
     """
-    if is_embedded(model) or Path(model).is_dir():
+    if files_of(model) is not None:
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return
-    hint = f"Use a local folder, or {_names()}. {did_you_mean(model, embedded())}"
+    hint = f"Use a local folder, or {_names()}. {did_you_mean(model, packaged())}"
     try:
         HfApi().model_info(model, timeout=10)
     except GatedRepoError as error:
@@ -133,11 +185,16 @@ def check_reachable(model: str) -> None:
         raise RequestError(f"Model {model!r} is not on this machine and the hub cannot be reached. {hint}") from error
 
 
-def _check_folder(path: Path) -> None:
+def _check_files(files: ModelFiles) -> None:
+    if files.gguf is not None:
+        check_gguf(files.folder / files.gguf)
+        return
+    path = files.folder
     config = path / "config.json"
     if not config.is_file():
         raise RequestError(
-            f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote."
+            f"The model folder {str(path)!r} has no config.json. Name the folder that save_pretrained wrote, or one "
+            "with a GGUF file."
         )
     try:
         body = json.loads(config.read_text())
@@ -168,4 +225,4 @@ def _known(architecture: object) -> bool:
 
 
 def _names() -> str:
-    return "an embedded backbone (" + ", ".join(embedded()) + ")"
+    return "a packaged backbone (" + ", ".join(packaged()) + ")"

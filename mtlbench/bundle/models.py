@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mtlbench.backbones.names import BACKBONES, check_model, is_embedded
+from mtlbench.backbones.names import ModelFiles, check_model, files_of, is_packaged
 from mtlbench.errors import DataError, RequestError
 
 PLAIN = (".json", ".model", ".txt", ".jinja", ".md")
@@ -22,22 +22,31 @@ def collect_model(name: str, to: Path) -> tuple[str, str]:
         DataError: it has no weights, a link leads out of it, or another model has the same name.
     """
     check_model(name)
-    if is_embedded(name):
-        folder, root, target, revision = BACKBONES / name, BACKBONES / name, name, ""
-    elif Path(name).is_dir():
-        folder = root = Path(name)
-        target, revision = folder.resolve().name, ""
+    files = files_of(name)
+    if files is not None:
+        folder = root = files.folder
+        target = name if is_packaged(name) else _folder_name(files)
+        revision = ""
     else:
         folder = _from_hub(name)
         # A snapshot in the hub's cache consists of links to files outside of it.
         root, target, revision = folder.parent.parent, name, folder.name
-    _copy(name, folder, to / target, root=root)
+    _copy(name, folder, to / target, root=root, gguf=files.gguf if files else None)
     return target, revision
 
 
-def _copy(name: str, folder: Path, to: Path, *, root: Path) -> None:
+def _folder_name(files: ModelFiles) -> str:
+    """The name of a local folder, or of a GGUF file without its suffix."""
+    return files.folder.resolve().name if files.gguf is None else Path(files.gguf).stem
+
+
+def _copy(name: str, folder: Path, to: Path, *, root: Path, gguf: str | None) -> None:
     if to.exists():
         raise DataError(f"Two models have the folder name {to.name!r}. Make a bundle for each.")
+    if gguf is not None:
+        to.mkdir(parents=True)
+        copy_inside(folder / gguf, to / gguf, root=root)
+        return
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     weights = next((paths for end in WEIGHTS if (paths := [path for path in files if path.suffix == end])), [])
     if not weights:

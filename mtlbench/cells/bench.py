@@ -24,6 +24,7 @@ from mtlbench.data.source import Source, find_task
 from mtlbench.errors import DataError, RequestError
 from mtlbench.plugins import load_suite
 from mtlbench.tokens.cache import Tokenised
+from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow
 
 if TYPE_CHECKING:
@@ -122,22 +123,27 @@ class Bench:
 
         Raises:
             DataError: rows are missing, changed since the cell was planned, or not shaped as the task needs.
+            RequestError: the tokenizer has no chat template, which the protocol needs.
         """
         protocol = cell.protocol
         key = (
             cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train,
             protocol.holdout, protocol.k_shot, protocol.sources, cell.seed if protocol.k_shot else None,
+            protocol.chat_template,
         )  # fmt: skip
         if key not in self._prepared:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
             tokenised = Tokenised(backbone)
+            chat = ChatPrompts(backbone.tokenizer) if protocol.chat_template else None
             for index, (name, lm_task) in enumerate(lm_tasks.items()):
                 evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
                 shots = "" if name in protocol.source_tasks else protocol.k_shot
                 draw = axis_seed(axis_seed(cell.seed, "split"), f"k-shot/{name}")
                 wanted = chosen_rows(lm_task, limit=protocol.train_rows, k_shot=shots, seed=draw)
-                rows += tokenised.rows(tasks[name], lm_task, wanted, index=index, max_length=protocol.max_length)
+                rows += tokenised.rows(
+                    tasks[name], lm_task, wanted, index=index, max_length=protocol.max_length, chat=chat
+                )
                 logger.info("%s: %d training rows", name, len(wanted))
             self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
         return self._prepared[key]

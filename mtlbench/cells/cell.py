@@ -269,6 +269,7 @@ class _Run:
             max_length=self.cell.protocol.max_length,
             token_budget=self.token_budget,
             eval_rows=self.cell.protocol.eval_rows,
+            chat_template=self.cell.protocol.chat_template,
         )
 
     def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -7,14 +7,11 @@ import click
 
 @click.command("list")
 @click.argument("group", required=False)
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Also every task with its source and licence, and every field of a protocol."
-)
+@click.option("-v", "--verbose", is_flag=True, help="Also tasks, backbones and protocols in every detail.")
 def list_(group: str | None, verbose: bool) -> None:
     """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS
-    from mtlbench.backbones.names import embedded
-    from mtlbench.planning.listing import peft_line, protocol_lines, suite_lines
+    from mtlbench.planning.listing import backbone_line, peft_line, protocol_lines, suite_lines
     from mtlbench.plugins import offers
 
     for name in (group,) if group else GROUPS:
@@ -29,11 +26,11 @@ def list_(group: str | None, verbose: bool) -> None:
             click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
             for line in suite_lines(offered[0].name) if verbose and name == "tasks" else ():
                 click.echo(f"    {line}")
+            if verbose and name == "backbones":
+                click.echo(f"    {backbone_line(offered[0].name)}")
         if name == "methods":
             click.echo(f"  {peft_line()}")
     if group in (None, "protocols"):
         click.echo("protocols:")
         for line in protocol_lines(verbose=verbose):
             click.echo(f"  {line}")
-    if group is None:
-        click.echo(f"models embedded: {', '.join(embedded())}")

@@ -14,7 +14,9 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
     click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
     click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
-    click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id."),
+    click.option(
+        "--model", metavar="NAME", help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id."
+    ),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
     click.option(
@@ -34,6 +36,9 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
     click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
+    click.option(
+        "--chat-template/--no-chat-template", default=None, help="Prompts as turns in the tokenizer's chat template."
+    ),
     click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
     click.option(
         "--batching",

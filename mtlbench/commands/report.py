@@ -15,6 +15,7 @@ from mtlbench.commands.shared import DRAWS, reports_named, run_folder, show_writ
 @click.option("--to", type=click.Path(path_type=Path), help="Where documents go.  [default: FOLDER/report]")
 @click.option("--vs", metavar="TABLE", help="Also print a published table beside ours, such as peml/table-2.")
 @click.option("--reference", metavar="METHOD", help="Row to compare with.  [default: lora_st, lora or the best]")
+@click.option("--title", metavar="TEXT", help="What the study is called.  [default: its tasks and backbone]")
 @click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
@@ -24,7 +25,13 @@ from mtlbench.commands.shared import DRAWS, reports_named, run_folder, show_writ
     help="Resamples of the examples behind tests and intervals; 0 lets only the seeds vary.",
 )
 def report(
-    folder: Path | None, formats: str, to: Path | None, vs: str | None, reference: str | None, bootstrap: int
+    folder: Path | None,
+    formats: str,
+    to: Path | None,
+    vs: str | None,
+    reference: str | None,
+    title: str | None,
+    bootstrap: int,
 ) -> None:
     """Print the tables of a run folder (the newest one by default) and write the documents."""
     from mtlbench.published.ledger import tables_named
@@ -33,7 +40,8 @@ def report(
 
     store = run_folder(folder)
     published = tables_named(vs) if vs else ()
-    study = write_reports(store, reports_named(formats), to, reference=reference, draws=bootstrap, tell=show_written)
+    reports, named = reports_named(formats), title or ""
+    study = write_reports(store, reports, to, reference=reference, draws=bootstrap, title=named, tell=show_written)
     for table in published:
         for line in versus_lines(table, study):
             click.echo(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mtlbench.compat import label_and_choices
@@ -24,17 +25,22 @@ class Pair:
     target: str
 
 
-def training_pairs(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[Pair]:
+def training_pairs(
+    lm_task: ConfigurableTask, rows: Sequence[int] | None = None, *, chat: Callable[..., str] | None = None
+) -> list[Pair]:
     """Context and gold answer of the training examples with the indices ``rows``, or of all, as lm-eval scores them.
 
     Multiple choice uses the request of the gold choice, including the delimiter; generation uses the target text.
+
+    Args:
+        chat: Renders messages as a prompt, with ``add_generation_prompt``; ``None`` joins them as plain text.
 
     Raises:
         DataError: naming the row with an invalid label or text.
     """
     with quiet_lm_eval():
         docs = lm_task.training_docs()
-    return _each(lm_task, lm_task.config.training_split, docs, rows, gold_pair)
+    return _each(lm_task, lm_task.config.training_split, docs, rows, partial(gold_pair, chat=chat))
 
 
 def evaluation_golds(lm_task: ConfigurableTask, rows: Sequence[int] | None = None) -> list[int] | None:
@@ -50,16 +56,23 @@ def evaluation_golds(lm_task: ConfigurableTask, rows: Sequence[int] | None = Non
     return _each(lm_task, lm_task.config.validation_split, docs, rows, gold_index)
 
 
-def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any]) -> Pair:
-    """The training pair of one row.
+def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any], *, chat: Callable[..., str] | None = None) -> Pair:
+    """The training pair of one row; ``chat`` as in :func:`training_pairs`.
 
     Raises:
         ValueError: the label is not one of the choices, or the output type has no gold answer.
     """
-    context = lm_task.fewshot_context(doc, lm_task.config.num_fewshot, gen_prefix=lm_task.doc_to_prefix(doc))
+    turns: dict[str, Any] = {"apply_chat_template": chat is not None, "chat_template": chat}
+    context = lm_task.fewshot_context(
+        doc,
+        lm_task.config.num_fewshot,
+        gen_prefix=lm_task.doc_to_prefix(doc),
+        fewshot_as_multiturn=chat is not None,
+        **turns,
+    )
     if lm_task.OUTPUT_TYPE == "generate_until":
         return Pair(context, gold_text(lm_task, doc))
-    requests = lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None))
+    requests = lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None), **turns)
     if lm_task.OUTPUT_TYPE == "loglikelihood":
         return Pair(*requests.args)
     if lm_task.OUTPUT_TYPE == "multiple_choice":

@@ -44,10 +44,12 @@ def evaluate(
     max_length: int,
     token_budget: int,
     eval_rows: int | None,
+    chat_template: bool = False,
 ) -> Evaluation:
     """Score ``model`` on at most ``eval_rows`` documents of the evaluation split of each task, without dropout.
 
-    ``token_budget`` limits rows x padded length of a batch.
+    ``token_budget`` limits rows x padded length of a batch; ``chat_template`` renders prompts as turns, few-shot
+    examples as earlier ones.
 
     Raises:
         DataError: a label is not one of the choices, or an answer does not fit into ``max_length``.
@@ -75,6 +77,8 @@ def evaluate(
                 task_dict={"tasks": dict(lm_tasks), "groups": {}},
                 samples=None if eval_rows is None else rows,
                 bootstrap_iters=0,
+                apply_chat_template=chat_template,
+                fewshot_as_multiturn=chat_template,  # as lm-eval's command line does with --apply_chat_template
                 log_samples=True,
             )
     finally:

@@ -21,6 +21,7 @@ from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.files.heartbeat import beat
 from mtlbench.nn.low_rank.layer import known_factors
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
+from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import Tokens, encode_pairs, fit
 
 LOGITS_PER_BATCH = 2**26
@@ -100,6 +101,27 @@ class RoutedLM(LM):  # type: ignore[misc]
                 # generate() counts cache positions as tokens, which the virtual tokens of a soft prompt are not
                 share=self.architecture == "causal" and soft_prompt_of(self.model) is None and self._packable,
             )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name by which lm-eval's cache of requests tells tokenizers apart."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The text of the tokenizer's template, or ``None`` without ``chat_template``."""
+        return self.tokenizer.chat_template if chat_template else None
+
+    @cached_property
+    def _chat(self) -> ChatPrompts:
+        return ChatPrompts(self.tokenizer)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation, as training renders it (:class:`~mtlbench.tokens.chat.ChatPrompts`).
+
+        Raises:
+            RequestError: the tokenizer has no template.
+        """
+        return self._chat(chat_history, add_generation_prompt)
 
     def _score_requests(self, instances: Sequence[Instance]) -> list[ScoreRequest]:
         encoded = encode_pairs(self.tokenizer, [i.args for i in instances], architecture=self.architecture)

@@ -1,4 +1,4 @@
-"""What is installed, as lines for people: protocols, the tasks of a suite, the tuners of peft."""
+"""What is installed, as lines for people: protocols, the tasks of a suite, backbones, the tuners of peft."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from mtlbench.api.task import Task
 from mtlbench.errors import MtlbenchError
 from mtlbench.planning.protocols import about, basis_of, choose_protocol, fields_of, names
-from mtlbench.plugins import load_suite
+from mtlbench.plugins import load_packaged, load_suite
 
 
 def protocol_lines(*, verbose: bool = False) -> Iterator[str]:
@@ -40,6 +40,17 @@ def suite_lines(name: str) -> Iterator[str]:
         yield f"{name}/{task.name:<{width}}  {_facts(task)}"
         licence, tables = task.licence or "not stated", ", ".join(task.tables) or "none"
         yield f"{'':<{len(name) + width + 3}}{task.source or 'no source'}; licence: {licence}; tables: {tables}"
+
+
+def backbone_line(name: str) -> str:
+    """What a packaged backbone is, its licence, and how to install what it needs; or why it cannot be loaded."""
+    try:
+        backbone = load_packaged(name)
+    except MtlbenchError as error:
+        return str(error)
+    missing = f"not installed: {backbone.install}" if backbone.path is None else ""
+    licence = f"licence: {backbone.licence or 'not stated'}"
+    return "; ".join(filter(None, (backbone.about, licence, missing)))
 
 
 def peft_line() -> str:

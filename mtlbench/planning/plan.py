@@ -11,7 +11,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.backbones.names import check_model, check_positions, is_embedded, model_notes, weights_digest
+from mtlbench.backbones.names import check_model, check_positions, files_of, is_packaged, model_notes, weights_digest
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
@@ -20,6 +20,7 @@ from mtlbench.planning.protocols import choose_protocol
 from mtlbench.planning.request import Request, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.plugins import load_suite, offer_of
+from mtlbench.tokens.chat import check_chat_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ def make_plan(request: Request) -> Plan:
     sources = resolve_tasks(choice.sources) if choice.sources else ({}, {})
     tasks, suites = _trained(sources, targets)
     check_model(request.model)
+    if choice.changed.chat_template:
+        check_chat_template(request.model)
     source = open_source(request.data_name, suites=suites)
     for task in tasks.values():
         source.check(task)
@@ -116,8 +119,8 @@ def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:
 
 
 def model_name(model: str) -> str:
-    """The model as a cell names it: a local folder by its absolute path, anything else as given."""
-    return str(Path(model).resolve()) if not is_embedded(model) and Path(model).is_dir() else model
+    """The model as a cell names it: local files by their absolute path, anything else as given."""
+    return str(Path(model).resolve()) if not is_packaged(model) and files_of(model) else model
 
 
 def resolve_tasks(text: str) -> tuple[dict[str, Task], dict[str, TaskSuite]]:
@@ -157,7 +160,7 @@ def _cells(
     suites: tuple[str, ...],
 ) -> tuple[Cell, ...]:
     """The cells of all methods for each seed, in turn."""
-    weights = weights_digest(request.model)
+    model, weights = model_name(request.model), weights_digest(request.model)
     suite_owners = [offer_of("tasks", name) for name in suites]
     cells: dict[str, Cell] = {}
     for seed in request.seeds:
@@ -167,7 +170,7 @@ def _cells(
                 method=chosen.name,
                 settings=chosen.settings,
                 tasks=tasks,
-                model=model_name(request.model),
+                model=model,
                 protocol=protocol,
                 seed=seed,
                 weights=weights,

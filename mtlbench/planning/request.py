@@ -22,7 +22,7 @@ class Request:
     tasks: str
     model: str = "demo"
     data: str | None = None
-    """``demo``, ``hub`` or a folder; ``None`` takes the demo for an embedded backbone and the hub for any other."""
+    """``demo``, ``hub`` or a folder; ``None`` takes the demo for a demo backbone and the hub for any other."""
     seeds: tuple[int, ...] = (0,)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`~mtlbench.api.cell.Protocol` given explicitly; ``name`` is a named protocol to start from."""

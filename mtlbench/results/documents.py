@@ -25,10 +25,10 @@ class Written:
     """What the command line prints too."""
 
 
-def study_in(folder: RunFolder, *, reference: str | None = None, draws: int) -> Study:
+def study_in(folder: RunFolder, *, reference: str | None = None, draws: int, title: str = "") -> Study:
     """The study of all records of a run folder, with its stored predictions and step logs.
 
-    ``reference`` and ``draws`` are those of :func:`mtlbench.results.study.study_of`.
+    ``reference``, ``draws`` and ``title`` are those of :func:`mtlbench.results.study.study_of`.
     """
     from mtlbench.statistics.answers import answers_in  # numpy
 
@@ -41,6 +41,7 @@ def study_in(folder: RunFolder, *, reference: str | None = None, draws: int) -> 
         predictions=answers_in(folder, records.values()),
         reference=reference,
         draws=draws,
+        title=title,
         notes=lambda: [*unread, *folder.problems(records)],
         searches=searches,
     )
@@ -53,12 +54,14 @@ def write_reports(
     *,
     reference: str | None = None,
     draws: int,
+    title: str = "",
     tell: Callable[[Written], None],
 ) -> Study:
     """Compute the study of a run folder once, write what each of ``reports`` renders of it, and hand it over.
 
     Args:
         to: Where documents go; ``report/`` in the run folder by default.
+        title: As of :func:`~mtlbench.results.study.study_of`.
         tell: Is called after each report.
 
     Raises:
@@ -68,7 +71,7 @@ def write_reports(
     if target.is_symlink() and target.parent == folder.path:
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")
     with _without_gc():
-        study = study_in(folder, reference=reference, draws=draws)
+        study = study_in(folder, reference=reference, draws=draws, title=title)
         for report in reports:
             tell(_write(report, study, target))
     return study

@@ -12,7 +12,7 @@ from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
 from mtlbench.api.study import spread
 from mtlbench.api.task import Task
-from mtlbench.backbones.names import is_embedded
+from mtlbench.backbones.names import files_of, is_embedded, is_packaged
 from mtlbench.errors import PluginError
 from mtlbench.planning.settings import build
 from mtlbench.plugins import load_suite
@@ -51,15 +51,16 @@ def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
             )
         base, adapter = '"merged"', prefixes[0]
     auto = "AutoModelForSeq2SeqLM" if _is_seq2seq(folder / adapter) else "AutoModelForCausalLM"
+    imports, backbone = _backbone_code(record.cell.model)
+    pretrained = "backbone" if base == "backbone" and "load_model" in backbone else f"{auto}.from_pretrained({base})"
     return "\n".join(
         [
-            *(["from mtlbench.backbones.names import BACKBONES"] if is_embedded(record.cell.model) else []),
+            *imports,
             "from peft import PeftModel",
             f"from transformers import {auto}, AutoTokenizer",
             "",
-            f"backbone = {_backbone_code(record.cell.model)}",
-            "tokenizer = AutoTokenizer.from_pretrained(backbone)",
-            f"model = PeftModel.from_pretrained({auto}.from_pretrained({base}), {json.dumps(adapter)}).eval()",
+            *backbone.splitlines(),
+            f"model = PeftModel.from_pretrained({pretrained}, {json.dumps(adapter)}).eval()",
             'inputs = tokenizer("a prompt as in training", return_tensors="pt")',
             'ids, mask = inputs["input_ids"], inputs["attention_mask"]',
             "answer = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False)",
@@ -154,7 +155,7 @@ def _front_matter(record: Record, folder: Path) -> ModelCardData:
 
 def _model_name(record: Record) -> str:
     model = record.cell.model
-    return one_line(local_name(model))
+    return one_line(model if is_packaged(model) else local_name(model))
 
 
 def _is_demo(record: Record) -> bool:
@@ -246,8 +247,17 @@ def _is_seq2seq(adapter: Path) -> bool:
     return bool(json.loads((adapter / "adapter_config.json").read_text()).get("task_type") == "SEQ_2_SEQ_LM")
 
 
-def _backbone_code(model: str) -> str:
-    if is_embedded(model):
-        return f"BACKBONES / {json.dumps(model)}"
-    name = json.dumps(local_name(model))
-    return f"{name}  # name the folder of the backbone here" if Path(model).is_absolute() else name
+def _backbone_code(model: str) -> tuple[list[str], str]:
+    """Imports, and the lines that set ``backbone`` (a place, of GGUF the model itself) and ``tokenizer``."""
+    name = json.dumps(model if is_packaged(model) else local_name(model))
+    hint = "  # name the backbone's files here" if Path(model).is_absolute() else ""
+    files = files_of(model)
+    if files is not None and files.gguf is not None:
+        where = 'dtype=torch.float32, attention="sdpa", device=torch.device("cpu")'
+        imports = ["import torch", "from mtlbench.backbones.backbone import load_model"]
+        return imports, f"name = {name}{hint}\nbackbone, tokenizer, _ = load_model(name, {where})"
+    if is_packaged(model):
+        imports, place = ["from mtlbench.backbones.names import files_of"], f"files_of({name}).folder"
+    else:
+        imports, place = [], f"{name}{hint}"
+    return imports, f"backbone = {place}\ntokenizer = AutoTokenizer.from_pretrained(backbone)"

@@ -20,6 +20,7 @@ from mtlbench.backbones.backbone import Backbone
 from mtlbench.data.cache import cache_folder, unusable, write_cached
 from mtlbench.data.examples import training_pairs
 from mtlbench.errors import DataError
+from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow, Tokens, encode_rows
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 
@@ -99,9 +100,16 @@ class Tokenised:
             logger.debug("%s has a tokenizer written in Python: its tokens are not cached on disk", backbone.name)
 
     def rows(
-        self, task: Task, lm_task: ConfigurableTask, numbers: Sequence[int], *, index: int, max_length: int
+        self,
+        task: Task,
+        lm_task: ConfigurableTask,
+        numbers: Sequence[int],
+        *,
+        index: int,
+        max_length: int,
+        chat: ChatPrompts | None = None,
     ) -> list[TokenRow]:
-        """The examples with the indices ``numbers``, with the task id ``index``.
+        """The examples with the indices ``numbers``, with the task id ``index``; ``chat`` renders their prompts.
 
         Raises:
             DataError: an answer is empty, or too long for ``max_length``.
@@ -112,7 +120,7 @@ class Tokenised:
             try:
                 rows = encode_rows(
                     self._backbone.tokenizer,
-                    training_pairs(lm_task, numbers),
+                    training_pairs(lm_task, numbers, chat=chat),
                     task=index,
                     architecture=architecture,
                     max_length=max_length,
@@ -133,6 +141,7 @@ class Tokenised:
                 architecture=architecture,
                 max_length=max_length,
                 append_eos=append_eos,
+                chat="" if chat is None else chat.identity(),
             )
             pairs = cached_rows(key, make)
         return [TokenRow(task=index, context=context, target=target) for context, target in pairs]

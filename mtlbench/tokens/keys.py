@@ -37,11 +37,13 @@ def rows_key(
     architecture: str,
     max_length: int,
     append_eos: bool,
+    chat: str = "",
 ) -> str:
     """The key of the training examples with the indices ``rows``.
 
     Args:
         tokenizer: The :func:`tokenizer_digest`.
+        chat: The chat template, where one is applied.
     """
     with quiet_lm_eval():
         docs = lm_task.training_docs()
@@ -55,6 +57,7 @@ def rows_key(
         "rows": _content_digest(docs, rows),
         "tokenizer": tokenizer,
         "cut": [architecture, max_length, append_eos],
+        "chat": chat,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -132,6 +132,8 @@ def test_a_report_takes_its_reference_and_resamples_from_the_command_line(tmp_pa
     told = run("report", tmp_path / "run", "--reference", "peml", "--bootstrap", 40).output
     assert "Difference to peml in points" in told and "(40 resamples)" in told
     assert "(40 resamples)" not in run("report", tmp_path / "run", "--bootstrap", 0).output
+    named = run("report", tmp_path / "run", "--title", "A first look", "--bootstrap", 0).output
+    assert named.startswith("# A first look: demo data, demo backbone\n") and "\n## a/x, a/y on demo" in named
     wrong = run("report", tmp_path / "run", "--reference", "pemi")
     assert wrong.exit_code != 0 and isinstance(wrong.exception, RequestError)
 
