@@ -16,7 +16,7 @@ from mtlbench.errors import DataError
 from mtlbench.evaluation.packed_rows import SHARED_PREFIX_COST, common_length
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.files.heartbeat import beat
-from mtlbench.tokens.encode import Tokens, encode_texts
+from mtlbench.tokens.encode import Tokens, encode_prompts
 
 MAX_NEW_TOKENS = 256
 """lm-eval's default limit."""
@@ -60,7 +60,7 @@ def generate(
     groups: dict[str, list[int]] = {}
     for number, (_, arguments, _) in enumerate(prompts):
         groups.setdefault(json.dumps(arguments, sort_keys=True), []).append(number)
-    encoded = encode_texts(tokenizer, (text for text, _, _ in prompts), special=True)
+    encoded = encode_prompts(tokenizer, [text for text, _, _ in prompts], architecture=architecture)
     generated: dict[int, str] = {}
     for members in groups.values():
         stops, new_tokens = _stops_and_length(tokenizer, prompts[members[0]][1])
