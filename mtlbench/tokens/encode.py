@@ -1,8 +1,8 @@
 """Encoding of text pairs as token ids, as lm-eval does: training rows and scored rows are the same tokens.
 
-Source: lm_eval 0.4.13, ``TemplateLM._encode_pair`` and ``HFLM.tok_encode``; the tests compare token by token. Two things
-differ, on tokenizers where lm-eval scores other tokens than the answer's: a token over the join of prompt and answer,
-and special tokens after every text.
+Source: lm_eval 0.4.13, ``TemplateLM._encode_pair`` and ``HFLM.tok_encode``; the tests compare token by token. There are
+two differences, where lm-eval scores other tokens than the answer's: a token over the join of prompt and answer, and
+special tokens after every text.
 """
 
 from __future__ import annotations
