@@ -286,6 +286,26 @@ def test_the_search_loss_has_gradients_no_dropout_and_leaves_training_alone():
     assert fresh[0].search_loss().item() == fresh[1].search_loss().item()
 
 
+def test_fewer_rows_at_once_change_no_search():
+    """The search batch is a share of the training batch, whatever is computed at once, and so is its gradient."""
+    found = []
+    for micro_batch in (None, 2, 1):
+        loop = loop_for(Lora(dropout=0.5), micro_batch=micro_batch)
+        parameters = [p for p in loop.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for at, p in enumerate(parameters):
+                p.copy_(torch.linspace(-0.5, 0.5, p.numel()).view_as(p) * (1 + at % 3))
+        loop.model.train()
+        loss = loop.search_loss(share=0.25)
+        assert loop._searches.state() == [1, 3] and loop.model.training
+        found.append((loss.item(), torch.autograd.grad(loss, parameters)))
+        assert loop.model.training
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for one, other in zip(gradients, found[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_searching_without_a_search_split_is_an_error():
     loop = loop_for(Lora(), splits=Splits(toy_rows(tasks=TASKS, rows=4), [], []))
     with pytest.raises(RequestError, match="held_out"):
