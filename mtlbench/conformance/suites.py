@@ -13,6 +13,7 @@ from mtlbench.conformance.answers import oracle, score
 from mtlbench.conformance.findings import PromiseBroken
 from mtlbench.conformance.label_meaning import exchanged, renamed
 from mtlbench.data.choose import open_source
+from mtlbench.data.columns import LabelNamesError
 from mtlbench.data.examples import evaluation_golds, training_pairs
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.data.source import required_splits
@@ -77,6 +78,9 @@ def _findings(suite: TaskSuite, *, data: str, train: bool) -> Iterator[TaskFindi
                 continue
             try:
                 run(state)
+            except LabelNamesError as error:
+                yield TaskFinding(name, "labels", False, str(error))
+                break
             except (MtlbenchError, PromiseBroken) as error:
                 yield TaskFinding(name, check, False, str(error))
                 break
