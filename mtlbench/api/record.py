@@ -102,6 +102,9 @@ class Notes(TypedDict, total=False):
     largest_share_of_step: float
     """Mean share of a step's rows that the task with most rows had."""
     stages: list[StageNote]
+    row_checks: dict[str, dict[str, Any]]
+    """Full task name to a :class:`~mtlbench.api.row_checks.RowCheck`: truncated rows, and evaluation rows that are
+    training rows."""
 
 
 class Disturbances(TypedDict, total=False):

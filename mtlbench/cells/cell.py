@@ -181,7 +181,7 @@ class _Run:
                 **_peak_fields(peak),
             ),
             guards=self.checks,
-            notes=notes_of(model, done, cell.tasks, attached=attached),
+            notes=notes_of(model, done, cell.tasks, attached=attached, checks=attempt.prepared.checks),
             provenance=self._provenance(backbone),
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mtlbench.compat import label_and_choices
+from mtlbench.compat import continuation, label_and_choices, multiple_input
 from mtlbench.data.lm_task import quiet_lm_eval
 from mtlbench.errors import DataError
 
@@ -110,6 +110,17 @@ def gold_text(lm_task: ConfigurableTask, doc: dict[str, Any]) -> str:
         return str(lm_task.doc_to_choice(doc)[gold_index(lm_task, doc)])
     gold = lm_task.doc_to_target(doc)
     return str(gold[0] if isinstance(gold, list) else gold)
+
+
+def question(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
+    """The prompt without few-shot examples, and the choices; for a task with several inputs also the continuation.
+
+    Rows for which this is equal ask the same.
+    """
+    made = lm_task.fewshot_context(doc, 0)
+    choices = label_and_choices(lm_task, doc)[1] if lm_task.config.doc_to_choice is not None else []
+    rest = [continuation(lm_task, doc)] if multiple_input(lm_task) else []
+    return (*([made] if isinstance(made, str) else made), *map(str, choices), *rest)
 
 
 def _each(
