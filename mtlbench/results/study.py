@@ -234,8 +234,8 @@ def _row_notes(row: Row) -> Iterable[str]:
         untrained = _untrained(record)
         if untrained:
             yield (
-                f"{row.label}, seed {record.cell.seed}: no row of {', '.join(untrained)} was trained on: its score rests "
-                "on the training of other tasks."
+                f"{row.label}, seed {record.cell.seed}: no row of {', '.join(untrained)} was trained on: its score "
+                "rests on the training of other tasks."
             )
         without = [one_line(task) for task in record.cell.scored if task not in record.scores]
         if without:
