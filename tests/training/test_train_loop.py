@@ -21,6 +21,7 @@ from mtlbench.training.stages import share_steps
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
+from mtlbench_methods.peml import Peml
 
 TASKS = 3
 
@@ -98,6 +99,23 @@ def test_a_run_in_micro_batches_ends_where_the_whole_one_does():
     states = [torch.cat([p.flatten() for p in trainable_state(loop.model).values()]) for loop in (whole, parts)]
     assert (states[0] - states[1]).norm() < 1e-3 * states[0].norm()
     assert parts.progress.real_tokens == whole.progress.real_tokens
+
+
+@pytest.mark.parametrize("build", [tiny_causal, tiny_seq2seq])
+@pytest.mark.parametrize("method", [Lora(dropout=0.3), MtlLora(dropout=0.3), Peml(dropout=0.3)], ids=lambda m: m.name)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_computed_at_once_change_no_draw(build, method, attention):
+    """``micro_batch`` is a setting of memory: dropout of weights and of a searched prefix is drawn as for the batch."""
+    ends = []
+    for size in (None, 4, 1):
+        loop = loop_for(method, build=build, micro_batch=size, steps=6, attention=attention)
+        loop.run()
+        ends.append(loop.progress.losses[-1][1])
+        state = torch.cat([p.flatten() for p in trainable_state(loop.model).values()])
+        ends[-1] = (ends[-1], state)
+    for loss, state in ends[1:]:
+        assert loss == pytest.approx(ends[0][0], abs=1e-4)
+        assert (state - ends[0][1]).norm() < 1e-3 * ends[0][1].norm()
 
 
 def test_a_loss_that_cannot_be_summed_from_parts_is_refused_with_micro_batches_only():
