@@ -106,6 +106,9 @@ class Notes(TypedDict, total=False):
     task_weighting: str
     """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
     stages: list[StageNote]
+    row_checks: dict[str, dict[str, Any]]
+    """Full task name to a :class:`~mtlbench.api.row_checks.RowCheck`: truncated rows, and evaluation rows that are
+    training rows."""
 
 
 class Disturbances(TypedDict, total=False):

@@ -40,6 +40,9 @@ class Task:
     columns: Mapping[str, Kind] = field(default_factory=dict)
     """Columns that the prompt and the target use, with their types; ``choices.text`` is a field of a struct column.
     Checked before any computation."""
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Columns of label numbers with the names of 0, 1 and so on, as the hub's ``ClassLabel`` has them. Data that
+    carries these names in another order is refused."""
     licence: str = ""
     source: str = ""
     tables: tuple[str, ...] = ()

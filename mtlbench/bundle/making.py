@@ -9,7 +9,8 @@ from pathlib import Path
 from mtlbench.api.task import Task
 from mtlbench.bundle.models import collect_model, copy_inside
 from mtlbench.data import manifest
-from mtlbench.data.folder import FolderSource, relative_path
+from mtlbench.data.files import relative_path
+from mtlbench.data.folder import FolderSource
 from mtlbench.data.source import Source, required_splits
 from mtlbench.errors import DataError, RequestError
 from mtlbench.files.temporary import atomic_write
@@ -61,21 +62,28 @@ def make(
 
 def _collect_rows(task: Task, source: Source, to: Path) -> None:
     """Write the splits of a task as Parquet; files of a folder are copied unchanged, so that cells keep their keys."""
+    if isinstance(source, FolderSource):
+        source.check(task)
+        for name in (name for name in source.files(task) if not (to / name).exists()):
+            _make_room(task, name, to)
+            copy_inside(source.folder / name, to / name, root=source.folder)
+        return
     targets = {split: relative_path(task, split) for split in required_splits(task)}
-    for name in targets.values():
-        if not manifest.is_inside(name):
-            raise DataError(f"Task {task.name!r} would be written to {name!r}, outside the bundle. Omit the task.")
     missing = {split: name for split, name in targets.items() if not (to / name).exists()}
     if not missing:
         return
     source.check(task)
-    rows = {} if isinstance(source, FolderSource) else source.splits(task)
+    rows = source.splits(task)
     for split, name in missing.items():
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(source, FolderSource):
-            copy_inside(source.folder / name, to / name, root=source.folder)
-        else:
-            import pyarrow.parquet as parquet
+        import pyarrow.parquet as parquet
 
-            table = rows[split].with_format("arrow")[:]
-            parquet.write_table(table.replace_schema_metadata(None), to / name)
+        _make_room(task, name, to)
+        table = rows[split].with_format("arrow")[:]
+        parquet.write_table(table.replace_schema_metadata(None), to / name)
+
+
+def _make_room(task: Task, name: str, to: Path) -> None:
+    """Make the folder of a file of the bundle."""
+    if not manifest.is_inside(name):
+        raise DataError(f"Task {task.name!r} would be written to {name!r}, outside the bundle. Omit the task.")
+    (to / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlbench.api.cell import Cell
+from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
@@ -26,6 +27,7 @@ from mtlbench.plugins import load_suite
 from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow
+from mtlbench.tokens.facts import RowFacts, counts_of
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
@@ -43,6 +45,8 @@ class Prepared:
     lm_tasks: Mapping[str, ConfigurableTask]
     rows: Sequence[TokenRow]
     """Training rows of all tasks."""
+    checks: Mapping[str, RowCheck]
+    """Full task name to what was counted of its rows."""
 
 
 class Bench:
@@ -129,23 +133,35 @@ class Bench:
         key = (
             cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train,
             protocol.holdout, protocol.k_shot, protocol.sources, cell.seed if protocol.k_shot else None,
-            protocol.chat_template,
+            protocol.chat_template, protocol.eval_rows,
         )  # fmt: skip
         if key not in self._prepared:
             tasks, lm_tasks = self._tasks(cell)
             rows: list[TokenRow] = []
+            checks: dict[str, RowCheck] = {}
             tokenised = Tokenised(backbone)
             chat = ChatPrompts(backbone.tokenizer) if protocol.chat_template else None
             for index, (name, lm_task) in enumerate(lm_tasks.items()):
-                evaluation_golds(lm_task, choose_rows(len(lm_task.validation_docs()), protocol.eval_rows))  # labels
+                evaluated = choose_rows(len(lm_task.validation_docs()), protocol.eval_rows)
+                evaluation_golds(lm_task, evaluated)  # labels
                 shots = "" if name in protocol.source_tasks else protocol.k_shot
                 draw = axis_seed(axis_seed(cell.seed, "split"), f"k-shot/{name}")
                 wanted = chosen_rows(lm_task, limit=protocol.train_rows, k_shot=shots, seed=draw)
-                rows += tokenised.rows(
-                    tasks[name], lm_task, wanted, index=index, max_length=protocol.max_length, chat=chat
+                length = protocol.max_length
+                trained, facts = tokenised.training(
+                    tasks[name], lm_task, wanted, index=index, max_length=length, chat=chat
                 )
+                scored = (
+                    tokenised.evaluation(tasks[name], lm_task, evaluated, max_length=length, chat=chat)
+                    if name in cell.scored
+                    else None
+                )
+                rows += trained
+                checks[name] = _check_of(facts, scored)
                 logger.info("%s: %d training rows", name, len(wanted))
-            self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows)
+                for sentence in checks[name].sentences(name, max_length=length) if checks[name].warns else ():
+                    logger.warning("%s", sentence)
+            self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows, checks=checks)
         return self._prepared[key]
 
     def revisions(self, cell: Cell) -> Mapping[str, str]:
@@ -167,6 +183,14 @@ class Bench:
                 lm_tasks[name] = load_lm_task(task, splits_under(task, source.splits(task), protocol), name=name)
             self._lm_tasks[key] = (tasks, lm_tasks)
         return self._lm_tasks[key]
+
+
+def _check_of(trained: Sequence[RowFacts], scored: Sequence[RowFacts] | None) -> RowCheck:
+    if scored is None:
+        return RowCheck(train=counts_of(trained))
+    asked = {facts.question for facts in trained}
+    repeated = sum(facts.question in asked for facts in scored)
+    return RowCheck(train=counts_of(trained), evaluation=counts_of(scored), repeated=repeated)
 
 
 def _same_data(source: Source, tasks: Sequence[Task], cell: Cell) -> None:

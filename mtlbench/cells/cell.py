@@ -181,7 +181,14 @@ class _Run:
                 **_peak_fields(peak),
             ),
             guards=self.checks,
-            notes=notes_of(model, done, cell.tasks, attached=attached, stop=attempt.splits.stop),
+            notes=notes_of(
+                model,
+                done,
+                cell.tasks,
+                attached=attached,
+                checks=attempt.prepared.checks,
+                stop=attempt.splits.stop,
+            ),
             provenance=self._provenance(backbone),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Notes, Provenance
+from mtlbench.api.row_checks import RowCheck
 from mtlbench.cells.bench import Bench
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
@@ -21,11 +22,18 @@ _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets",
 
 
 def notes_of(
-    model: nn.Module, done: TrainingProgress, tasks: Sequence[str], *, attached: int, stop: Sequence[TokenRow]
+    model: nn.Module,
+    done: TrainingProgress,
+    tasks: Sequence[str],
+    *,
+    attached: int,
+    checks: Mapping[str, RowCheck],
+    stop: Sequence[TokenRow],
 ) -> Notes:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
-    ``stop`` is the early-stopping split. Modules with a method ``notes`` add their own.
+    ``checks`` are what was counted of the rows of each task, ``stop`` is the early-stopping split. Modules with a
+    method ``notes`` add their own.
     """
     notes: Notes = {
         "parameters_attached": attached,
@@ -37,6 +45,7 @@ def notes_of(
         "tasks_per_step": done.tasks_per_step,
         "largest_share_of_step": done.largest_share_of_step,
         "rows_per_task": {tasks[i]: n for i, n in sorted(done.rows_per_task.items())},
+        "row_checks": {task: check.to_json() for task, check in checks.items()},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }
     if done.steps:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.compat import continuation, label_and_choices, multiple_input
 from mtlbench.conformance.answers import oracle, score
 from mtlbench.conformance.findings import PromiseBroken
 from mtlbench.conformance.label_meaning import exchanged, renamed
 from mtlbench.data.choose import open_source
-from mtlbench.data.examples import evaluation_golds, training_pairs
+from mtlbench.data.columns import LabelNamesError
+from mtlbench.data.examples import evaluation_golds, question, training_pairs
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.data.source import required_splits
 from mtlbench.errors import MtlbenchError
-
-if TYPE_CHECKING:
-    from mtlbench.compat import ConfigurableTask
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,9 @@ def _findings(suite: TaskSuite, *, data: str, train: bool) -> Iterator[TaskFindi
                 continue
             try:
                 run(state)
+            except LabelNamesError as error:
+                yield TaskFinding(name, "labels", False, str(error))
+                break
             except (MtlbenchError, PromiseBroken) as error:
                 yield TaskFinding(name, check, False, str(error))
                 break
@@ -122,8 +122,8 @@ def _labels(state: dict[str, Any]) -> None:
 
 def _overlap(state: dict[str, Any]) -> None:
     lm_task, task = state["lm_task"], state["task"]
-    trained = {_question(lm_task, doc) for doc in lm_task.training_docs()}
-    both = [row for row, doc in enumerate(lm_task.eval_docs) if _question(lm_task, doc) in trained]
+    trained = {question(lm_task, doc) for doc in lm_task.training_docs()}
+    both = [row for row, doc in enumerate(lm_task.eval_docs) if question(lm_task, doc) in trained]
     _require(
         not both,
         f"{len(both)} rows of split {task.eval_split!r} are also in {task.train_split!r}, the first are {both[:3]}: "
@@ -165,13 +165,6 @@ _RUN: dict[str, Callable[[dict[str, Any]], None]] = {
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise PromiseBroken(message)
-
-
-def _question(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
-    """The prompt without few-shot examples, and the choices; for a task with several inputs also the continuation."""
-    choices = label_and_choices(lm_task, doc)[1] if lm_task.config.doc_to_choice is not None else []
-    rest = [continuation(lm_task, doc)] if multiple_input(lm_task) else []
-    return (*_texts(lm_task.fewshot_context(doc, 0)), *map(str, choices), *rest)
 
 
 def _texts(contexts: str | list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Kind, Task
@@ -9,6 +10,10 @@ from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
+
+
+class LabelNamesError(DataError):
+    """The data numbers its labels in another order than the task."""
 
 
 def check_schema(task: Task, schema: pyarrow.Schema, *, where: str, split: str, rows: int) -> None:
@@ -35,6 +40,34 @@ def check_schema(task: Task, schema: pyarrow.Schema, *, where: str, split: str, 
                 f"{where} (split {split!r}): column {name!r} of task {task.name!r} must hold {_describe(kind)}, "
                 f"its type is {actual}. Write the column with the type of {task.dataset} on the hub."
             )
+    _check_label_names(task, schema, where=where, split=split)
+
+
+def _check_label_names(task: Task, schema: pyarrow.Schema, *, where: str, split: str) -> None:
+    """Fail when the data names its label numbers as the task does, but in another order.
+
+    Names in other words say nothing about their order and are accepted.
+    """
+    named = label_names(schema)
+    for column, names in task.label_names.items():
+        found = [name.casefold() for name in named.get(column, ())]
+        wanted = [name.casefold() for name in names]
+        if set(wanted) <= set(found) and found[: len(wanted)] != wanted:
+            raise LabelNamesError(
+                f"{where} (split {split!r}): column {column!r} numbers its labels {', '.join(named[column])}, and task "
+                f"{task.name!r} needs {', '.join(names)}: its answers would be exchanged. Number them as "
+                f"{task.dataset} does on the hub."
+            )
+
+
+def label_names(schema: pyarrow.Schema) -> dict[str, list[str]]:
+    """Columns of a table that ``datasets`` wrote with ``ClassLabel``, and the names of their numbers in order."""
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features", {})
+        return {column: list(map(str, kind["names"])) for column, kind in features.items() if kind.get("names")}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def check_values(task: Task, table: pyarrow.Table, *, where: str, split: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mtlbench.compat import label_and_choices
+from mtlbench.compat import continuation, label_and_choices, multiple_input
 from mtlbench.data.lm_task import quiet_lm_eval
 from mtlbench.errors import DataError
 
@@ -62,22 +62,40 @@ def gold_pair(lm_task: ConfigurableTask, doc: dict[str, Any], *, chat: Callable[
     Raises:
         ValueError: the label is not one of the choices, or the output type has no gold answer.
     """
-    turns: dict[str, Any] = {"apply_chat_template": chat is not None, "chat_template": chat}
-    context = lm_task.fewshot_context(
-        doc,
-        lm_task.config.num_fewshot,
-        gen_prefix=lm_task.doc_to_prefix(doc),
-        fewshot_as_multiturn=chat is not None,
-        **turns,
-    )
+    context = prompt_of(lm_task, doc, shots=lm_task.config.num_fewshot, chat=chat)
     if lm_task.OUTPUT_TYPE == "generate_until":
         return Pair(context, gold_text(lm_task, doc))
-    requests = lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None), **turns)
+    requests = requests_of(lm_task, doc, context, chat=chat)
     if lm_task.OUTPUT_TYPE == "loglikelihood":
         return Pair(*requests.args)
     if lm_task.OUTPUT_TYPE == "multiple_choice":
         return Pair(*requests[gold_index(lm_task, doc)].args)
     raise ValueError(f"output type {lm_task.OUTPUT_TYPE!r} has no answer to learn")
+
+
+def prompt_of(
+    lm_task: ConfigurableTask, doc: dict[str, Any], *, shots: int, chat: Callable[..., str] | None = None
+) -> Any:
+    """The prompt of one row behind ``shots`` examples, as lm-eval makes it: a text, or for tasks with several
+    contexts a list; ``chat`` as in :func:`training_pairs`."""
+    return lm_task.fewshot_context(
+        doc,
+        shots,
+        gen_prefix=lm_task.doc_to_prefix(doc),
+        fewshot_as_multiturn=chat is not None,
+        **_turns(chat),
+    )
+
+
+def requests_of(
+    lm_task: ConfigurableTask, doc: dict[str, Any], context: Any, *, chat: Callable[..., str] | None = None
+) -> Any:
+    """lm-eval's requests of one row with its prompt: one, or a list."""
+    return lm_task.construct_requests(doc=doc, ctx=context, metadata=(None, None, None), **_turns(chat))
+
+
+def _turns(chat: Callable[..., str] | None) -> dict[str, Any]:
+    return {"apply_chat_template": chat is not None, "chat_template": chat}
 
 
 def gold_index(lm_task: ConfigurableTask, doc: dict[str, Any]) -> int:
@@ -123,6 +141,17 @@ def gold_text(lm_task: ConfigurableTask, doc: dict[str, Any]) -> str:
         return str(lm_task.doc_to_choice(doc)[gold_index(lm_task, doc)])
     gold = lm_task.doc_to_target(doc)
     return str(gold[0] if isinstance(gold, list) else gold)
+
+
+def question(lm_task: ConfigurableTask, doc: dict[str, Any]) -> tuple[str, ...]:
+    """The prompt without few-shot examples, and the choices; for a task with several inputs also the continuation.
+
+    Rows for which this is equal ask the same.
+    """
+    made = lm_task.fewshot_context(doc, 0)
+    choices = label_and_choices(lm_task, doc)[1] if lm_task.config.doc_to_choice is not None else []
+    rest = [continuation(lm_task, doc)] if multiple_input(lm_task) else []
+    return (*([made] if isinstance(made, str) else made), *map(str, choices), *rest)
 
 
 def _each(

@@ -1,8 +1,4 @@
-"""Data from a folder that mirrors hub ids: ``DIR/nyu-mll/glue/rte/train.parquet``.
-
-Parquet files are read directly: the cache of ``datasets.load_dataset`` depends only on the header of the folder's
-README, so a changed file or a second folder would silently yield old data.
-"""
+"""Data from a folder that mirrors hub ids: ``DIR/nyu-mll/glue/rte/train.parquet``, or another form of that file."""
 
 from __future__ import annotations
 
@@ -13,22 +9,20 @@ from typing import TYPE_CHECKING
 
 from mtlbench.api.task import Task
 from mtlbench.data.columns import answer_columns, check_schema, check_values
+from mtlbench.data.files import SplitFiles, find_split, open_files, readable
 from mtlbench.data.source import Source, dataset_of, required_splits
-from mtlbench.errors import DataError, did_you_mean
+from mtlbench.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
     from mtlbench.data.manifest import Manifest
 
 
-def relative_path(task: Task, split: str) -> str:
-    """Path of a split in a folder that mirrors hub ids."""
-    return f"{task.dataset}/{task.config or 'default'}/{split}.parquet"
-
-
 class FolderSource(Source):
-    """Parquet files at ``DIR/<data set>/<configuration or default>/<split>.parquet``."""
+    """``DIR/<data set>/<configuration or default>/<split>.parquet``, or another form of it as in
+    :mod:`mtlbench.data.files`."""
 
     name = "folder"
 
@@ -43,40 +37,55 @@ class FolderSource(Source):
 
     def identity(self, tasks: Sequence[Task]) -> str:
         total = hashlib.sha256()
-        for name in sorted({relative_path(task, split) for task in tasks for split in required_splits(task)}):
-            with (self.folder / name).open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{name} {content}\n".encode())
+        for name in sorted({name for task in tasks for name in self.files(task)}):
+            total.update(f"{name} {_sha256(self.folder / name)}\n".encode())
         bundle = self._bundle()
         kind = "demo-folder" if bundle is not None and bundle.source == "demo" else "folder"
         return f"{kind}:{total.hexdigest()[:16]}"
 
-    def check(self, task: Task) -> None:
-        import pyarrow
-        import pyarrow.parquet as parquet
+    def files(self, task: Task) -> list[str]:
+        """The files of a task's splits, relative to the folder.
 
+        Raises:
+            DataError: as :func:`~mtlbench.data.files.find_split`.
+        """
+        found = [find_split(self.folder, task, split) for split in required_splits(task)]
+        return [path.relative_to(self.folder).as_posix() for files in found for path in (*files.paths, *files.index)]
+
+    def check(self, task: Task) -> None:
         for split in required_splits(task):
-            path = self._path(task, split)
-            try:
-                file = parquet.ParquetFile(path)
-                schema, rows = file.schema_arrow, file.metadata.num_rows
-                check_schema(task, schema, where=repr(str(path)), split=split, rows=rows)
-                answers = file.read(columns=answer_columns(task))
-            except (pyarrow.ArrowException, OSError) as error:
-                raise DataError(f"{str(path)!r} cannot be read as parquet: {error}. Write the file again.") from error
-            check_values(task, answers, where=repr(str(path)), split=split)
+            self._tables(task, split, find_split(self.folder, task, split), columns=answer_columns(task))
 
     def splits(self, task: Task) -> dict[str, datasets.Dataset]:
-        import pyarrow.parquet as parquet
+        import pyarrow
 
-        self.check(task)
         loaded = {}
         for split in required_splits(task):
-            path = self._path(task, split)
-            table = parquet.ParquetFile(path).read()
-            check_values(task, table, where=repr(str(path)), split=split)
-            loaded[split] = dataset_of(table, fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+            files = find_split(self.folder, task, split)
+            tables = self._tables(task, split, files, columns=None)
+            digests = [_sha256(path) for path in files.paths]
+            try:
+                table = pyarrow.concat_tables(tables)
+            except pyarrow.ArrowInvalid as error:
+                raise DataError(f"{files.where} have different columns: {error}. Write them again.") from error
+            together = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+            loaded[split] = dataset_of(table, fingerprint=together[:16])
         return loaded
+
+    def _tables(
+        self, task: Task, split: str, files: SplitFiles, *, columns: Sequence[str] | None
+    ) -> list[pyarrow.Table]:
+        """The rows of a split, file by file, checked; at least their ``columns``."""
+        tables, rows = [], 0
+        for file in open_files(files, task):
+            where, rows = repr(str(file.path)), rows + file.rows
+            last = file.path == files.paths[-1]
+            check_schema(task, file.schema, where=where, split=split, rows=file.rows if last and not rows else 1)
+            with readable(file.path, files.kind):
+                table = file.read(columns)
+            check_values(task, table, where=where, split=split)
+            tables.append(table)
+        return tables
 
     def revisions(self, tasks: Sequence[Task]) -> dict[str, str]:
         """The revisions in the manifest, if the folder belongs to a bundle."""
@@ -91,10 +100,7 @@ class FolderSource(Source):
         parent = self.folder.resolve().parent
         return manifest.read(parent) if (parent / manifest.NAME).is_file() else None
 
-    def _path(self, task: Task, split: str) -> Path:
-        path = self.folder / relative_path(task, split)
-        if path.is_file():
-            return path
-        splits = [p.stem for p in path.parent.glob("*.parquet")]
-        hint = did_you_mean(split, splits) if splits else "Put it there, or omit the task."
-        raise DataError(f"Task {task.name!r} needs {str(path)!r}, which does not exist. {hint}")
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,10 +16,9 @@ from mtlbench.errors import DataError
 from mtlbench.evaluation.packed_rows import SHARED_PREFIX_COST, common_length
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.files.heartbeat import beat
-from mtlbench.tokens.encode import Tokens, encode_texts
+from mtlbench.tokens.encode import Tokens, encode_prompts
+from mtlbench.tokens.facts import MAX_NEW_TOKENS, prompt_room
 
-MAX_NEW_TOKENS = 256
-"""lm-eval's default limit."""
 CACHED_TOKENS = 2**13
 """Least limit on cached tokens per batch, also if the token budget is smaller: more rows per step cost little."""
 
@@ -60,16 +59,11 @@ def generate(
     groups: dict[str, list[int]] = {}
     for number, (_, arguments, _) in enumerate(prompts):
         groups.setdefault(json.dumps(arguments, sort_keys=True), []).append(number)
-    encoded = encode_texts(tokenizer, (text for text, _, _ in prompts), special=True)
+    encoded = encode_prompts(tokenizer, [text for text, _, _ in prompts], architecture=architecture)
     generated: dict[int, str] = {}
     for members in groups.values():
         stops, new_tokens = _stops_and_length(tokenizer, prompts[members[0]][1])
-        room = max_length - new_tokens if architecture == "causal" else max_length
-        if room < 1:
-            raise DataError(
-                f"Generating {new_tokens} tokens leaves no room for a prompt within --max-length {max_length}. "
-                f"Raise --max-length above {new_tokens}."
-            )
+        room = prompt_room(prompts[members[0]][1], architecture=architecture, max_length=max_length)
         rows = [_Prompt(n, prompts[n][2], encoded[prompts[n][0]][-room:]) for n in members]
         if share:
             rows = _with_prefixes(rows, new_tokens=new_tokens)

@@ -16,6 +16,7 @@ from mtlbench import text
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
+from mtlbench.api.row_checks import RowCheck
 from mtlbench.cells.bench import Bench
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device
@@ -106,6 +107,8 @@ class VariantForecast:
     tasks_per_step: float
     largest_share: float
     """Of the task with most examples in a step."""
+    checks: Mapping[str, RowCheck]
+    """What would be truncated of each task."""
 
 
 def forecasts(
@@ -160,6 +163,7 @@ def forecasts(
                 throughput=throughput,
                 tasks_per_step=tokens.tasks_per_step,
                 largest_share=tokens.largest_share,
+                checks=tokens.checks,
             )
         )
     return variants, refused
@@ -185,6 +189,12 @@ def forecast_lines(
             line += f"; a pass of {one.cell.protocol.micro_batch or one.cell.protocol.batch_size} rows will be halved"
         lines.append(line)
     lines += dict.fromkeys(map(_step_line, variants))
+    lines += dict.fromkeys(
+        sentence
+        for one in variants
+        for task, check in one.checks.items()
+        for sentence in check.sentences(task, max_length=one.cell.protocol.max_length, verb="would be")
+    )
     work = sum(one.seconds * one.cells for one in variants)
     disk = sum(one.disk * one.cells for one in variants) + target.workers * max(
         (one.temporary_disk for one in variants), default=0

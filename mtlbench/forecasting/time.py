@@ -11,6 +11,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import Record
+from mtlbench.api.row_checks import RowCheck
 from mtlbench.backbones.backbone import load_tokenizer
 from mtlbench.cells.bench import Bench
 from mtlbench.data.lm_task import choose_rows
@@ -152,6 +153,8 @@ class TokenForecast:
     """How many tasks a step holds examples of, in the mean; of the targets where there are sources."""
     largest_share: float
     """The share of a step's examples that are of the task with most of them, in the mean."""
+    checks: Mapping[str, RowCheck]
+    """What would be truncated of each task, of the sample of training examples and of all that are scored."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
         longest=max((max(values) for values in lengths.values()), default=0),
         tasks_per_step=sum(map(len, drawn)) / len(drawn),
         largest_share=sum(max(step.values()) / sum(step.values()) for step in drawn) / len(drawn),
+        checks=prepared.checks,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
+from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.study import Row, Table
 from mtlbench.text import memory, one_line, seeds_label
 
@@ -36,6 +37,22 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             "Other programs used memory of the device when these cells ran, so their times are not comparable: "
             f"{_value_list(shared)}."
         )
+
+
+def row_check_notes(records: Sequence[Record]) -> Iterable[str]:
+    """What was counted of the rows of each task; where records differ, of the one with most."""
+    checks: dict[str, list[RowCheck]] = {}
+    for record in records:
+        for task, value in record.notes.get("row_checks", {}).items():
+            try:
+                checks.setdefault(one_line(task), []).append(RowCheck.from_json(value))
+            except (KeyError, TypeError):  # of a later version
+                continue
+    lengths = {record.cell.protocol.max_length for record in records}
+    for task, found in checks.items():
+        worst = max(found, key=lambda check: (check.cut + check.repeated, str(check)))
+        for sentence in worst.sentences(task, max_length=max(lengths)):
+            yield sentence if len(set(found)) == 1 else f"{sentence} Other cells have fewer."
 
 
 def _done(row: Row) -> list[Record]:

@@ -11,7 +11,7 @@ from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError, did_you_mean
-from mtlbench.results.circumstances import circumstances
+from mtlbench.results.circumstances import circumstances, row_check_notes
 from mtlbench.results.degenerate import below_base, evidence_of
 from mtlbench.results.multitask import REFERENCES, method_of, reference_row, with_ranks, with_reference
 from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
@@ -233,6 +233,7 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
         if len(seen) > 1:
             yield f"{what} differs between cells: {', '.join(seen)}."
     yield from circumstances(scored)
+    yield from row_check_notes(records)
     for row in scored:
         yield from _row_notes(row)
 
@@ -244,6 +245,20 @@ def _row_notes(row: Row) -> Iterable[str]:
         broken = [one_line(name) for name, held in record.guards.items() if not held]
         if broken:
             yield f"{row.label}, seed {record.cell.seed}: a check did not hold: {', '.join(broken)}."
+        untrained = _untrained(record)
+        if untrained:
+            yield (
+                f"{row.label}, seed {record.cell.seed}: no row of {', '.join(untrained)} was trained on: its score "
+                "rests on the training of other tasks."
+            )
         without = [one_line(task) for task in record.cell.scored if task not in record.scores]
         if without:
             yield f"{row.label}, seed {record.cell.seed}: no score for {', '.join(without)}, so it is in no average."
+
+
+def _untrained(record: Record) -> list[str]:
+    """Scored tasks that a trained cell drew no row of."""
+    drawn = record.notes.get("rows_per_task")
+    if not isinstance(drawn, Mapping) or record.costs is None or not record.costs.steps:
+        return []
+    return [one_line(task) for task in record.cell.scored if not drawn.get(task)]

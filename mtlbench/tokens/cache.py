@@ -1,7 +1,7 @@
 """Cache of tokenised examples on disk, keyed by a digest of everything they depend on.
 
-An entry is a safetensors file with the tokens of all examples and the lengths of their contexts and targets; its header
-holds a checksum. An entry whose checksum does not match is made again.
+An entry is a safetensors file with the tokens of all examples, the lengths of their contexts and targets, and what else
+is known of each; its header holds a checksum. An entry whose checksum does not match is made again.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from mtlbench.data.examples import training_pairs
 from mtlbench.errors import DataError
 from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow, Tokens, encode_rows
+from mtlbench.tokens.facts import RowFacts, evaluation_facts, training_facts
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
 
-TokenPair = tuple[Tokens, Tokens]
-"""Context and target of an example."""
+CachedRow = tuple[Tokens, Tokens, RowFacts]
+"""Context and target of an example, empty for an evaluation example, and what else is known of it."""
 
 
-def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[TokenPair]:
+def cached_rows(key: str, make: Callable[[], Sequence[CachedRow]]) -> Sequence[CachedRow]:
     """The examples cached under ``key``; otherwise the result of ``make``, which is then cached."""
     folder = cache_folder()
     if folder is None:
@@ -47,7 +48,7 @@ def cached_rows(key: str, make: Callable[[], Sequence[TokenPair]]) -> Sequence[T
     return made
 
 
-def _read(path: Path) -> list[TokenPair]:
+def _read(path: Path) -> list[CachedRow]:
     """The examples of an entry.
 
     Raises:
@@ -63,16 +64,23 @@ def _read(path: Path) -> list[TokenPair]:
     tokens: list[int] = entry["tokens"].tolist()
     lengths = np.stack([entry["contexts"], entry["targets"]], axis=1).reshape(-1).tolist()
     texts = [tuple(tokens[low:high]) for low, high in pairwise(accumulate(lengths, initial=0))]
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    facts = [
+        RowFacts(int(cut), bool(into), int(question))
+        for cut, into, question in zip(entry["cut"], entry["into_question"], entry["question"], strict=True)
+    ]
+    return list(zip(texts[::2], texts[1::2], facts, strict=True))
 
 
-def _content(rows: Sequence[TokenPair]) -> bytes:
+def _content(rows: Sequence[CachedRow]) -> bytes:
     from safetensors.numpy import save
 
     entry = {
-        "tokens": np.array([token for context, target in rows for token in (*context, *target)], dtype=np.int32),
-        "contexts": np.array([len(context) for context, _ in rows], dtype=np.int64),
-        "targets": np.array([len(target) for _, target in rows], dtype=np.int64),
+        "tokens": np.array([token for context, target, _ in rows for token in (*context, *target)], dtype=np.int32),
+        "contexts": np.array([len(context) for context, _, _ in rows], dtype=np.int64),
+        "targets": np.array([len(target) for _, target, _ in rows], dtype=np.int64),
+        "cut": np.array([facts.cut for _, _, facts in rows], dtype=np.int64),
+        "into_question": np.array([facts.into_question for _, _, facts in rows], dtype=np.int8),
+        "question": np.array([facts.question for _, _, facts in rows], dtype=np.int64),
     }
     content: bytes = save(entry, metadata={"sha256": _checksum(entry)})
     return content
@@ -91,7 +99,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tokenised:
-    """Tokenises training examples for one backbone."""
+    """Tokenises examples for one backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
@@ -99,7 +107,7 @@ class Tokenised:
         if self._tokenizer is None:
             logger.debug("%s has a tokenizer written in Python: its tokens are not cached on disk", backbone.name)
 
-    def rows(
+    def training(
         self,
         task: Task,
         lm_task: ConfigurableTask,
@@ -108,40 +116,86 @@ class Tokenised:
         index: int,
         max_length: int,
         chat: ChatPrompts | None = None,
-    ) -> list[TokenRow]:
-        """The examples with the indices ``numbers``, with the task id ``index``; ``chat`` renders their prompts.
+    ) -> tuple[list[TokenRow], list[RowFacts]]:
+        """The training examples with the indices ``numbers``, with the task id ``index``, and facts of each; ``chat``
+        renders their prompts.
 
         Raises:
             DataError: an answer is empty, or too long for ``max_length``.
         """
-        architecture, append_eos = self._backbone.architecture, lm_task.OUTPUT_TYPE == "generate_until"
 
-        def make() -> list[TokenPair]:
-            try:
-                rows = encode_rows(
-                    self._backbone.tokenizer,
-                    training_pairs(lm_task, numbers, chat=chat),
-                    task=index,
-                    architecture=architecture,
-                    max_length=max_length,
-                    append_eos=append_eos,
-                )
-            except DataError as error:
-                raise DataError(f"Task {task.name}: {error}") from error
-            return [(row.context, row.target) for row in rows]
+        def make() -> list[CachedRow]:
+            rows = encode_rows(
+                self._backbone.tokenizer,
+                training_pairs(lm_task, numbers, chat=chat),
+                task=index,
+                architecture=self._backbone.architecture,
+                max_length=max_length,
+                append_eos=lm_task.OUTPUT_TYPE == "generate_until",
+            )
+            cut, kept = [row.cut for row in rows], [len(row.context) for row in rows]
+            facts = training_facts(self._backbone.tokenizer, lm_task, numbers, cut=cut, kept=kept, chat=chat)
+            return [(row.context, row.target, each) for row, each in zip(rows, facts, strict=True)]
 
-        if self._tokenizer is None:
-            pairs: Sequence[TokenPair] = make()
-        else:
+        made = self._made(task, lm_task, numbers, make, max_length=max_length, evaluation=False, chat=chat)
+        rows = [TokenRow(task=index, context=context, target=target, cut=facts.cut) for context, target, facts in made]
+        return rows, [facts for _, _, facts in made]
+
+    def evaluation(
+        self,
+        task: Task,
+        lm_task: ConfigurableTask,
+        numbers: Sequence[int],
+        *,
+        max_length: int,
+        chat: ChatPrompts | None = None,
+    ) -> list[RowFacts]:
+        """Facts of the evaluation examples with the indices ``numbers``.
+
+        Raises:
+            DataError: an answer does not fit into ``max_length``.
+        """
+
+        def make() -> list[CachedRow]:
+            facts = evaluation_facts(
+                self._backbone.tokenizer,
+                lm_task,
+                numbers,
+                architecture=self._backbone.architecture,
+                max_length=max_length,
+                chat=chat,
+            )
+            return [((), (), each) for each in facts]
+
+        made = self._made(task, lm_task, numbers, make, max_length=max_length, evaluation=True, chat=chat)
+        return [facts for _, _, facts in made]
+
+    def _made(
+        self,
+        task: Task,
+        lm_task: ConfigurableTask,
+        numbers: Sequence[int],
+        make: Callable[[], list[CachedRow]],
+        *,
+        max_length: int,
+        evaluation: bool,
+        chat: ChatPrompts | None,
+    ) -> Sequence[CachedRow]:
+        """The cached rows, or those of ``make`` where there are none or the tokenizer has no digest."""
+        try:
+            if self._tokenizer is None:
+                return make()
             key = rows_key(
                 task,
                 lm_task,
                 numbers,
                 tokenizer=self._tokenizer,
-                architecture=architecture,
+                architecture=self._backbone.architecture,
                 max_length=max_length,
-                append_eos=append_eos,
+                append_eos=lm_task.OUTPUT_TYPE == "generate_until",
+                evaluation=evaluation,
                 chat="" if chat is None else chat.identity(),
             )
-            pairs = cached_rows(key, make)
-        return [TokenRow(task=index, context=context, target=target) for context, target in pairs]
+            return cached_rows(key, make)
+        except DataError as error:
+            raise DataError(f"Task {task.name}: {error}") from error

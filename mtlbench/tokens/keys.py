@@ -20,11 +20,15 @@ from mtlbench.data.lm_task import quiet_lm_eval, yaml_path
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
 
-FORMAT = 1
+FORMAT = 2
 """Format of an entry; changing it invalidates all earlier entries."""
 VERSIONS = ("mtlbench", "lm_eval", "jinja2", "tokenizers", "transformers")
 _PACKAGE = Path(__file__).parents[1]
-_CODE = (*sorted((_PACKAGE / "data").glob("*.py")), _PACKAGE / "compat.py", Path(__file__).parent / "encode.py")
+_CODE = (
+    *sorted((_PACKAGE / "data").glob("*.py")),
+    _PACKAGE / "compat.py",
+    *(Path(__file__).parent / name for name in ("encode.py", "facts.py")),
+)
 """Files of this package that affect token ids."""
 
 
@@ -37,16 +41,17 @@ def rows_key(
     architecture: str,
     max_length: int,
     append_eos: bool,
+    evaluation: bool = False,
     chat: str = "",
 ) -> str:
-    """The key of the training examples with the indices ``rows``.
+    """The key of the training examples with the indices ``rows``, or of the evaluation examples.
 
     Args:
         tokenizer: The :func:`tokenizer_digest`.
         chat: The chat template, where one is applied.
     """
     with quiet_lm_eval():
-        docs = lm_task.training_docs()
+        docs = lm_task.validation_docs() if evaluation else lm_task.training_docs()
     pool = getattr(lm_task.config.fewshot_config, "samples", None)
     content = {
         "format": FORMAT,
@@ -57,6 +62,7 @@ def rows_key(
         "rows": _content_digest(docs, rows),
         "tokenizer": tokenizer,
         "cut": [architecture, max_length, append_eos],
+        "evaluation": evaluation,
         "chat": chat,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

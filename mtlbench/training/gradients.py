@@ -13,6 +13,7 @@ from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.training.batches import Batch
+from mtlbench.training.draws import Draws
 from mtlbench.training.loss import BatchAnswers, running
 from mtlbench.training.objective import Objective
 from mtlbench.training.tail import narrow_tail
@@ -46,11 +47,14 @@ class Gradients:
         with context:
             return self.method.row_losses(self.model, BatchAnswers(self.model, batch, self.routing))
 
-    def step(self, batches: Sequence[Batch]) -> Step:
+    def step(self, batches: Sequence[Batch], draws: Draws | None = None) -> Step:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
         losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end.
+
+        Args:
+            draws: Of several batches that are computed apart for memory only; ``None`` draws for each alone.
 
         Raises:
             RequestError: for several batches of a loss that is not linear in the row losses.
@@ -65,13 +69,18 @@ class Gradients:
                 loss = self.loss(losses, tasks, self.model)
                 torch.autograd.backward(loss)
             return loss.detach(), losses.detach(), tasks
-        return self.finish(self.differentiate(batches, self.row_weights(tasks)), tasks)
+        return self.finish(self.differentiate(batches, self.row_weights(tasks), draws), tasks)
 
-    def differentiate(self, batches: Sequence[Batch], weights: Tensor) -> Tensor:
+    def differentiate(self, batches: Sequence[Batch], weights: Tensor, draws: Draws | None = None) -> Tensor:
         """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
         parts = [weights.new_zeros(0)]
-        for batch, weight in zip(batches, torch.split(weights, [batch.rows for batch in batches]), strict=True):
-            with running(self.model, batch, self.routing), narrow_tail(self.model, batch.answers, self.routing):
+        shares = torch.split(weights, [batch.rows for batch in batches])
+        for number, (batch, weight) in enumerate(zip(batches, shares, strict=True)):
+            with (
+                nullcontext() if draws is None else draws.of(number),
+                running(self.model, batch, self.routing),
+                narrow_tail(self.model, batch.answers, self.routing),
+            ):
                 losses = self.forward(batch)
                 torch.autograd.backward((losses * weight).sum())
             parts.append(losses.detach())

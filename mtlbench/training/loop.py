@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from mtlbench.training.checkpoints.savepoints import TrainerState
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
+from mtlbench.training.loss import running
 from mtlbench.training.micro_batches import MicroBatcher
 from mtlbench.training.objective import objective_of
 from mtlbench.training.on_ranks import micro_batcher_for
@@ -201,17 +202,39 @@ class Loop:
         """The method's loss on the next batch of the search split of all tasks, dropout off, with gradients enabled.
 
         Args:
-            share: Rows of the batch, as a share of those that training computes at once.
+            share: Rows of the batch, as a share of a training batch. No more of them are computed at once than in
+                training; others are computed again in the backward, so that the result is that of one pass.
 
         Raises:
             RequestError: when nothing was held out.
         """
-        batch = self.form.collate(self._searches.take(size=round(share * self._rows_at_once)))
+        rows = self._searches.take(size=round(share * self.protocol.batch_size))
+        most = min(self._rows_at_once, self._parts.most or self._rows_at_once)
+        parts = [rows[low : low + most] for low in range(0, len(rows), most)]
+        found = [self._search_losses(parts[0])] if len(parts) == 1 else [self._recomputed(part) for part in parts]
+        tasks = torch.tensor([row.task for row in rows], device=self._device)
+        with self._without_dropout():
+            return self._gradients.loss(torch.cat(found), tasks, self.model)
+
+    def _search_losses(self, rows: Sequence[TokenRow]) -> Tensor:
+        """Row losses without dropout ``[rows]``."""
+        batch = self.form.collate(rows)
+        with self._without_dropout(), running(self.model, batch, self._gradients.routing):
+            return self._gradients.forward(batch)
+
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Evaluation mode inside. What computes again in a backward is left by an exception once it has enough."""
         training = self.model.training
         self.model.eval()
-        loss = self._gradients.loss(self._gradients.forward(batch), batch.tasks, self.model)
-        self.model.train(training)
-        return loss
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def _recomputed(self, rows: Sequence[TokenRow]) -> Tensor:
+        losses: Tensor = checkpoint(self._search_losses, rows, use_reentrant=False)
+        return losses
 
     def _train(self, run: RunState, before_step: Callable[[int], None] | None) -> None:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""

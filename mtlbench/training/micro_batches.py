@@ -13,6 +13,7 @@ from mtlbench.errors import RequestError
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
+from mtlbench.training.draws import DrawnPass, Draws
 from mtlbench.training.gradients import Gradients, Step, clear
 from mtlbench.training.progress import TrainingProgress
 
@@ -97,7 +98,14 @@ class MicroBatcher:
 
     def _plan(self, rows: Sequence[TokenRow], size: int) -> list[list[Sequence[TokenRow]]]:
         """What each process computes at once: at most ``size`` rows, of like length."""
-        return [self._passes(rows, size)]
+        return [[part for whole in self._wholes(rows) for part in self._parts_of(whole, size)]]
+
+    def _wholes(self, rows: Sequence[TokenRow]) -> list[Sequence[TokenRow]]:
+        """What would be computed at once if no setting and no lack of memory asked for fewer rows."""
+        return self._passes(rows, len(rows))
+
+    def _parts_of(self, whole: Sequence[TokenRow], size: int) -> list[Sequence[TokenRow]]:
+        return [whole] if len(whole) <= size else self._passes(whole, size)
 
     def _compute(
         self,
@@ -107,9 +115,23 @@ class MicroBatcher:
         progress: TrainingProgress,
     ) -> Step:
         batches = [self.collate(part) for part in plan[0]]
-        found = self.gradients.step(batches)
+        found = self.gradients.step(batches, self._draws(rows, batches))
         progress.count(rows, real=sum(b.real_tokens for b in batches), padded=sum(b.padded_tokens for b in batches))
         return found
+
+    def _draws(self, rows: Sequence[TokenRow], batches: Sequence[Batch]) -> Draws | None:
+        """Draws as if each of :meth:`_wholes` was computed at once; ``None`` where it is."""
+        wholes = self._wholes(rows)
+        if len(wholes) == len(batches):
+            return None
+        passes: list[DrawnPass] = []
+        remaining = iter(batches)
+        for whole in wholes:
+            batch, first = self.collate(whole), 0
+            while first < len(whole):
+                passes.append(DrawnPass(batch, first))
+                first += next(remaining).rows
+        return Draws(batches, passes, device=self._device)
 
     def _passes(self, rows: Sequence[TokenRow], size: int) -> list[Sequence[TokenRow]]:
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -33,6 +33,8 @@ C3: Mapping[str, Kind] = {"context": "texts", "question": "text", "choice": "tex
 
 def _task(name: str, yaml: str, dataset: str, config: str | None, columns: Mapping[str, Kind], **more: Any) -> Task:
     numbers = more.pop("tables")
+    if yaml == "zh_nli":
+        more["label_names"] = {"label": ("neutral", "entailment", "contradiction")}
     return Task(
         name=name,
         yaml=f"mtlbench_tasks:yaml/{yaml}.yaml",

@@ -19,6 +19,17 @@ DATASET = "nyu-mll/glue"
 LICENCE = "other: the hub card of nyu-mll/glue refers to the licence of each original data set"
 ONE: Mapping[str, Kind] = {"sentence": "text", "label": (0, 1)}
 PAIR: Mapping[str, Kind] = {"sentence1": "text", "sentence2": "text", "label": (0, 1)}
+LABEL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "cola": ("unacceptable", "acceptable"),
+    "sst2": ("negative", "positive"),
+    "mrpc": ("not_equivalent", "equivalent"),
+    "qqp": ("not_duplicate", "duplicate"),
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "qnli": ("entailment", "not_entailment"),
+    "rte": ("entailment", "not_entailment"),
+    "wnli": ("not_entailment", "entailment"),
+}
+"""Labels of each task in the order of the hub."""
 
 
 def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], source: str, **more: Any) -> Task:
@@ -30,6 +41,7 @@ def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], sour
         dataset=DATASET,
         config=name,
         columns=columns,
+        label_names={"label": LABEL_NAMES[name]} if name in LABEL_NAMES else {},
         licence=LICENCE,
         source=source,
         tables=tables_of(name, TABLES),

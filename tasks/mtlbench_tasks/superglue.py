@@ -19,6 +19,13 @@ from mtlbench_tasks.paper_tables import tables_of
 DATASET = "aps/super_glue"
 LICENCE = "other: the hub card of aps/super_glue refers to the licence of each original data set"
 BINARY: Kind = (0, 1)
+LABEL_NAMES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("boolq", "multirc", "wic", "wsc"), ("False", "True")),
+    "cb": ("entailment", "contradiction", "neutral"),
+    "copa": ("choice1", "choice2"),
+    "rte": ("entailment", "not_entailment"),
+}
+"""Labels of each task in the order of the hub."""
 
 
 def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], source: str, **more: Any) -> Task:
@@ -30,6 +37,7 @@ def _task(name: str, metrics: tuple[str, ...], columns: Mapping[str, Kind], sour
         dataset=DATASET,
         config=config,
         columns=columns,
+        label_names={"label": LABEL_NAMES[name]} if name in LABEL_NAMES else {},
         licence=LICENCE,
         source=source,
         tables=tables_of(name, TABLES),

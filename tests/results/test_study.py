@@ -12,6 +12,7 @@ import pytest
 from record_builder import COSTS, PROTOCOL, accuracy, cell, correlation, done, failed, skipped
 
 from mtlbench.api.record import Record
+from mtlbench.api.row_checks import RowCheck, SplitCounts
 from mtlbench.errors import StoreError
 from mtlbench.results.columns import cost_columns
 from mtlbench.results.study import ONE_SEED, study_of
@@ -252,3 +253,30 @@ def test_study_status_and_reports_load_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_truncated_and_repeated_rows_are_said_once_for_all_rows_of_a_table():
+    check = RowCheck(train=SplitCounts(rows=40, cut=4, questions=4), evaluation=SplitCounts(rows=10), repeated=2)
+    more = replace(check, train=SplitCounts(rows=40, cut=5, questions=4))
+    for other, ending in ((check, "answers are whole."), (more, "Other cells have fewer.")):
+        records = [
+            done(cell(method, seed), 60.0, 20.0, notes={"row_checks": {"glue/rte": found.to_json()}})
+            for method, seed, found in (("lora", 0, check), ("base", 0, other), ("lora", 1, check))
+        ]
+        notes = [note for note in only_table(records).notes if note.startswith("glue/rte: ")]
+        assert len(notes) == 2 and notes[0].endswith(ending)
+        assert notes[0].startswith(f"glue/rte: {other.train.cut} of 40 training rows")
+        assert notes[1].startswith("glue/rte: 2 of 10 evaluation rows (20 %) are duplicates of training rows")
+
+
+def test_a_score_that_rests_on_no_training_is_said():
+    steps = replace(COSTS, steps=3)
+    records = [
+        done(cell("lora"), 60.0, 20.0, costs=steps, notes={"rows_per_task": {"glue/rte": 24}}),
+        done(cell("dora"), 60.0, 20.0, costs=steps, notes={"rows_per_task": {"glue/rte": 12, "glue/cola": 12}}),
+        done(cell("base"), 50.0, 10.0, notes={"rows_per_task": {}}),
+        done(cell("full"), 50.0, 10.0, costs=steps),
+    ]
+    assert [note for note in only_table(records).notes if "trained on" in note] == [
+        "lora, seed 0: no row of glue/cola was trained on: its score rests on the training of other tasks."
+    ]

@@ -8,14 +8,15 @@ from tiny_backbones import tiny_backbone, tiny_tokenizer
 
 from mtlbench.data.examples import Pair
 from mtlbench.errors import DataError
-from mtlbench.tokens.encode import TokenRow, encode_pairs, encode_rows, fit
+from mtlbench.tokens.encode import PROBE, TokenRow, encode_pairs, encode_rows, fit
 
+OVER_THE_JOIN = ("ends in a word the", "re it goes on")
 PAIRS = [
     ("The concert continued until 10.\nAnswer:", " yes"),
     ("The concert continued until 10.\nAnswer:", " no"),
     ("Question: did the rain stop? Answer: ", "True"),
     ("Question: did the rain stop?  \n", " Neither of the two"),
-    ("ends in a word the", "re it goes on"),
+    OVER_THE_JOIN,
     ("<s>starts with the start token", " x"),
     ("é 🙂", " 🙂"),
 ]
@@ -25,10 +26,19 @@ PAIRS = [
 def test_pairs_are_encoded_as_lm_eval_encodes_them(tmp_path, architecture):
     model, tokenizer = tiny_backbone(tmp_path, architecture=architecture)
     hflm = HFLM(pretrained=model, tokenizer=tokenizer, backend=architecture, device="cpu")
-    theirs = [hflm._encode_pair(*pair) for pair in PAIRS]
+    theirs = [tuple(map(tuple, hflm._encode_pair(*pair))) for pair in PAIRS]
     ours = encode_pairs(tokenizer, PAIRS, architecture=architecture)
-    assert ours == [(tuple(context), tuple(answer)) for context, answer in theirs]
+    over_the_join = [PAIRS.index(OVER_THE_JOIN)] if architecture == "causal" else []
+    assert [at for at, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other] == over_the_join
     assert ours[0][0] == ours[1][0]
+
+
+def test_a_token_over_the_join_gives_the_tokens_of_the_answer_alone():
+    """lm-eval 0.4.13 reads "the" and scores "ere it goes on" here."""
+    tokenizer = tiny_tokenizer(architecture="causal")
+    ((context, answer),) = encode_pairs(tokenizer, [OVER_THE_JOIN], architecture="causal")
+    assert tokenizer.decode(context) == "<s>" + OVER_THE_JOIN[0]
+    assert list(answer) == tokenizer(OVER_THE_JOIN[1], add_special_tokens=False)["input_ids"]
 
 
 def test_each_distinct_text_is_tokenised_once():
@@ -43,7 +53,8 @@ def test_each_distinct_text_is_tokenised_once():
     encode_pairs(
         counting, [("same prompt:", " yes"), ("same prompt:", " no"), ("same prompt:", " yes")], architecture="causal"
     )
-    assert sorted(texts) == ["same prompt:", "same prompt: no", "same prompt: yes"]
+    assert sorted(set(texts) - {PROBE}) == ["same prompt:", "same prompt: no", "same prompt: yes"]
+    assert all(texts.count(text) == 1 for text in set(texts) - {PROBE})
 
 
 def test_training_rows_hold_context_and_answer():

@@ -18,9 +18,11 @@ from mtlbench.data.lm_task import load_lm_task
 from mtlbench.plugins import load_suite
 from mtlbench.tokens import cache as tokenised
 from mtlbench.tokens.cache import Tokenised, cached_rows
+from mtlbench.tokens.facts import RowFacts
 from mtlbench.tokens.keys import rows_key, tokenizer_digest
 
-PAIRS = [((1, 2, 3), (4,)), ((5,), (6, 7)), ((), (8,))]
+NONE = RowFacts(0, False, 1)
+PAIRS = [((1, 2, 3), (4,), NONE), ((5,), (6, 7), RowFacts(3, True, 2**62)), ((), (8,), RowFacts(1, False, 0))]
 KEY = "ab" * 32
 
 
@@ -53,7 +55,7 @@ def test_a_damaged_entry_is_told_and_made_again(folder, caplog, damage):
     content = path.read_bytes()
     flipped = content[:-1] + bytes([content[-1] ^ 1])
     path.write_bytes({"cut": content[:-5], "empty": b"", "flipped": flipped, "other": b"{}" * 50}[damage])
-    other = [((9,), (9,))]
+    other = [((9,), (9,), NONE)]
     assert cached_rows(KEY, lambda: other) == other
     assert str(path) in caplog.text
     assert cached_rows(KEY, never) == other
@@ -80,13 +82,13 @@ def test_a_file_in_the_place_of_the_folder_costs_a_warning(folder, caplog):
 
 
 def _many(number):
-    return cached_rows(KEY, lambda: [((number,) * 2000, (1,))] * 50) and cached_rows(KEY, never)
+    return cached_rows(KEY, lambda: [((number,) * 2000, (1,), NONE)] * 50) and cached_rows(KEY, never)
 
 
 def test_writers_at_the_same_time_leave_one_whole_entry(folder):
     with multiprocessing.get_context("fork").Pool(4) as pool:
         found = pool.map(_many, [7] * 12)
-    assert {tuple(rows) for rows in found} == {(((7,) * 2000, (1,)),) * 50}
+    assert {tuple(rows) for rows in found} == {(((7,) * 2000, (1,), NONE),) * 50}
     assert [p.name for p in entry(folder).parent.iterdir()] == [f"{KEY}.safetensors"]
 
 
@@ -144,6 +146,7 @@ def test_a_key_holds_all_that_tokens_depend_on(glue):
         key_of(rte, splits["rte"], architecture="seq2seq"),
         key_of(rte, splits["rte"], max_length=65),
         key_of(rte, splits["rte"], append_eos=True),
+        key_of(rte, splits["rte"], evaluation=True),
         key_of(replace(rte, shots=2), splits["rte"]),
         key_of(rte, {**splits["rte"], "train": datasets.Dataset.from_list(edited)}),
         key_of(replace(rte, yaml=by_name["mrpc"].yaml), splits["rte"]),
@@ -184,9 +187,13 @@ def test_a_second_study_tokenises_nothing(glue, monkeypatch):
     by_name, splits = glue
     lm_task = load_lm_task(by_name["rte"], splits["rte"], name="glue/rte")
     backbone = load_backbone("demo", dtype=torch.float32, attention="sdpa", device=torch.device("cpu"))
-    first = Tokenised(backbone).rows(by_name["rte"], lm_task, range(30), index=0, max_length=64)
+    first, facts = Tokenised(backbone).training(by_name["rte"], lm_task, range(30), index=0, max_length=64)
+    scored = Tokenised(backbone).evaluation(by_name["rte"], lm_task, range(10), max_length=64)
     monkeypatch.setattr(tokenised, "training_pairs", lambda *_: never())
-    again = Tokenised(backbone).rows(by_name["rte"], lm_task, range(30), index=4, max_length=64)
+    monkeypatch.setattr(tokenised, "evaluation_facts", lambda *_, **__: never())
+    again, kept = Tokenised(backbone).training(by_name["rte"], lm_task, range(30), index=4, max_length=64)
+    assert kept == facts and [row.cut for row in again] == [each.cut for each in facts]
+    assert Tokenised(backbone).evaluation(by_name["rte"], lm_task, range(10), max_length=64) == scored
     assert [(row.context, row.target) for row in again] == [(row.context, row.target) for row in first]
     assert {row.task for row in again} == {4}
     assert all(isinstance(token, int) for row in again for token in row.context)

@@ -21,6 +21,7 @@ from mtlbench.training.stages import share_steps
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
+from mtlbench_methods.peml import Peml
 
 TASKS = 3
 
@@ -98,6 +99,23 @@ def test_a_run_in_micro_batches_ends_where_the_whole_one_does():
     states = [torch.cat([p.flatten() for p in trainable_state(loop.model).values()]) for loop in (whole, parts)]
     assert (states[0] - states[1]).norm() < 1e-3 * states[0].norm()
     assert parts.progress.real_tokens == whole.progress.real_tokens
+
+
+@pytest.mark.parametrize("method", [Lora(dropout=0.3), MtlLora(dropout=0.3), Peml(dropout=0.3)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    ("build", "attention"), [(tiny_causal, "sdpa"), (tiny_seq2seq, "sdpa"), (tiny_causal, "eager")]
+)
+def test_rows_computed_at_once_change_no_draw(build, method, attention):
+    """``micro_batch`` is a setting of memory: dropout of weights and of a searched prefix is drawn as for the batch."""
+    ends = []
+    for size in (None, 4):
+        loop = loop_for(method, build=build, micro_batch=size, steps=4, evals_per_run=0, attention=attention)
+        loop.run()
+        state = torch.cat([p.flatten() for p in trainable_state(loop.model).values()])
+        ends.append((loop.progress.losses[-1][1], state))
+    (loss, state), (other_loss, other_state) = ends
+    assert other_loss == pytest.approx(loss, abs=1e-4)
+    assert (other_state - state).norm() < 1e-3 * state.norm()
 
 
 def test_a_loss_that_cannot_be_summed_from_parts_is_refused_with_micro_batches_only():
@@ -284,6 +302,26 @@ def test_the_search_loss_has_gradients_no_dropout_and_leaves_training_alone():
     assert len({loss.item() for loss in losses}) == 8
     fresh = [loop_for(Lora(dropout=0.5)) for _ in range(2)]
     assert fresh[0].search_loss().item() == fresh[1].search_loss().item()
+
+
+def test_fewer_rows_at_once_change_no_search():
+    """The search batch is a share of the training batch, whatever is computed at once, and so is its gradient."""
+    found = []
+    for micro_batch in (None, 2, 1):
+        loop = loop_for(Lora(dropout=0.5), micro_batch=micro_batch)
+        parameters = [p for p in loop.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for at, p in enumerate(parameters):
+                p.copy_(torch.linspace(-0.5, 0.5, p.numel()).view_as(p) * (1 + at % 3))
+        loop.model.train()
+        loss = loop.search_loss(share=0.25)
+        assert loop._searches.state() == [1, 3] and loop.model.training
+        found.append((loss.item(), torch.autograd.grad(loss, parameters)))
+        assert loop.model.training
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for one, other in zip(gradients, found[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_searching_without_a_search_split_is_an_error():

@@ -8,6 +8,7 @@ changed: the tests hold the hash of each.
 
 from __future__ import annotations
 
+import operator
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,25 @@ SETTABLE = tuple(f.name for f in fields(Protocol) if f.name not in ("name", "dat
 """Fields that a named protocol may set."""
 BASES = ("published", "official code", "assumed")
 """Where a value of a paper's protocol comes from."""
-_AT_LEAST: dict[str, float] = {
-    "max_length": 8, "train_rows": 1, "eval_rows": 1, "steps": 1, "batch_size": 1, "micro_batch": 1,
-    "evals_per_run": 0, "patience": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "adapt_steps": 1,
-}  # fmt: skip
 _STUDY = re.compile(STUDY + "[0-9a-f]{12}")
+_BOUNDS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("train_rows", "eval_rows", "steps", "batch_size", "micro_batch", "patience"), (">= 1", "")),
+    **dict.fromkeys(("evals_per_run", "weight_decay", "clip"), (">= 0", "")),
+    **dict.fromkeys(("epochs", "adapt_epochs"), ("> 0", "< 1e6")),
+    **dict.fromkeys(("warmup", "eval_from_train", "holdout"), (">= 0", "< 1")),
+    "max_length": (">= 8", ""),
+    "adapt_steps": (">= 1", ""),
+    "learning_rate": ("> 0", "< 100"),
+    "held_out": (">= 0", "< 0.5"),
+}
+"""Lowest and highest value of a field."""
+_SIGNS = {">=": (operator.ge, "at least"), ">": (operator.gt, "above"), "<": (operator.lt, "below")}
+_SHARES = {
+    "warmup": "of the steps",
+    "eval_from_train": "of the training rows",
+    "holdout": "of the training rows",
+    "held_out": "of the training rows",
+}
 _OPTIONS = {
     "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
@@ -208,29 +223,20 @@ def _label(value: Any) -> str:
 
 
 def _check(protocol: Protocol) -> None:
-    for name, least in _AT_LEAST.items():
+    for name, bounds in _BOUNDS.items():
         value = getattr(protocol, name)
-        if value is not None and not value >= least:
-            raise RequestError(f"{name} must be at least {least:g}, got {value}.")
+        for bound in filter(None, bounds if value is not None else ()):
+            sign, _, limit = bound.partition(" ")
+            holds, words = _SIGNS[sign]
+            if not holds(value, float(limit)):
+                share = f", a share {_SHARES[name]}," if name in _SHARES else ""
+                raise RequestError(f"{name}{share} must be {words} {limit}, got {value}.")
     for name, options in _OPTIONS.items():
         value = getattr(protocol, name)
         if value not in options:
             raise RequestError(
                 f"{name} must be one of {', '.join(options)}, got {value!r}. {did_you_mean(value, options)}"
             )
-    if not 0 < protocol.learning_rate < 100:
-        raise RequestError(f"learning_rate must be above 0, got {protocol.learning_rate}.")
-    for name in ("epochs", "adapt_epochs"):
-        value = getattr(protocol, name)
-        if value is not None and not 0 < value < 1e6:
-            raise RequestError(f"{name} must be above 0, got {value}.")
-    for name in ("eval_from_train", "holdout"):
-        if not 0 <= getattr(protocol, name) < 1:
-            raise RequestError(f"{name} is a share of the training rows below 1, got {getattr(protocol, name)}.")
-    if not 0 <= protocol.held_out < 0.5:
-        raise RequestError(f"held_out must be at least 0 and below 0.5, got {protocol.held_out}.")
-    if not protocol.warmup < 1:
-        raise RequestError(f"warmup is a share of the steps below 1, got {protocol.warmup}.")
     if protocol.micro_batch is not None and protocol.batch_size % protocol.micro_batch:
         raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
     read_mixing(protocol.mixing)
