@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Stateful
