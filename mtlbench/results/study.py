@@ -210,16 +210,10 @@ _SAME: Mapping[str, Callable[[Provenance], object]] = {
 """Provenance that should not differ inside a table, by its name in a sentence."""
 
 
-ONE_SEED = (
-    "One seed is no comparison of methods: another seed can reverse any difference in this table, so no score is "
-    "marked. Run --seeds 0,1,2 or more."
-)
-
-
 def table_notes(rows: Sequence[Row]) -> Iterable[str]:
     scored = [row for row in rows if row.seeds]
     if scored and all(len(row.seeds) == 1 for row in scored):
-        yield ONE_SEED if len(scored) > 1 else "One seed: no spread."
+        yield "One seed: no spread."
     if len({row.seeds for row in scored}) > 1:
         seeds = "; ".join(f"{row.label} {seed_list(row.seeds)}" for row in scored)
         yield f"The rows have different seeds: {seeds}."

@@ -16,6 +16,10 @@ from mtlbench.statistics.over_tasks import improvement, interquartile_mean, rank
 from mtlbench.text import one_line, sentences
 
 AVERAGE = "average"
+ONE_SEED = (
+    "One seed is no comparison of methods: another seed can reverse any difference in this table, so no score is "
+    "marked. Run --seeds 0,1,2 or more"
+)
 _MOST_NAMED = 4
 """Most rows that a sentence names."""
 
@@ -198,14 +202,13 @@ def _improvement(row: Row, against: Row, table: Table, scores: Scores) -> float 
 
 def _test_legend(rows: Sequence[Row], draws: int) -> str:
     known = [entry.interval for row in rows for entry in (*row.entries.values(), row.average) if entry]
-    if not any(known):
-        several = sum(bool(row.seeds) for row in rows) > 1
-        return "No tests: they need two seeds, or stored predictions." if several else ""
-    seeds = any(interval.seeds > 1 for interval in known if interval)
-    examples = any(interval.examples for interval in known if interval)
-    varied = " and ".join([*(["seeds"] if seeds else []), *([f"examples ({draws:,} resamples)"] if examples else [])])
-    if not seeds:
-        return f"95 % intervals are over {varied}: valid for these trained models on these examples, not for methods."
+    scored = [row for row in rows if row.seeds]
+    examples = [f"examples ({draws:,} resamples)"] if any(one.examples for one in known if one) else []
+    if all(len(row.seeds) == 1 for row in scored):
+        no_comparison = ONE_SEED if len(scored) > 1 else ""
+        valid = "valid for these trained models on these examples, not for methods"
+        return sentences(no_comparison, f"95 % intervals are over {examples[0]}: {valid}" if examples else "")
+    varied = " and ".join(["seeds", *examples])
     return sentences(f"Tests and 95 % intervals are over {varied}", _untested(rows))
 
 

@@ -60,6 +60,9 @@ def test_other_evaluation_rows_change_the_scores_and_nothing_else(folders, tmp_p
     assert one.cell.protocol.data != other.cell.protocol.data and one.key != other.key
     assert one.notes["stop_losses"] == other.notes["stop_losses"] and one.notes["stop_losses"]
     assert one.notes["best_step"] == other.notes["best_step"]
+    assert set(one.notes["validation_examples"]) == set(one.cell.tasks) and all(
+        one.notes["validation_examples"].values()
+    )
     assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
     assert one.scores != other.scores
 

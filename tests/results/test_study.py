@@ -15,7 +15,7 @@ from mtlbench.api.record import Record
 from mtlbench.api.row_checks import RowCheck, SplitCounts
 from mtlbench.errors import StoreError
 from mtlbench.results.columns import cost_columns
-from mtlbench.results.study import ONE_SEED, study_of
+from mtlbench.results.study import study_of
 
 
 def only_table(records, **words):
@@ -46,8 +46,9 @@ def test_scores_are_means_and_sample_deviations_over_seeds():
 def test_one_seed_has_no_spread_and_says_so():
     table = only_table([done(cell(), 60.0, 20.0), done(cell("base"), 50.0, 0.0)])
     assert row(table, "lora").average.scores.sd is None
-    assert ONE_SEED in table.notes
-    assert "One seed: no spread." in only_table([done(cell(), 60.0, 20.0)]).notes
+    assert "One seed: no spread." in table.notes
+    assert table.tests.startswith("One seed is no comparison of methods")
+    assert only_table([done(cell(), 60.0, 20.0)]).tests == ""
 
 
 def test_tables_do_not_depend_on_the_order_of_records():

@@ -14,8 +14,9 @@ from mtlbench.api.record import Record, TaskScore
 from mtlbench.api.study import Table, TaskAnswers
 from mtlbench.results.columns import difference_legend
 from mtlbench.results.formatting import legend
-from mtlbench.results.study import ONE_SEED, study_of
+from mtlbench.results.study import study_of
 from mtlbench.statistics.estimate import holm
+from mtlbench.statistics.tested import ONE_SEED
 
 TASKS = ("a/x", "a/y")
 
@@ -71,7 +72,7 @@ def test_examples_widen_an_interval_that_seeds_alone_make_narrow():
 def test_one_seed_has_intervals_on_its_examples_and_neither_best_nor_mark_nor_star():
     table = study(world({"lora": 1.0, "bad": -0.5}, seeds=1))
     assert "valid for these trained models on these examples, not for methods" in table.tests
-    assert ONE_SEED in table.notes
+    assert table.tests.startswith(ONE_SEED)
     for row in table.rows:
         assert all(not e.best and e.tied is None and e.interval for e in (*row.entries.values(), row.average))
     far = next(row for row in table.rows if row.label == "bad").comparison
@@ -103,7 +104,7 @@ def test_a_reference_that_was_selected_as_the_best_is_corrected_for_all_pairs():
 
 def test_without_seeds_and_examples_there_is_no_test_and_that_is_told():
     table = study(world({"good": 1.0, "bad": -0.5}, seeds=1), draws=0)
-    assert table.tests == "No tests: they need two seeds, or stored predictions."
+    assert table.tests == f"{ONE_SEED}."
     assert [row.average.tied for row in table.rows] == [None, None]
 
 
