@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.checksum import Checksum
-from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, remote_code
+from mtlbench.backbones.generating import why_not_generating
+from mtlbench.backbones.layers import linears_for_conv1d
+from mtlbench.backbones.names import BACKBONES, check_model, is_embedded, no_sdpa, not_generating, remote_code
+from mtlbench.compat import sdpa_class
 from mtlbench.errors import RequestError
 
 
@@ -84,7 +87,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
 
     Args:
         name: ``demo``, ``demo-t5``, a folder, or a hub id.
-        attention: ``sdpa`` or ``eager``.
+        attention: ``auto``, ``sdpa`` or ``eager``.
 
     Raises:
         RequestError: it does not exist, the hub cannot be reached, or it is neither causal nor seq2seq.
@@ -101,13 +104,14 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
             where,
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=_attention(auto, config, attention),
             device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
             trust_remote_code=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(_unloadable(name, error)) from error
+    linears_for_conv1d(model)
     return model.eval().requires_grad_(False), tokenizer, architecture
 
 
@@ -126,7 +130,9 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
         raise RequestError(_unloadable(name, error)) from error
     auto, architecture = _auto_class(name, config)
     with torch.device("meta"):
-        model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
+        kind = _attention(auto, config, attention)
+        model = auto.from_config(config, attn_implementation=kind, trust_remote_code=False)
+    linears_for_conv1d(model)
     return model.eval().requires_grad_(False), architecture
 
 
@@ -172,16 +178,23 @@ def _auto_class(name: str, config: Any) -> tuple[Any, str]:
         AutoModelForSeq2SeqLM,
     )
 
-    classes = config.architectures or []
+    if (reason := why_not_generating(config.to_dict())) is not None:
+        raise RequestError(not_generating(name, reason))
     if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return AutoModelForSeq2SeqLM, "seq2seq"
-    masked = any("MaskedLM" in name or "PreTraining" in name for name in classes)
-    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked:
+    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM, "causal"
-    raise RequestError(
-        f"The backbone {name!r} ({config.model_type}{', ' + classes[0] if classes else ''}) is neither a causal "
-        "language model nor an encoder-decoder. Take one that generates text, such as a Llama or a T5, or `demo`."
-    )
+    reason = f"({config.model_type}) is neither a causal language model nor an encoder-decoder"
+    raise RequestError(not_generating(name, reason))
+
+
+def _attention(auto: Any, config: Any, requested: str) -> str:
+    """The kernel to load with."""
+    if requested == "eager" or sdpa_class(auto, config):
+        return "sdpa" if requested == "auto" else requested
+    if requested == "auto":
+        return "eager"
+    raise ValueError(no_sdpa(config.model_type))
 
 
 def _unloadable(name: str, error: Exception) -> str:

@@ -8,7 +8,10 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+from mtlbench.backbones.generating import why_not_generating
+from mtlbench.compat import lacks_sdpa
 from mtlbench.errors import RequestError, did_you_mean
 
 BACKBONES = Path(__file__).parents[1] / "demo" / "backbones"
@@ -112,6 +115,44 @@ def _check_folder(path: Path) -> None:
         raise RequestError(f"{str(config)!r} is not JSON: {error}.") from error
     if isinstance(body, dict) and "AutoConfig" in (body.get("auto_map") or {}) and not _known(body.get("model_type")):
         raise RequestError(remote_code(str(path)))
+    if isinstance(body, dict) and (reason := why_not_generating(body)) is not None:
+        raise RequestError(not_generating(str(path), reason))
+
+
+def check_attention(model: str, requested: str) -> str | None:
+    """What ``attention=auto`` will come to, where the files of ``model`` tell that it is not ``sdpa``; else ``None``.
+
+    Raises:
+        RequestError: ``sdpa`` was asked for, and there is none.
+    """
+    kind = str(_config(model).get("model_type", ""))
+    if requested == "eager" or not lacks_sdpa(kind):
+        return None
+    if requested == "sdpa":
+        raise RequestError(no_sdpa(kind))
+    return f"{kind} has no sdpa attention in transformers: eager attention is used, which takes more memory."
+
+
+def no_sdpa(kind: str) -> str:
+    """The message for a kernel that transformers does not have for a model type."""
+    return f"{kind} has no sdpa attention in transformers. Take --attention auto or eager."
+
+
+def not_generating(model: str, reason: str) -> str:
+    """The message for a checkpoint that generates no text."""
+    return (
+        f"The backbone {model!r} {reason}. Take one that generates text, such as a Llama, a GPT-2 or a T5, or `demo`."
+    )
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The content of its config.json, where it is in a folder here."""
+    path = (BACKBONES / model if is_embedded(model) else Path(model)) / "config.json"
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def remote_code(model: str) -> str:

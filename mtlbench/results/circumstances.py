@@ -32,6 +32,15 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
         )
 
 
+    for name, sentence in _OF_BACKBONES.items():
+        for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
+            yield f"{sentence}: {text} ({', '.join(who)})."
+
+
+_OF_BACKBONES = {"attention": "Attention of the backbone", "not_adapted": "What no adapter reaches"}
+"""Notes of records that tell what a backbone does not allow, by the beginning of their sentence."""
+
+
 def _done(row: Row) -> list[Record]:
     return [record for record in row.records if record.status == "ok"]
 

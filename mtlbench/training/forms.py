@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from mtlbench.api.method import Method
 from mtlbench.backbones.backbone import backbone_size
 from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.compat import attention_of
+from mtlbench.nn.attachments import find_module
+from mtlbench.nn.packing import attention_configs, why_not_packed
+from mtlbench.nn.prefixes.attention import NAME as PREFIXED
+from mtlbench.nn.prefixes.slots import PrefixSlots
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
@@ -50,19 +55,18 @@ class RowForm:
 
 
 def form_of(
-    gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, attention: str, longest: int
+    gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, longest: int
 ) -> RowForm:
     """The form that suits the model and the method attached to it; tried on some of the ``rows``.
 
     Both give the same losses and gradients beyond rounding, so the choice changes no result.
 
     Args:
-        attention: The attention that the protocol names.
         longest: Tokens of the longest row there may be.
     """
     model, method = gradients.model, gradients.method
     most = pass_tokens(backbone_size(model), collator.device.type)
-    reason = _unsuited(model, method, attention=attention, longest=longest)
+    reason = _unsuited(model, method, longest=longest)
     if reason is None:
         form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
         reason = _differs(gradients, collator, form, rows)
@@ -84,12 +88,19 @@ def _packs(model: nn.Module, method: Method, collator: Collator) -> Callable[[Se
     return collate
 
 
-def _unsuited(model: Any, method: Method, *, attention: str, longest: int) -> str | None:
-    if attention != "sdpa":
-        return f"attention {attention!r} has no kernel for rows of unlike length"
+def _unsuited(model: Any, method: Method, *, longest: int) -> str | None:
+    prefixes = find_module(model, PrefixSlots)
+    kinds = {attention_of(config) for config in attention_configs(model)}
+    kinds = kinds - {PREFIXED} | (set() if prefixes is None else set(prefixes.stock))
+    if kinds != {"sdpa"}:
+        return f"attention {'+'.join(sorted(kinds - {'sdpa'}))!r} has no kernel for rows of unlike length"
+    if (reason := why_not_packed(model)) is not None:
+        return reason
     if method.reads_rows:
         return f"layers of {method.name!r} read whole rows"
     config = model.config.get_text_config()
+    if (chunk := getattr(config, "attention_chunk_size", None)) is not None and chunk < longest:
+        return f"attention goes by chunks of {chunk} tokens and rows may have {longest}"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < longest:
         return f"attention has a sliding window of {window} tokens and rows may have {longest}"
