@@ -13,13 +13,16 @@ _OTHER_HEADS = (
 )  # fmt: skip
 """Ends of the names of classes whose head is no language model's."""
 _HEADS = ("CausalLM", "LMHeadModel", "ConditionalGeneration", "MTModel", "DoubleHeadsModel", "WithLMHeadModel")
-_ENCODERS = frozenset(
-    "albert bert bert-generation big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert "
-    "electra ernie esm eurobert flaubert funnel ibert layoutlm layoutlmv2 layoutlmv3 longformer luke megatron-bert "
-    "mobilebert modernbert mpnet mra nezha nomic_bert nystromformer rembert roberta roberta-prelayernorm roc_bert "
-    "roformer squeezebert xlm xlm-roberta xlm-roberta-xl xlnet xmod yoso".split()
-)
+_ENCODERS = frozenset({
+    "albert", "bert", "bert-generation", "big_bird", "camembert", "canine", "convbert", "data2vec-text", "deberta",
+    "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert", "flaubert", "funnel", "ibert", "layoutlm",
+    "layoutlmv2", "layoutlmv3", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert", "mpnet", "mra",
+    "nezha", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
+    "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod", "yoso",
+})  # fmt: skip
 """Types that read a text in both directions; some can be made a decoder, which their configuration then says."""
+_CAPACITY = frozenset({"switch_transformers", "nllb-moe"})
+"""Types whose experts take so many tokens of a batch and drop the rest."""
 
 
 def why_not_generating(config: Mapping[str, Any]) -> str | None:
@@ -35,6 +38,8 @@ def why_not_generating(config: Mapping[str, Any]) -> str | None:
         return f"({named}) was trained with another head than a language model's"
     if kind in _ENCODERS and not (config.get("is_decoder") or config.get("is_encoder_decoder")):
         return f"({named}) reads a text in both directions and does not continue it"
+    if kind in _CAPACITY:
+        return f"({named}) drops tokens beyond its experts' capacity, so a row's score depends on the rest of its batch"
     if kind and (known := types_that_generate()) and kind not in known:
         return f"({named}) is neither a causal language model nor an encoder-decoder"
     return None

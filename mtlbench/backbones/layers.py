@@ -40,6 +40,4 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
     An expert sees some tokens of a batch, which is neither a row nor a part of one, so no method here adapts them.
     """
-    return {
-        name: p for name, p in model.named_parameters() if p.dim() >= 2 and "experts" in name.split(".")[:-1]
-    }
+    return {name: p for name, p in model.named_parameters() if p.dim() >= 2 and "experts" in name.split(".")[:-1]}

@@ -119,18 +119,32 @@ def _check_folder(path: Path) -> None:
         raise RequestError(not_generating(str(path), reason))
 
 
-def check_attention(model: str, requested: str) -> str | None:
-    """What ``attention=auto`` will come to, where the files of ``model`` tell that it is not ``sdpa``; else ``None``.
+def limits_of(model: str, *, attention: str) -> list[str]:
+    """What the files of ``model`` tell that it does not allow, a sentence each; nothing for a hub id.
+
+    Args:
+        attention: That of the protocol.
 
     Raises:
         RequestError: ``sdpa`` was asked for, and there is none.
     """
-    kind = str(_config(model).get("model_type", ""))
-    if requested == "eager" or not lacks_sdpa(kind):
-        return None
-    if requested == "sdpa":
-        raise RequestError(no_sdpa(kind))
-    return f"{kind} has no sdpa attention in transformers: eager attention is used, which takes more memory."
+    config, limits = _config(model), list[str]()
+    kind = str(config.get("model_type", ""))
+    if attention != "eager" and lacks_sdpa(kind):
+        if attention == "sdpa":
+            raise RequestError(no_sdpa(kind))
+        limits.append(
+            f"{kind} has no sdpa attention in transformers: eager attention is used, which takes more memory."
+        )
+    experts = next((config[name] for name in _EXPERTS if isinstance(config.get(name), int)), 0)
+    if experts > 1:
+        limits.append(
+            f"The {experts} experts of each layer of {model!r} stay as they are: no method but full adapts them."
+        )
+    return limits
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def no_sdpa(kind: str) -> str:

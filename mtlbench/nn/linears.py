@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from mtlbench.errors import RequestError
+from mtlbench.nn.layer_rows import watch_rows
 
 _HEADS = frozenset({"lm_head", "classifier", "score", "qa_outputs", "embed_out"})
 
@@ -80,3 +81,5 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     owner = model.get_submodule(parent)
     module.train(getattr(owner, child).training)
     setattr(owner, child, module)
+    if not isinstance(module, nn.Linear):
+        watch_rows(model, name, module)

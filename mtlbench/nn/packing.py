@@ -8,6 +8,7 @@ kernel runs, and puts the results back.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -137,6 +138,10 @@ def why_not_packed(model: Any) -> str | None:
             return "its attention does not go through transformers' AttentionInterface"
         if (mixer := token_mixer(stack)) is not None:
             return f"its {mixer} reads tokens outside attention"
+        if model.config.is_encoder_decoder and not any(hasattr(module, "compute_bias") for module in stack.modules()):
+            return "it takes positions from the index in a row"
+    if not model.config.is_encoder_decoder and "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it accepts no position ids"
     return None
 
 
@@ -146,8 +151,18 @@ def token_mixer(stack: nn.Module) -> str | None:
     return next((kind.__name__ for kind in kinds if issubclass(kind, nn.Conv1d) or _MIXERS.search(kind.__name__)), None)
 
 
-_MIXERS = re.compile("Mamba|SSM|ShortConv|DeltaNet|Recurrent|Rwkv|LSTM|LightningAttention|LinearAttention|Hyena|CausalConv")
+_MIXERS = re.compile(
+    "Mamba|SSM|ShortConv|DeltaNet|Recurrent|Rwkv|LSTM|LightningAttention|LinearAttention|Hyena|CausalConv"
+)
 """Of class names: states that go from token to token, convolutions over tokens."""
+
+
+def window_of(config: Any) -> int | None:
+    """Tokens that a layer sees at most, where some layers have such a window."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None) or None  # 0 where a mixture of Qwen has none
 
 
 def _stacks(model: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.backbones.names import check_model, is_embedded, weights_digest
+from mtlbench.backbones.names import check_model, is_embedded, limits_of, weights_digest
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
@@ -81,7 +81,8 @@ def make_plan(request: Request) -> Plan:
         sources=tuple(sources[0]),
     )
     cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
-    return Plan(request=request, cells=cells, suites=suites, source=source, notes=tuple(_alike(cells, methods)))
+    notes = (*limits_of(request.model, attention=protocol.attention), *_alike(cells, methods))
+    return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
 
 
 def join_plans(plans: Sequence[Plan], *, notes: Sequence[str] = ()) -> Plan:

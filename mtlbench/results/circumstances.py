@@ -31,7 +31,6 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             f"{_value_list(shared)}."
         )
 
-
     for name, sentence in _OF_BACKBONES.items():
         for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
             yield f"{sentence}: {text} ({', '.join(who)})."
