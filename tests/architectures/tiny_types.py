@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+import transformers
+from transformers import AutoConfig
 
 from mtlbench.backbones.names import BACKBONES
 
@@ -41,7 +41,6 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     # decoders of one kind of layer
     "llama": LLAMA,
     "mistral": {**LLAMA, "sliding_window": 16},
-    "ministral": {**LLAMA, "sliding_window": 16},
     "qwen2": SIZE | {"num_key_value_heads": 2},
     "qwen3": LLAMA,
     "gemma": LLAMA,
@@ -51,7 +50,6 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "phi3": {**SIZE, "num_key_value_heads": 2},
     "granite": {**SIZE, "num_key_value_heads": 2},
     "glm": {**LLAMA, "partial_rotary_factor": 0.5},
-    "glm4": {**LLAMA, "partial_rotary_factor": 0.5},
     "olmo": {**SIZE, "num_key_value_heads": 2},
     "olmo2": {**SIZE, "num_key_value_heads": 2},
     "olmo3": {**SIZE, "num_key_value_heads": 2, "sliding_window": 16},
@@ -60,8 +58,6 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "smollm3": {**SIZE, "num_key_value_heads": 2},
     "stablelm": {**SIZE, "num_key_value_heads": 2},
     "starcoder2": {**SIZE, "num_key_value_heads": 2},
-    "nemotron": {**SIZE, "num_key_value_heads": 2},
-    "exaone4": {**LLAMA, "sliding_window": 16, "sliding_window_pattern": 2},
     # older decoders
     "gpt2": GPT,
     "gpt_bigcode": GPT,
@@ -70,7 +66,6 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 256, "attention_types": [[["global", "local"], 1]], "window_size": 16,
     },
     "gptj": {**GPT, "rotary_dim": 4, "n_inner": 48, "tie_word_embeddings": False},
-    "codegen": {**GPT, "rotary_dim": 4, "n_inner": 48, "tie_word_embeddings": False},
     "gpt_neox": SIZE,
     "bloom": {"vocab_size": 2048, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon": {
@@ -87,10 +82,8 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "qwen3_moe": {**LLAMA, **EXPERTS},
     "olmoe": {**SIZE, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
-    "granitemoe": {**SIZE, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     # states instead of attention, and both
     "mamba": {**SIZE, "state_size": 8},
-    "mamba2": {**SIZE, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
     "jamba": {
         **SIZE, "num_key_value_heads": 2, "mamba_d_state": 8, "num_experts": 4, "num_experts_per_tok": 2,
         "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
@@ -114,57 +107,49 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "mbart": BART,
     "pegasus": BART,
     "blenderbot": BART,
-    "blenderbot-small": BART,
     "marian": BART,
     "m2m_100": BART,
     "led": {**BART, "max_encoder_position_embeddings": 512, "max_decoder_position_embeddings": 256,
             "attention_window": 16},
     "longt5": {**T5, "local_radius": 8},
-    "switch_transformers": {**T5, "num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1,
-                            "expert_capacity": 64},
-    # read only, or trained to classify: refused at the plan
-    "bert": SIZE,
-    "roberta": SIZE,
-    "deberta-v2": SIZE,
-    "modernbert": SIZE,
 }  # fmt: skip
 """Name to the fields of its configuration that make it small; the name is the model type unless a field says another."""
 
 UNSUITED: Mapping[str, tuple[str, str]] = {
+    "bert": ("bert", "AutoModel"),
+    "roberta": ("roberta", "AutoModelForMaskedLM"),
+    "deberta-v2": ("deberta-v2", "AutoModel"),
+    "modernbert": ("modernbert", "AutoModelForMaskedLM"),
     "bert-classifier": ("bert", "AutoModelForSequenceClassification"),
     "roberta-classifier": ("roberta", "AutoModelForSequenceClassification"),
     "llama-classifier": ("llama", "AutoModelForSequenceClassification"),
     "t5-encoder": ("t5", "T5EncoderModel"),
+    "switch": ("switch_transformers", "AutoModelForSeq2SeqLM"),
 }
-"""Checkpoints that were not trained to generate: name to type and class."""
+"""Checkpoints that were not trained to generate text, or cannot row by row: name to type and class."""
+
+
+OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "switch_transformers": {**T5, "num_experts": 4, "expert_capacity": 64},
+}
 
 
 def tiny_config(name: str) -> Any:
     """The configuration of a type."""
-    own = dict(TYPES[name])
+    own = dict(TYPES.get(name) or OTHERS.get(name) or SIZE)
     return AutoConfig.for_model(own.pop("model_type", name), **{**IDS, **own})
 
 
 def tiny_model(name: str, folder: Path) -> Path:
-    """Write a random model of the type ``name`` with a tokenizer to ``folder``."""
-    import transformers
-
+    """Write a random model of the type or checkpoint ``name`` with a tokenizer to ``folder``."""
     torch.manual_seed(0)
-    kind, head = UNSUITED.get(name, (name, None))
+    kind, head = UNSUITED.get(name, (name, ""))
     config = tiny_config(kind)
-    if head is not None:
-        auto = getattr(transformers, head)
-        model = auto.from_config(config) if head.startswith("Auto") else auto(config)
-    elif config.is_encoder_decoder:
-        model = AutoModelForSeq2SeqLM.from_config(config)
-    elif type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and kind not in ("bert", "roberta", "modernbert"):
-        model = AutoModelForCausalLM.from_config(config)
-    else:
-        model = AutoModel.from_config(config)
+    head = head or ("AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM")
+    auto = getattr(transformers, head)
+    model = auto.from_config(config) if head.startswith("Auto") else auto(config)
     model.save_pretrained(folder)
     demo = BACKBONES / ("demo-t5" if config.is_encoder_decoder else "demo")
     for path in demo.glob("tokenizer*.json"):
         shutil.copy(path, folder)
-    settings = folder / "tokenizer_config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 256}))
     return folder
