@@ -172,9 +172,21 @@ def lacks_sdpa(model_type: str) -> bool:
 
     Without it the worker refuses ``--attention sdpa`` for such a model, instead of the plan.
     """
-    folder = model_type.replace("-", "_").lower()
-    source = _source_of(f"{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
+    source = _source_of_type(model_type)
     return bool(source) and re.search(r"_supports_sdpa\s*=\s*True", source) is None
+
+
+def is_type(model_type: str) -> bool:
+    """Whether there is the source of a model type; not so for a part of another's, such as ``gemma3_text``.
+
+    Without it a type that generates no text is refused by the worker instead of the plan.
+    """
+    return bool(_source_of_type(model_type))
+
+
+def _source_of_type(model_type: str) -> str:
+    folder = model_type.replace("-", "_").lower()
+    return _source_of(f"{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
 
 
 def _source_of(path: str) -> str:

@@ -124,6 +124,7 @@ def test_types_without_sdpa_are_told_by_their_source():
     for kind, lacks in (("gpt_oss", True), ("gemma2", True), ("bloom", True), ("llama", False), ("gpt2", False)):
         assert compat.lacks_sdpa(kind) == lacks
         assert compat.sdpa_class(AutoModelForCausalLM, AutoConfig.for_model(kind)) != lacks
+    assert compat.is_type("clip") and not compat.is_type("of-nobody")
     assert not compat.lacks_sdpa("of-nobody") and not compat.lacks_sdpa("")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtlbench.compat import types_that_generate
+from mtlbench.compat import is_type, types_that_generate
 
 _OTHER_HEADS = (
     "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM", "PreTraining",
@@ -40,6 +40,6 @@ def why_not_generating(config: Mapping[str, Any]) -> str | None:
         return f"({named}) reads a text in both directions and does not continue it"
     if kind in _CAPACITY:
         return f"({named}) drops tokens beyond its experts' capacity, so a row's score depends on the rest of its batch"
-    if kind and (known := types_that_generate()) and kind not in known:
+    if is_type(kind) and (known := types_that_generate()) and kind not in known:
         return f"({named}) is neither a causal language model nor an encoder-decoder"
     return None
