@@ -40,6 +40,8 @@ def why_not_generating(config: Mapping[str, Any]) -> str | None:
         return f"({named}) reads a text in both directions and does not continue it"
     if kind in _CAPACITY:
         return f"({named}) drops tokens beyond its experts' capacity, so a row's score depends on the rest of its batch"
+    if kind == "rwkv":
+        return f"({named}) reads padding as text in transformers, so what it generates depends on its batch"
     if is_type(kind) and (known := types_that_generate()) and kind not in known:
         return f"({named}) is neither a causal language model nor an encoder-decoder"
     return None

@@ -97,7 +97,6 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"],
     },
     "lfm2": {**SIZE, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
-    "rwkv": {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     # encoder-decoders
     "t5": T5,
     "t5-gated": {**T5, "model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -124,12 +123,14 @@ UNSUITED: Mapping[str, tuple[str, str]] = {
     "roberta-classifier": ("roberta", "AutoModelForSequenceClassification"),
     "llama-classifier": ("llama", "AutoModelForSequenceClassification"),
     "t5-encoder": ("t5", "T5EncoderModel"),
+    "rwkv": ("rwkv", "AutoModelForCausalLM"),
     "switch": ("switch_transformers", "AutoModelForSeq2SeqLM"),
 }
 """Checkpoints that were not trained to generate text, or cannot row by row: name to type and class."""
 
 
 OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "rwkv": {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     "switch_transformers": {**T5, "num_experts": 4, "expert_capacity": 64},
 }
 
