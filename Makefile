@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.mtlbench-installed
 
-.PHONY: demo real test test-quick test-slow reliability soak check format install clean
+.PHONY: demo real test test-quick test-slow matrix reliability soak check format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -33,6 +33,10 @@ test-quick: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Every type of backbone with every method (docs/architectures.md), which it writes.
+matrix: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/architectures/matrix.py
 
 # Every fault of docs/reliability.md with all its repeats (about half an hour); writes the table there.
 reliability: $(STAMP)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -147,6 +149,64 @@ def layer_classes(model: object) -> frozenset[str]:
     Without it ``--shard`` does not know what to gather at once.
     """
     return frozenset(getattr(model, "_no_split_modules", None) or ())
+
+
+@functools.cache
+def types_that_generate() -> frozenset[str]:
+    """Model types that transformers has a class for text generation for, by the source of its automatic classes.
+
+    It is about ``MODEL_FOR_..._MAPPING_NAMES`` in ``transformers.models.auto.modeling_auto``, whose import takes
+    seconds. Empty where they are not found; then such a model is refused by the worker instead of the plan.
+    """
+    source = _source_of("auto/modeling_auto.py")
+    known: set[str] = set()
+    for name in ("MODEL_FOR_CAUSAL_LM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM"):
+        table = re.search(rf"^{name}_MAPPING_NAMES\b.*?^\)", source, re.MULTILINE | re.DOTALL)
+        known |= set(re.findall(r"\(\s*\"([\w\-]+)\",", table.group())) if table else set()
+    return frozenset(known)
+
+
+@functools.cache
+def lacks_sdpa(model_type: str) -> bool:
+    """Whether the source of a model type nowhere says ``_supports_sdpa = True``; not where there is no such source.
+
+    Without it the worker refuses ``--attention sdpa`` for such a model, instead of the plan.
+    """
+    source = _source_of_type(model_type)
+    return bool(source) and re.search(r"_supports_sdpa\s*=\s*True", source) is None
+
+
+def is_type(model_type: str) -> bool:
+    """Whether there is the source of a model type; not so for a part of another's, such as ``gemma3_text``.
+
+    Without it a type that generates no text is refused by the worker instead of the plan.
+    """
+    return bool(_source_of_type(model_type))
+
+
+def _source_of_type(model_type: str) -> str:
+    folder = model_type.replace("-", "_").lower()
+    return _source_of(f"{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
+
+
+def _source_of(path: str) -> str:
+    """A file of transformers' models as text, without importing it; empty where there is none."""
+    spec = importlib.util.find_spec("transformers")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        found = Path(folder) / "models" / path
+        if found.is_file():
+            return found.read_text(encoding="utf-8")
+    return ""
+
+
+def sdpa_class(auto: Any, config: Any) -> bool:
+    """Whether the class that ``auto`` takes for ``config`` has torch's attention kernel (``_supports_sdpa``).
+
+    Without it a request for it would fail inside transformers, and ``auto`` could not say why it takes another.
+    """
+    found: Any = auto._model_mapping[type(config)]
+    found = found[0] if isinstance(found, (tuple, list)) else found
+    return bool(getattr(found, "_supports_sdpa", False))
 
 
 # lm-eval

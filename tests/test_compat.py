@@ -110,6 +110,24 @@ def test_models_say_whether_attention_is_looked_up_and_what_their_layers_are():
     assert compat.layer_classes(model) == {"LlamaDecoderLayer"} and compat.layer_classes(nn.Identity()) == frozenset()
 
 
+def test_types_that_generate_are_those_of_the_automatic_classes():
+    from transformers.models.auto import modeling_auto
+
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert compat.types_that_generate() == {*causal, *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+    assert {"llama", "gpt2", "t5"} <= compat.types_that_generate()
+
+
+def test_types_without_sdpa_are_told_by_their_source():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for kind, lacks in (("gpt_oss", True), ("gemma2", True), ("bloom", True), ("llama", False), ("gpt2", False)):
+        assert compat.lacks_sdpa(kind) == lacks
+        assert compat.sdpa_class(AutoModelForCausalLM, AutoConfig.for_model(kind)) != lacks
+    assert compat.is_type("clip") and not compat.is_type("of-nobody")
+    assert not compat.lacks_sdpa("of-nobody") and not compat.lacks_sdpa("")
+
+
 # lm-eval
 
 

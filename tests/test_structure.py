@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALONE = {"test_compat.py", "test_end_to_end.py", "test_no_network.py", "test_plugins.py", "test_structure.py"}
 """Tests of what spans every room, or of a file in the root of the package."""
-BESIDE = {"docs", "faults", "goldens", "helpers", "methods", "reference", "reports", "tasks", "thirdparty"}
+BESIDE = {
+    "architectures",
+    "docs",
+    "faults",
+    "goldens",
+    "helpers",
+    "methods",
+    "reference",
+    "reports",
+    "tasks",
+    "thirdparty",
+}
 """Folders of ``tests/`` that are no room of ``mtlbench/``: plugin families, documents, faults, and what tests need."""
 
 

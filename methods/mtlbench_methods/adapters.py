@@ -62,8 +62,8 @@ class Houlsby(Method):
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 
-        places = [place for place in nn.find_sublayers(setup.target_modules) if place.block in self.blocks]
-        width = setup.shapes[places[0].name][0]
+        places = [place for place in nn.find_sublayers(setup.target_modules, model) if place.block in self.blocks]
+        width = nn.block_width(model, places)
         if self.reduction > width:
             raise RequestError(
                 f"{self.name}[reduction={self.reduction}]: the backbone is {width} wide, which leaves no bottleneck. "

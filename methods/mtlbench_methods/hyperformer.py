@@ -59,8 +59,8 @@ class Hyperformer(Method):
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
 
-        places = nn.find_sublayers(setup.target_modules)
-        width = setup.shapes[places[0].name][0]
+        places = nn.find_sublayers(setup.target_modules, model)
+        width = nn.block_width(model, places)
         if self.reduction > width:
             raise RequestError(
                 f"{self.name}[reduction={self.reduction}]: the backbone is {width} wide, which leaves no bottleneck. "
@@ -101,7 +101,7 @@ class Hyperformer(Method):
     def finish(self, model: torch.nn.Module) -> None:
         """Make the adapters of all tasks once and drop the network; round the norms as the backbone's are."""
         for module in model.modules():
-            if isinstance(module, nn.AfterLinear) and isinstance(module.after, nn.GeneratedAdapter):
+            if isinstance(module, nn.AfterLinear | nn.AfterBlock) and isinstance(module.after, nn.GeneratedAdapter):
                 module.after = module.after.static()
         nn.remove_module(model, nn.Hypernet)
         nn.restore_norm_dtypes(model)

@@ -60,6 +60,11 @@ MOVING: Final = frozenset({("DEFT", "para"), ("HRA", "apply_GS")})
 OWN_TARGETS: Final = frozenset({"BEFT", "IA3"})
 """Tuners defined by which projections they touch; peft knows them by architecture."""
 
+_FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "kv_b_proj")
+VALUES: Final = ("v_proj", "v", *_FUSED)
+KEYS_AND_VALUES: Final = ("k_proj", "k", *VALUES)
+"""Last parts of names of projections that make values, or keys too; some make both, or queries as well."""
+
 _PROMPT = (
     "it puts virtual tokens before the input inside peft's own forward call, which training and scoring here bypass"
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.peft_catalog import EXAMPLES, OWN_TARGETS, PAPERS
+from mtlbench_methods.peft_catalog import EXAMPLES, KEYS_AND_VALUES, OWN_TARGETS, PAPERS, VALUES
 from mtlbench_methods.peft_options import (
     check_options,
     make_config,
@@ -140,7 +140,7 @@ class Peft(Method):
             norms = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
             return {"target_modules": norms}
         if self.target == "default" and self.type in OWN_TARGETS:
-            return {}
+            return {} if _known_to_peft(model, self.type) else self._by_role(model, setup)
         names = nn.select_linears(setup.target_modules, "all" if self.target == "default" else self.target)
         if self.type != "IA3":
             return {"target_modules": list(names)}
@@ -148,6 +148,20 @@ class Peft(Method):
         attention = set(nn.select_linears(setup.target_modules, "attention"))
         narrowing = [n for n in names if n not in attention and setup.shapes[n][0] < setup.shapes[n][1]]
         return {"target_modules": list(names), "feedforward_modules": narrowing}
+
+    def _by_role(self, model: torch.nn.Module, setup: Setup) -> dict[str, list[str]]:
+        """What the tuner's paper changes, of a type that peft has no list for."""
+        roles = KEYS_AND_VALUES if self.type == "IA3" else VALUES
+        names = [name for name in setup.target_modules if name.rpartition(".")[2] in roles]
+        if not names:
+            raise RequestError(
+                f"{self._label} does not fit {type(model).__name__}: it changes {'keys and ' * (self.type == 'IA3')}"
+                f"values, and no projection is known to make them. Choose projections with target."
+            )
+        if self.type != "IA3":
+            return {"target_modules": names}
+        ends = [name for name in setup.target_modules if nn.ends_block(name) == 1]
+        return {"target_modules": [*names, *ends], "feedforward_modules": ends}
 
     def _listen(self, warned: set[str]) -> None:
         """Log what peft warned of, and refuse values that it changed."""
@@ -161,6 +175,15 @@ class Peft(Method):
         inner = [f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in self.options]
         words = [f"type={self.type}", *inner] if self.name == "peft" else inner
         return f"{self.name}[{','.join(words)}]" if words else self.name
+
+
+def _known_to_peft(model: Any, kind: str) -> bool:
+    """Whether peft lists the projections of the tuner for this type, and the backbone has them."""
+    from peft.utils import constants
+
+    lists: Any = getattr(constants, f"TRANSFORMERS_MODELS_TO_{kind}_TARGET_MODULES_MAPPING")
+    wanted = lists.get(model.config.model_type, [])
+    return bool(wanted) and all(any(f".{name}".endswith(f".{w}") for name, _ in model.named_modules()) for w in wanted)
 
 
 def _own_weights(model: torch.nn.Module, names: Sequence[str]) -> None:

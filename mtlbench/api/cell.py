@@ -107,8 +107,8 @@ class Protocol:
     """Training stops after this many consecutive validation losses without a better one."""
     dtype: str = "auto"
     """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
-    attention: str = "sdpa"
-    """``sdpa`` or ``eager``."""
+    attention: str = "auto"
+    """``auto`` (``sdpa`` where the backbone has it, else ``eager``), ``sdpa`` or ``eager``."""
     checkpointing: bool = False
     """Gradient checkpointing: recompute layers in backward to save memory."""
     tuning: str = "none"
@@ -130,13 +130,18 @@ class Protocol:
             return replace(self, steps=self.adapt_steps)
         return self if self.adapt_epochs is None else replace(self, epochs=self.adapt_epochs, steps=None)
 
+    def compared(self) -> dict[str, Any]:
+        """All fields except the name, by what they do: ``attention=auto`` is ``sdpa``, which cells had before it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        return values | {"attention": "sdpa" if self.attention == "auto" else self.attention}
+
     def identity(self) -> dict[str, Any]:
         """All fields except the name: what two comparable cells share.
 
         A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it has it, and so is a later
         field with the value that cells had before it existed, so that a new field changes no key of earlier cells.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        values = self.compared()
         silent = {f.name: f.metadata.get("before", f.default) for f in fields(self)}
         optional = {f.name for f in fields(self) if not f.default or "before" in f.metadata}
         return {name: v for name, v in values.items() if name not in optional or v != silent[name]}

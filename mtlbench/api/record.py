@@ -99,6 +99,10 @@ class Notes(TypedDict, total=False):
     tokens_per_task: dict[str, int]
     row_layout: str
     """How rows went through the model: ``end to end``, or ``padded`` with the reason."""
+    attention: str
+    """The kernel that ``attention=auto`` came to and why, where it is not ``sdpa``."""
+    not_adapted: str
+    """Weights of the layers that the method passes by: experts that are no linears."""
     tasks_per_step: float
     """Mean number of tasks in a step."""
     largest_share_of_step: float

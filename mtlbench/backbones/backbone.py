@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.backbones.checksum import Checksum
+from mtlbench.backbones.generating import why_not_generating
 from mtlbench.backbones.gguf import load_gguf
+from mtlbench.backbones.layers import linears_for_conv1d
 from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
 from mtlbench.backbones.machine import is_out_of_memory
-from mtlbench.backbones.names import check_model, files_of, remote_code
+from mtlbench.backbones.names import check_model, files_of, no_sdpa, not_generating, remote_code
+from mtlbench.compat import sdpa_class
 from mtlbench.errors import RequestError
 from mtlbench.text import one_line
 
@@ -89,7 +92,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
 
     Args:
         name: A packaged backbone such as ``demo``, a folder, a GGUF file, or a hub id.
-        attention: ``sdpa`` or ``eager``.
+        attention: ``auto``, ``sdpa`` or ``eager``.
 
     Raises:
         RequestError: it does not exist, the hub cannot be reached, or it is neither causal nor seq2seq.
@@ -103,14 +106,15 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
         auto, architecture = _auto_class(name, config)
         loading: Mapping[str, Any] | None = None
+        kernel = _attention(auto, config, attention)
         if "gguf_file" in where:
-            model = load_gguf(auto, where, config=config, dtype=dtype, attention=attention, device=device)
+            model = load_gguf(auto, where, config=config, dtype=dtype, attention=kernel, device=device)
         else:
             model, loading = auto.from_pretrained(
                 **where,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=kernel,
                 device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported in `loading`, and refused with names
@@ -125,6 +129,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
         check_read(name, model, loading)
     check_finite(name, model)
     check_vocabulary(name, model, tokenizer, architecture=architecture)
+    linears_for_conv1d(model)
     return model.eval().requires_grad_(False), tokenizer, architecture
 
 
@@ -145,7 +150,9 @@ def empty_backbone(name: str, *, attention: str) -> tuple[nn.Module, str]:
         raise RequestError(_unloadable(name, error)) from error
     auto, architecture = _auto_class(name, config)
     with torch.device("meta"):
-        model = auto.from_config(config, attn_implementation=attention, trust_remote_code=False)
+        kind = _attention(auto, config, attention)
+        model = auto.from_config(config, attn_implementation=kind, trust_remote_code=False)
+    linears_for_conv1d(model)
     return model.eval().requires_grad_(False), architecture
 
 
@@ -194,16 +201,23 @@ def _auto_class(name: str, config: Any) -> tuple[Any, str]:
         AutoModelForSeq2SeqLM,
     )
 
-    classes = config.architectures or []
+    if (reason := why_not_generating(config.to_dict())) is not None:
+        raise RequestError(not_generating(name, reason))
     if config.is_encoder_decoder and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return AutoModelForSeq2SeqLM, "seq2seq"
-    masked = any("MaskedLM" in name or "PreTraining" in name for name in classes)
-    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked:
+    if not config.is_encoder_decoder and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForCausalLM, "causal"
-    raise RequestError(
-        f"The backbone {name!r} ({config.model_type}{', ' + classes[0] if classes else ''}) is neither a causal "
-        "language model nor an encoder-decoder. Take one that generates text, such as a Llama or a T5, or `demo`."
-    )
+    reason = f"({config.model_type}) is neither a causal language model nor an encoder-decoder"
+    raise RequestError(not_generating(name, reason))
+
+
+def _attention(auto: Any, config: Any, requested: str) -> str:
+    """The kernel to load with."""
+    if requested == "eager" or sdpa_class(auto, config):
+        return "sdpa" if requested == "auto" else requested
+    if requested == "auto":
+        return "eager"
+    raise ValueError(no_sdpa(config.model_type))
 
 
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM}

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtlbench.api.backbone import PackagedBackbone
 from mtlbench.api.cell import Cell
 from mtlbench.backbones.checkpoint import check_checkpoint, check_folder_length, tokens_note
+from mtlbench.backbones.generating import why_not_generating
 from mtlbench.backbones.gguf import SUFFIX, check_gguf, gguf_in
+from mtlbench.compat import lacks_sdpa
 from mtlbench.data.cache import cached_sha256
 from mtlbench.errors import PluginError, RequestError, did_you_mean
 from mtlbench.plugins import load_packaged, offer_of, offers
@@ -204,7 +207,61 @@ def _check_files(files: ModelFiles) -> None:
         raise RequestError(f"{str(config)!r} holds no JSON object. Copy or download it again.")
     if "AutoConfig" in (body.get("auto_map") or {}) and not _known(body.get("model_type")):
         raise RequestError(remote_code(str(path)))
+    if (reason := why_not_generating(body)) is not None:
+        raise RequestError(not_generating(str(path), reason))
     check_checkpoint(path, body)
+
+
+def limits_of(model: str, *, attention: str) -> list[str]:
+    """What the files of ``model`` tell that it does not allow, a sentence each; nothing for a hub id.
+
+    Args:
+        attention: That of the protocol.
+
+    Raises:
+        RequestError: ``sdpa`` was asked for, and there is none.
+    """
+    config, limits = _config(model), list[str]()
+    kind = str(config.get("model_type", ""))
+    if attention != "eager" and lacks_sdpa(kind):
+        if attention == "sdpa":
+            raise RequestError(no_sdpa(kind))
+        limits.append(
+            f"{kind} has no sdpa attention in transformers: eager attention is used, which takes more memory."
+        )
+    experts = next((config[name] for name in _EXPERTS if isinstance(config.get(name), int)), 0)
+    if experts > 1:
+        limits.append(
+            f"The {experts} experts of each layer of {model!r} stay as they are: no method but full adapts them."
+        )
+    return limits
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def no_sdpa(kind: str) -> str:
+    """The message for a kernel that transformers does not have for a model type."""
+    return f"{kind} has no sdpa attention in transformers. Take --attention auto or eager."
+
+
+def not_generating(model: str, reason: str) -> str:
+    """The message for a checkpoint that generates no text."""
+    return (
+        f"The backbone {model!r} {reason}. Take one that generates text, such as a Llama, a GPT-2 or a T5, or `demo`."
+    )
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The content of its config.json, where it is in a folder here."""
+    files = files_of(model)
+    if files is None:
+        return {}
+    try:
+        body = json.loads((files.folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def remote_code(model: str) -> str:

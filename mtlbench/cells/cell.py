@@ -18,7 +18,7 @@ from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
-from mtlbench.cells.provenance import notes_of, provenance_of
+from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.evaluation.evaluate import Evaluation, evaluate
 from mtlbench.files.failpoints import reach
@@ -137,6 +137,7 @@ class _Run:
             return Record(cell=cell, status="skipped", failure=refusal(reason))
         model, backbone, method, routing = attempt.model, attempt.backbone, attempt.method, attempt.routing
         attached = trainable_count(model)
+        limits = backbone_notes(model, backbone, requested=cell.protocol.attention)
         sample = self._sample(attempt.splits, backbone)
         before = trainable_state(model)
         if method.identity_at_start:
@@ -181,14 +182,17 @@ class _Run:
                 **_peak_fields(peak),
             ),
             guards=self.checks,
-            notes=notes_of(
-                model,
-                done,
-                cell.tasks,
-                attached=attached,
-                checks=attempt.prepared.checks,
-                stop=attempt.splits.stop,
-            ),
+            notes={
+                **notes_of(
+                    model,
+                    done,
+                    cell.tasks,
+                    attached=attached,
+                    checks=attempt.prepared.checks,
+                    stop=attempt.splits.stop,
+                ),
+                **limits,
+            },
             provenance=self._provenance(backbone),
         )
 

@@ -123,11 +123,13 @@ process must be terminated"); cuBLAS and cuDNN report them as their own failure 
 
 def lost(error: BaseException) -> BaseException | None:
     """The error behind ``error``, or itself, that says that the state of the device is lost; ``None`` if none does."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RuntimeError) and any(name in str(seen) for name in _DEVICE_ERRORS):
-            return seen
-        seen = seen.__cause__ or seen.__context__
+    behind: BaseException | None = error
+    seen: set[int] = set()  # errors may stand behind each other in a circle
+    while behind is not None and id(behind) not in seen:
+        if isinstance(behind, RuntimeError) and any(name in str(behind) for name in _DEVICE_ERRORS):
+            return behind
+        seen.add(id(behind))
+        behind = behind.__cause__ or behind.__context__
     return None
 
 

@@ -7,14 +7,18 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
 from mtlbench.api.record import Notes, Provenance
 from mtlbench.api.row_checks import RowCheck
+from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.layers import expert_weights
 from mtlbench.cells.bench import Bench
+from mtlbench.compat import attention_of
+from mtlbench.nn.blocks.sublayers import AfterBlock
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
 
@@ -65,6 +69,21 @@ def notes_of(
         reported = getattr(module, "notes", None)
         if callable(reported):
             notes = cast(Notes, {**notes, **reported()})
+    return notes
+
+
+def backbone_notes(model: nn.Module, backbone: Backbone, *, requested: str) -> Notes:
+    """What the backbone with a method attached does not allow: torch's attention kernel, adapters in experts."""
+    notes: Notes = {}
+    host: Any = backbone.model
+    kind = attention_of(host.get_decoder().config)
+    if requested == "auto" and kind != "sdpa":
+        notes["attention"] = f"{kind}, as {type(host).__name__} has no sdpa"
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("mtlbench_")]
+    experts = [p for p in expert_weights(model).values() if not p.requires_grad]
+    if trained and experts and not any(isinstance(module, AfterBlock) for module in model.modules()):
+        share = sum(p.numel() for p in experts) / max(1, backbone.parameters)
+        notes["not_adapted"] = f"experts of its mixture-of-experts layers, {share:.0%} of the backbone"
     return notes
 
 

@@ -21,7 +21,11 @@ from mtlbench.commands.shared import check_tuned, devices_from, searches_from, s
 @with_options(DEVICES)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Forecast for this device.")
 def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **options: Any) -> None:
-    """Show what would run and what is there already; creates nothing."""
+    """Show what would run and what is there already; creates nothing.
+
+    For a backbone in a folder, it also tells which methods do not fit it, which loads torch but no weights.
+    """
+    from mtlbench.backbones.names import is_embedded
     from mtlbench.planning.plan import plan_of
     from mtlbench.planning.request import check_devices
     from mtlbench.results.status import plan_lines
@@ -41,6 +45,12 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
         click.echo(line)
     for line in tuned.lines() if tuned else ():
         click.echo(line)
+    local = [cell for cell in made.cells if not is_embedded(cell.model) and Path(cell.model).is_dir()]
+    if local and not (parameters or forecast):
+        from mtlbench.forecasting.memory import refusal_lines
+
+        for line in refusal_lines(local):
+            click.echo(line)
     if parameters:
         from mtlbench.forecasting.memory import parameter_lines
 

@@ -51,7 +51,7 @@ def packing(fixture: Fixture) -> None:
     rows = draw_rows([2, 0, 1, 1, 0], lengths=[5, 12, 8, 3, 9], answers=[3, 1, 2, 2, 1])
     gradients = Gradients(model=case.model, method=fixture.method, routing=case.setup.routing, autocast=None)
     collator = Collator(fixture.architecture, PAD, PAD, torch.device("cpu"))
-    form = form_of(gradients, collator, rows, attention="sdpa", longest=64)
+    form = form_of(gradients, collator, rows, longest=64)
     if form.padded_because is not None:
         raise PromiseBroken(f"rows have to be padded: {form.padded_because}")
 

@@ -11,6 +11,7 @@ import torch
 from mtlbench.compat import attention_of
 from mtlbench.evaluation.packed_rows import ScoreRequest, SharedRow, packed_row, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
+from mtlbench.nn.packing import token_mixer, window_of
 from mtlbench.nn.prefixes.places import attentions
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import Tokens
@@ -41,10 +42,12 @@ def _unfit(model: Any, *, max_length: int) -> str | None:
         return "its soft prompt depends on all tokens of a row"
     if attention_of(config) not in ("sdpa", "eager", "mtlbench"):
         return f"its attention {attention_of(config)!r} may not support a mask over pairs of tokens"
+    if (mixer := token_mixer(decoder)) is not None:
+        return f"its {mixer} reads tokens outside attention"
     causal = [int(m.layer_idx) for m in attentions(decoder) if m.is_causal]
     if sorted(causal) != list(range(_depth(config))):
         return "not every layer is causal self-attention"
-    window = getattr(config, "sliding_window", None)
+    window = window_of(config)
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return f"its layers are {sorted(set(config.layer_types))}"
     if (window is not None and window < max_length) or getattr(config, "attention_chunk_size", None):

@@ -88,5 +88,17 @@ def parameter_lines(cells: Iterable[Cell]) -> Iterator[str]:
         yield line
 
 
+def refusal_lines(cells: Iterable[Cell]) -> Iterator[str]:
+    """One line per variant that its backbone, which must be a folder here, does not allow; no weight is read."""
+    for cell in {(cell.variant, cell.model): cell for cell in cells}.values():
+        try:
+            count_parameters(cell)
+        except RequestError as error:
+            yield f"{cell.variant}: will be skipped: {error}"
+        except Exception as error:
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            yield f"{cell.variant}: cannot be tried without weights ({what}), a worker will tell."
+
+
 def _share(count: int, total: Any) -> str:
     return f"{100 * count / total:.3g} %"

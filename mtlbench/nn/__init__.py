@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from mtlbench.nn.blocks.branching import BranchingLinear, TaskGradients, branch_counts, group_tasks
     from mtlbench.nn.blocks.hypernet import GeneratedAdapter, Hypernet, StackHypernet
     from mtlbench.nn.blocks.shifts import TaskShift, add_task_shift, norm_names, restore_norm_dtypes, unfreeze_norms
-    from mtlbench.nn.blocks.sublayers import AfterLinear, Sublayer, find_sublayers, insert_after, layer_of
+    from mtlbench.nn.blocks.sublayers import (
+        AfterBlock,
+        AfterLinear,
+        Sublayer,
+        block_width,
+        ends_block,
+        find_sublayers,
+        insert_after,
+        layer_of,
+    )
     from mtlbench.nn.linears import projection_names, replace_module, select_linears
     from mtlbench.nn.losses import hidden_state_mse, kl_divergence, task_means
     from mtlbench.nn.low_rank.dora import DoraFactors, DoraLinear, MergedDoraLinear, export_dora, merge_dora
@@ -89,6 +98,7 @@ __all__ = [
     "PREFIX_OPERATIONS",
     "Adapter",
     "AdapterBank",
+    "AfterBlock",
     "AfterLinear",
     "ArchitectureSearch",
     "BatchRows",
@@ -142,9 +152,11 @@ __all__ = [
     "attach_prefix",
     "attach_soft_prompt",
     "attach_state",
+    "block_width",
     "branch_counts",
     "dropout_mask",
     "dropout_seed",
+    "ends_block",
     "export_dora",
     "export_lora",
     "export_prefix",
@@ -198,7 +210,7 @@ _NAMES = {
     "blocks.branching": "BranchingLinear TaskGradients branch_counts group_tasks",
     "blocks.hypernet": "GeneratedAdapter Hypernet StackHypernet",
     "blocks.shifts": "TaskShift add_task_shift norm_names restore_norm_dtypes unfreeze_norms",
-    "blocks.sublayers": "AfterLinear Sublayer find_sublayers insert_after layer_of",
+    "blocks.sublayers": "AfterBlock AfterLinear Sublayer block_width ends_block find_sublayers insert_after layer_of",
     "low_rank.dora": "DoraFactors DoraLinear MergedDoraLinear export_dora merge_dora",
     "low_rank.dropout": "dropout_mask dropout_seed",
     "low_rank.export": "export_lora",

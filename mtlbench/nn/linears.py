@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from mtlbench.errors import RequestError
+from mtlbench.nn.layer_rows import watch_rows
 
 _HEADS = frozenset({"lm_head", "classifier", "score", "qa_outputs", "embed_out"})
 
@@ -14,27 +15,20 @@ _HEADS = frozenset({"lm_head", "classifier", "score", "qa_outputs", "embed_out"}
 def projection_names(model: nn.Module) -> tuple[str, ...]:
     """Qualified names of every linear of the attention and feed-forward blocks, in model order.
 
-    Blocks are what a numbered list of modules holds; the output embeddings and other heads are left out.
-
-    Raises:
-        RequestError: when there is none.
+    Blocks are what a numbered list of modules holds; the output embeddings and other heads are left out, and the
+    experts of a mixture, which see single tokens of a batch.
     """
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
-    names = tuple(
+    return tuple(
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
         and name.rpartition(".")[2] not in _HEADS
         and any(part.isdigit() for part in name.split("."))
+        and "experts" not in name.split(".")
     )
-    if not names:
-        raise RequestError(
-            f"The backbone {type(model).__name__} has no linear projections that a method could adapt. "
-            "Take a Llama-, Qwen-, Mistral- or T5-like backbone."
-        )
-    return names
 
 
 def shapes_of(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -55,10 +49,21 @@ def select_linears(names: Sequence[str], target: str) -> tuple[str, ...]:
     Raises:
         RequestError: when nothing has such a name.
     """
+    if not names:
+        raise RequestError(
+            "This backbone has no linear projections that a method could adapt. Take a Llama-, Qwen-, GPT-2- or "
+            "T5-like backbone, or a method without projections, such as prompt_tuning."
+        )
     if target == "all":
         return tuple(names)
     if target == "attention":
-        return tuple(n for n in names if "attn" in n.lower() or "attention" in n.lower())
+        chosen = tuple(n for n in names if "attn" in n.lower() or "attention" in n.lower())
+        if not chosen:
+            raise RequestError(
+                "target='attention': this backbone has no projections in attention blocks. Take target=all, or name "
+                f"some of {', '.join(sorted({name.rpartition('.')[2] for name in names}))} joined by '+'."
+            )
+        return chosen
     wanted = target.split("+")
     known = sorted({name.rpartition(".")[2] for name in names})
     unknown = [word for word in wanted if word not in known]
@@ -76,3 +81,5 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     owner = model.get_submodule(parent)
     module.train(getattr(owner, child).training)
     setattr(owner, child, module)
+    if not isinstance(module, nn.Linear):
+        watch_rows(model, name, module)

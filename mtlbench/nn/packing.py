@@ -8,6 +8,8 @@ kernel runs, and puts the results back.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from mtlbench.compat import attention_of, set_attention
+from mtlbench.compat import attention_of, dispatches_attention, set_attention
 
 NAME = "mtlbench_packed"
 """Name of the attention function and the mask maker inside transformers."""
@@ -123,8 +125,48 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
 
 def attention_configs(model: Any) -> list[Any]:
     """The configurations that name the attention of ``model``'s stacks, each once."""
-    stacks = [model, model.get_decoder(), *([model.get_encoder()] if model.config.is_encoder_decoder else [])]
-    return list({id(stack.config): stack.config for stack in stacks}.values())
+    return list({id(stack.config): stack.config for stack in [model, *_stacks(model)]}.values())
+
+
+def why_not_packed(model: Any) -> str | None:
+    """Why rows of ``model`` cannot lie end to end, as its layers are built; ``None`` where they may.
+
+    A trial alone would not do: a model that makes little of its tokens passes it with rows that see one another.
+    """
+    for stack in _stacks(model):
+        if not dispatches_attention(stack):
+            return "its attention does not go through transformers' AttentionInterface"
+        if (mixer := token_mixer(stack)) is not None:
+            return f"its {mixer} reads tokens outside attention"
+        if model.config.is_encoder_decoder and not any(hasattr(module, "compute_bias") for module in stack.modules()):
+            return "it takes positions from the index in a row"
+    if not model.config.is_encoder_decoder and "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it accepts no position ids"
+    return None
+
+
+def token_mixer(stack: nn.Module) -> str | None:
+    """Class of a module of ``stack`` that lets a token see others by other means than attention, if there is one."""
+    kinds = (type(module) for module in stack.modules())
+    return next((kind.__name__ for kind in kinds if issubclass(kind, nn.Conv1d) or _MIXERS.search(kind.__name__)), None)
+
+
+_MIXERS = re.compile(
+    "Mamba|SSM|ShortConv|DeltaNet|Recurrent|Rwkv|LSTM|LightningAttention|LinearAttention|Hyena|CausalConv"
+)
+"""Of class names: states that go from token to token, convolutions over tokens."""
+
+
+def window_of(config: Any) -> int | None:
+    """Tokens that a layer sees at most, where some layers have such a window."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None) or None  # 0 where a mixture of Qwen has none
+
+
+def _stacks(model: Any) -> list[Any]:
+    return [model.get_decoder(), *([model.get_encoder()] if model.config.is_encoder_decoder else [])]
 
 
 def register() -> None:

@@ -11,7 +11,15 @@ from typing import Any
 
 from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.task import Task, TaskSuite
-from mtlbench.backbones.names import check_model, check_positions, files_of, is_packaged, model_notes, weights_digest
+from mtlbench.backbones.names import (
+    check_model,
+    check_positions,
+    files_of,
+    is_packaged,
+    limits_of,
+    model_notes,
+    weights_digest,
+)
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
@@ -87,7 +95,8 @@ def make_plan(request: Request) -> Plan:
     _check_search_rows(methods, protocol)
     check_positions(request.model, max_length=protocol.max_length)
     cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
-    notes = (*model_notes(request.model), *_alike(cells, methods))
+    limits = limits_of(request.model, attention=protocol.attention)
+    notes = (*model_notes(request.model), *limits, *_alike(cells, methods))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
 
 

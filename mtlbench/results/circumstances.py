@@ -38,6 +38,14 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             f"{_value_list(shared)}."
         )
 
+    for name, sentence in _OF_BACKBONES.items():
+        for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
+            yield f"{sentence}: {text} ({', '.join(who)})."
+
+
+_OF_BACKBONES = {"attention": "Attention of the backbone", "not_adapted": "What no adapter reaches"}
+"""Notes of records that tell what a backbone does not allow, by the beginning of their sentence."""
+
 
 def row_check_notes(records: Sequence[Record]) -> Iterable[str]:
     """What was counted of the rows of each task; where records differ, of the one with most."""

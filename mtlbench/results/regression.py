@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import canonical
@@ -213,8 +213,8 @@ def _check_comparable(one: RecordSet, other: RecordSet) -> None:
         "weights of the backbone": (a.weights, b.weights),
         "tasks": (", ".join(a.tasks), ", ".join(b.tasks)),
     }
-    theirs = asdict(b.protocol)
-    fields.update({name: (value, theirs[name]) for name, value in asdict(a.protocol).items() if name != "name"})
+    theirs = b.protocol.compared()
+    fields.update({name: (value, theirs[name]) for name, value in a.protocol.compared().items()})
     differing = [f"{name} ({x} and {y})" for name, (x, y) in fields.items() if canonical(x) != canonical(y)]
     if differing:
         raise RequestError(f"{one.name} and {other.name} cannot be compared: they differ in {'; '.join(differing)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, Protocol, canonical
@@ -196,7 +196,7 @@ def _caveats(protocol: Protocol, model: str) -> list[str]:
 
 
 def _differing(protocols: Sequence[Protocol]) -> list[str]:
-    values = [{k: v for k, v in asdict(protocol).items() if k != "name"} for protocol in protocols]
+    values = [protocol.compared() for protocol in protocols]
     return [name for name in (values[0] if values else {}) if len({v[name] for v in values}) > 1]
 
 

@@ -168,9 +168,9 @@ class Collator:
         """As :func:`collate` has it."""
         return collate(rows, **vars(self))
 
-    def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0) -> Batch:
+    def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0, awkward: bool = False) -> Batch:
         """As :func:`collate_packed` has it."""
-        return collate_packed(rows, **vars(self), by_task=by_task, slots=slots)
+        return collate_packed(rows, **vars(self), by_task=by_task, slots=slots, awkward=awkward)
 
 
 def collator_of(backbone: Backbone, device: torch.device) -> Collator:
@@ -233,12 +233,15 @@ def collate_packed(
     device: torch.device,
     by_task: bool,
     slots: int = 0,
+    awkward: bool = False,
 ) -> Batch:
     """The same rows as :func:`collate`, laid end to end instead of padded.
 
     Args:
         by_task: Whether layers ask for the task of a row: the tokens of each task then have chunks of their own.
         slots: Places before each row of a decoder-only stack or an encoder, for a soft prompt.
+        awkward: The places of an encoder are no multiple of the chunks of its decoder, as they may come to be: a
+            backbone that mistakes the one for the other (UMT5) then shows it.
     """
     tasks = np.array([row.task for row in rows], dtype=np.int64)
     room = np.full(slots, pad_id, dtype=np.int64)
@@ -263,7 +266,11 @@ def collate_packed(
         # Layers and attention tell the streams by their sizes.
         decoders = (lay_out(sizes, tasks, by_task=by_task, more=more) for more in count())
         decoder = next(
-            d for d in decoders if d.places != encoder.places and (not by_task or d.chunks != encoder.chunks)
+            d
+            for d in decoders
+            if d.places != encoder.places
+            and (not by_task or d.chunks != encoder.chunks)
+            and (not awkward or d.chunks == 1 or encoder.places % d.chunks)
         )
         layouts, answers = [encoder, decoder], decoder.starts
         inputs = {

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from mtlbench.api.method import Method
 from mtlbench.backbones.backbone import backbone_size
 from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.compat import attention_of
+from mtlbench.nn.attachments import find_module
+from mtlbench.nn.packing import attention_configs, why_not_packed, window_of
+from mtlbench.nn.prefixes.attention import NAME as PREFIXED
+from mtlbench.nn.prefixes.slots import PrefixSlots
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, Collator
@@ -33,6 +38,8 @@ MOVED_AT_MOST = 2**26
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest relative difference of row losses, by the dtype of the computation; :data:`COARSE` for others."""
 COARSE = 3e-2
+STATES = 1e-3
+"""The same of the states that logits are made of, by their norms, where the computation is not coarse."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,21 @@ class RowForm:
         return "end to end" if self.padded_because is None else f"padded: {self.padded_because}"
 
 
-def form_of(
-    gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, attention: str, longest: int
-) -> RowForm:
+def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, longest: int) -> RowForm:
     """The form that suits the model and the method attached to it; tried on some of the ``rows``.
 
     Both give the same losses and gradients beyond rounding, so the choice changes no result.
 
     Args:
-        attention: The attention that the protocol names.
         longest: Tokens of the longest row there may be.
     """
     model, method = gradients.model, gradients.method
     most = pass_tokens(backbone_size(model), collator.device.type)
-    reason = _unsuited(model, method, attention=attention, longest=longest)
+    reason = _unsuited(model, method, longest=longest)
     if reason is None:
         form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
-        reason = _differs(gradients, collator, form, rows)
+        trial = RowForm(_packs(model, method, collator, awkward=True), form.cut, None)
+        reason = _differs(gradients, collator, trial, rows)
         if reason is None:
             return form
     log.info("rows are padded: %s", reason)
@@ -73,24 +78,33 @@ def form_of(
     return RowForm(collator.padded, cut, reason)
 
 
-def _packs(model: nn.Module, method: Method, collator: Collator) -> Callable[[Sequence[TokenRow]], Batch]:
+def _packs(
+    model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False
+) -> Callable[[Sequence[TokenRow]], Batch]:
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
         prompt = soft_prompt_of(model)
         slots = prompt.source.length if prompt is not None and prompt.on else 0
-        return collator.packed(rows, by_task=method.task_routed, slots=slots)
+        return collator.packed(rows, by_task=method.task_routed, slots=slots, awkward=awkward)
 
     return collate
 
 
-def _unsuited(model: Any, method: Method, *, attention: str, longest: int) -> str | None:
-    if attention != "sdpa":
-        return f"attention {attention!r} has no kernel for rows of unlike length"
+def _unsuited(model: Any, method: Method, *, longest: int) -> str | None:
+    prefixes = find_module(model, PrefixSlots)
+    kinds = {attention_of(config) for config in attention_configs(model)}
+    kinds = kinds - {PREFIXED} | (set() if prefixes is None else set(prefixes.stock))
+    if kinds != {"sdpa"}:
+        return f"attention {'+'.join(sorted(kinds - {'sdpa'}))!r} has no kernel for rows of unlike length"
+    if (reason := why_not_packed(model)) is not None:
+        return reason
     if method.reads_rows:
         return f"layers of {method.name!r} read whole rows"
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
+    if (chunk := getattr(config, "attention_chunk_size", None)) is not None and chunk < longest:
+        return f"attention goes by chunks of {chunk} tokens and rows may have {longest}"
+    window = window_of(config)
     if window is not None and window < longest:
         return f"attention has a sliding window of {window} tokens and rows may have {longest}"
     return None
@@ -107,7 +121,7 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
     tried = _unlike(rows)
     while tried:
         try:
-            padded, laid = _losses_both_ways(gradients, collator, form, tried)
+            (padded, states), (laid, other) = _both_ways(gradients, collator, form, tried)
         except Exception as error:
             if not is_out_of_memory(error):
                 return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -117,20 +131,37 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
         apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
         if apart > TOLERANCE.get(dtype, COARSE):
             return f"losses of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"
+        # a model that makes little of its tokens, as an untrained one, hides in its losses that rows see one another
+        apart = float(((states - other).norm(dim=-1) / states.norm(dim=-1).clamp(min=1e-6)).max())
+        if dtype in TOLERANCE and apart > STATES:
+            return (
+                f"hidden states of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"
+            )
         break
     return None
 
 
-def _losses_both_ways(
+def _both_ways(
     gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Row losses and the states that logits are made of ``[labels, width]``, padded and laid end to end."""
     model, training = gradients.model, gradients.model.training
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
-            return gradients.forward(collator.padded(rows)), gradients.forward(form.collate(rows))
+            return _read(gradients, collator.padded(rows)), _read(gradients, form.collate(rows))
     finally:
         model.train(training)
+
+
+def _read(gradients: Gradients, batch: Batch) -> tuple[Tensor, Tensor]:
+    host: Any = gradients.model
+    states: list[Tensor] = []
+    handle = host.get_output_embeddings().register_forward_hook(lambda _, args, __: states.append(args[0].float()))
+    try:
+        return gradients.forward(batch), torch.cat(states)
+    finally:
+        handle.remove()
 
 
 def _unlike(rows: Sequence[TokenRow]) -> list[TokenRow]:

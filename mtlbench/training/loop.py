@@ -119,7 +119,6 @@ class Loop:
                 self._gradients,
                 self._collator,
                 self.splits.train,
-                attention=self.protocol.attention,
                 longest=self.protocol.max_length,
             )
 

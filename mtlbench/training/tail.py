@@ -67,7 +67,9 @@ def narrow_tail(model: Any, places: Places | None, routing: Routing) -> Iterator
     with ExitStack() as stack:
         for part in _parts(model):
             inner = _Narrow(places, routing, soft_prompt_of(model))
-            for handle in (part.register_forward_pre_hook(inner.enter), part.register_forward_hook(inner.leave)):
+            # first of all hooks, so that others see the rows that the part reads
+            enter = part.register_forward_pre_hook(inner.enter, prepend=True)
+            for handle in (enter, part.register_forward_hook(inner.leave)):
                 stack.callback(handle.remove)
         yield
 
@@ -92,8 +94,13 @@ class _Narrow:
         chosen = x.reshape(-1, width).index_select(0, flat)
         return (chosen.view(*self._places.index.shape, width), *args[1:])
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         self._routed.close()
+        if isinstance(output, tuple):  # a mixture of experts may give what its router chose too
+            return (self._everywhere(output[0]), *output[1:])
+        return self._everywhere(output)
+
+    def _everywhere(self, output: Tensor) -> Tensor:
         chosen = output.reshape(-1, output.shape[-1])
         if self._places.distinct is not None:
             chosen = chosen.index_select(0, self._places.distinct)

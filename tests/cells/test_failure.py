@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from store_builder import make_cell
 
 from mtlbench.api.record import FailureClass
-from mtlbench.cells.failure import GuardError, failure_of
+from mtlbench.cells.failure import GuardError, failure_of, lost
 from mtlbench.errors import PluginError, RequestError, StoreError
 from mtlbench.files.sealed import Damaged
 from mtlbench.files.temporary import DiskError
@@ -45,3 +45,13 @@ def test_an_error_has_its_class_and_a_next_step(error: Exception, kind: str) -> 
 def test_the_document_says_what_to_do_for_every_class() -> None:
     listed = re.findall(r"^\| `(\w+)` \| .+ \| .+\. \|$", DOCUMENT.read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(get_args(FailureClass))
+
+
+def test_errors_that_stand_behind_each_other_in_a_circle_end_in_a_record():
+    """As `raise found or error from error` makes one where nothing was found."""
+    one, other = OSError("gone"), ValueError("wrong")
+    one.__cause__, other.__context__ = other, one
+    assert lost(one) is None
+    with pytest.raises(OSError, match="itself") as raised:
+        raise (error := OSError("itself")) from error
+    assert lost(raised.value) is None

@@ -74,7 +74,7 @@ def test_packed_and_cut_steps_are_padded_ones(words, make):
     method, model, setup = attached(words, make)
     gradients = Gradients(model=model, method=method, routing=setup.routing, autocast=None)
     collator = Collator(setup.architecture, PAD, PAD, torch.device("cpu"))
-    form = form_of(gradients, collator, rows(1), attention="sdpa", longest=64)
+    form = form_of(gradients, collator, rows(1), longest=64)
     assert form.padded_because is None, form.padded_because
     found = [gradient(gradients, [collator.padded(rows())]), gradient(gradients, [form.collate(rows())])]
     tasks = torch.tensor([row.task for row in rows()])
@@ -100,7 +100,7 @@ class ReadsRows(torch.nn.Module):
         return self.inner(x + x.mean(1, keepdim=True))
 
 
-def form_for(model, method=None, *, given=None, attention="sdpa", longest=64):
+def form_for(model, method=None, *, given=None, longest=64):
     method = method or build("lora", {})
     setup = setup_for(model, tasks=3)
     method.attach(model, setup)
@@ -109,7 +109,6 @@ def form_for(model, method=None, *, given=None, attention="sdpa", longest=64):
         gradients,
         Collator(setup.architecture, PAD, PAD, torch.device("cpu")),
         given or rows(1),
-        attention=attention,
         longest=longest,
     )
 
@@ -121,17 +120,35 @@ def test_a_backbone_that_mixes_tokens_outside_attention_gets_padded_rows_and_say
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "why"),
+    ("changes", "why"),
     [
-        ({}, {"attention": "eager"}, "attention 'eager'"),
-        ({"sliding_window": 32}, {}, "sliding window of 32 tokens and rows may have 64"),
+        ({"_attn_implementation": "eager"}, "attention 'eager'"),
+        ({"sliding_window": 32}, "sliding window of 32 tokens and rows may have 64"),
+        ({"attention_chunk_size": 16}, "chunks of 16 tokens and rows may have 64"),
     ],
 )
-def test_what_cannot_be_packed_is_padded(changes, words, why):
+def test_what_cannot_be_packed_is_padded(changes, why):
     model = tiny_causal()
     for name, value in changes.items():
         setattr(model.config, name, value)
-    assert why in form_for(model, **words).padded_because
+    assert why in form_for(model).padded_because
+
+
+def test_a_window_that_no_layer_has_keeps_no_row_from_being_packed():
+    model = tiny_causal()
+    model.config.sliding_window, model.config.layer_types = 8, ["full_attention"] * len(model.model.layers)
+    assert form_for(model).padded_because is None
+
+
+def test_rows_that_see_one_another_show_where_no_loss_does():
+    """An untrained head makes the same of every state, so the losses of a leaking backbone are those of a tight one."""
+    model = tiny_causal()
+    model.lm_head.weight.data.mul_(1e-6)
+    assert form_for(model).padded_because is None
+    leaking = tiny_causal()
+    leaking.lm_head.weight.data.mul_(1e-6)
+    leaking.model.layers[1].mlp = ReadsRows(leaking.model.layers[1].mlp)
+    assert "hidden states" in form_for(leaking).padded_because
 
 
 def test_the_trial_leaves_the_model_the_random_state_and_the_attention_as_they_were():
@@ -141,7 +158,7 @@ def test_the_trial_leaves_the_model_the_random_state_and_the_attention_as_they_w
     before = {name: p.clone() for name, p in model.state_dict().items()}
     state = torch.get_rng_state()
     gradients = Gradients(model=model.train(), method=method, routing=setup.routing, autocast=None)
-    form = form_of(gradients, Collator("causal", PAD, None, torch.device("cpu")), rows(1), attention="sdpa", longest=64)
+    form = form_of(gradients, Collator("causal", PAD, None, torch.device("cpu")), rows(1), longest=64)
     assert form.padded_because is None and model.training
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
@@ -160,7 +177,7 @@ def test_layers_computed_again_in_the_backward_see_the_packed_rows(words, make):
             module.p = 0.0
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.0
-    form = form_of(gradients, collator, rows(1), attention="sdpa", longest=64)
+    form = form_of(gradients, collator, rows(1), longest=64)
     _, losses, grads = gradient(gradients, [form.collate(rows())])
     with checkpointing(model):
         _, again, recomputed = gradient(gradients, [form.collate(rows())])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlbench.api.routing import Routing
 from mtlbench.compat import parameters_of
 from mtlbench.nn.attachments import attach_state, find_state
+from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 
 
@@ -41,6 +42,8 @@ class TaskShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output ``[rows, ..., width]``, shifted."""
+        if x.dim() == 2:
+            return in_rows(self, x, self.forward)
         y: Tensor = self.base(x)
         shift: Tensor = self.shift
         if len(shift) > 1:

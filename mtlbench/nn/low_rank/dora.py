@@ -59,6 +59,8 @@ class _Plan:
     dropout: float
     seed: int
     activation: Activation | None
+    own_output: bool
+    """Whether the output may be kept for the backward: no reader writes into it."""
 
 
 class _Dora(torch.autograd.Function):
@@ -94,7 +96,7 @@ class _Dora(torch.autograd.Function):
             y += linear(given - low, w)
         if bias is not None:
             y += bias.to(x.dtype)
-        ctx.own_output = not dropout and bias is None
+        ctx.own_output = plan.own_output and not dropout and bias is None
         ctx.save_for_backward(x, weight, down, up, magnitude, norms, hidden, gate, y if ctx.own_output else turned)
         ctx.plan = plan
         return y
@@ -156,6 +158,8 @@ class DoraLinear(nn.Module):
 
     squares: Tensor
     reads_input = False
+    overwritten = False
+    """Whether the block around it writes into its output."""
 
     def __init__(self, base: nn.Linear, down: Tensor, *, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
@@ -195,7 +199,7 @@ class DoraLinear(nn.Module):
         rate = self.dropout if self.training else 0.0
         run: Callable[..., Tensor] = _Dora.apply
         weights = (self.weight, self.bias, self.down, self.up, self.magnitude, norms)
-        plan = _Plan(self.scale, rate, dropout_seed() if rate else 0, activation)
+        plan = _Plan(self.scale, rate, dropout_seed() if rate else 0, activation, not self.overwritten)
         return run(x.to(dtype), *weights, plan, None if gate is None else gate.to(dtype))
 
 

@@ -19,6 +19,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.compat import parameters_of, version_of
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
+from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
 from mtlbench.nn.low_rank.siblings import GatedBlock, SharedInput, gated_blocks, siblings
@@ -135,6 +136,8 @@ class LowRankLinear(nn.Module):
         return (self.training, turn, *(version_of(p) for p in parameters_of(self).values() if p is not None))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            return in_rows(self, x, self.forward)
         if self.shared is not None:
             return self.shared.output(self, x)
         return fused_low_rank(x, [self.branch(x)], dropout=self.rate)[0]
@@ -199,6 +202,10 @@ class MergedLinear(nn.Linear):
         self.factors = factors
 
 
+WRITES_IN_PLACE = frozenset({"falcon"})
+"""Types whose blocks add to the output of a linear in place, so that a layer may not keep its output for backward."""
+
+
 def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear], nn.Module]) -> None:
     """Put ``make(name, linear)`` in the place of every named linear.
 
@@ -214,6 +221,9 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
         if not isinstance(linear, nn.Linear):
             raise RequestError(f"{name} is a {type(linear).__name__}, not a linear that can be adapted.")
         made[name] = make(name, linear)
+        if hasattr(made[name], "overwritten"):
+            written = getattr(getattr(model, "config", None), "model_type", "") in WRITES_IN_PLACE
+            setattr(made[name], "overwritten", written)  # noqa: B010
         replace_module(model, name, made[name])
     low = {name: module for name, module in made.items() if isinstance(module, LowRankLinear)}
     for group in siblings(low):

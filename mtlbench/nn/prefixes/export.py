@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlbench.backbones.layers import conv1d_weights
 from mtlbench.errors import PluginError
 from mtlbench.nn.attachments import get_module
 from mtlbench.nn.prefixes.slots import PrefixSlots
@@ -78,7 +79,8 @@ def save_merged(model: nn.Module, folder: Path) -> None:
     """
     host: Any = model
     with torch.device("meta"):
-        plain = set(type(host)(copy.deepcopy(host.config)).state_dict())
+        stock = type(host)(copy.deepcopy(host.config))
+    plain, transposed = set(stock.state_dict()), conv1d_weights(stock)
     state = {name: value for name, value in host.state_dict().items() if not name.startswith("mtlbench_prefix.")}
     other = sorted(plain ^ set(state))
     if other:
@@ -86,6 +88,7 @@ def save_merged(model: nn.Module, folder: Path) -> None:
             f"{type(model).__name__} holds more than its backbone, or less: {len(other)} names differ, first "
             f"{other[0]!r}. Merge its adapters before saving it."
         )
+    state |= {name: state[name].t().contiguous() for name in transposed}
     host.save_pretrained(folder, state_dict=state)
 
 

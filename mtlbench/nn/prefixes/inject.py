@@ -21,7 +21,7 @@ from mtlbench.nn.prefixes.attention import AttentionSlot, register, stock_kernel
 from mtlbench.nn.prefixes.places import (
     WHERE,
     PrefixShape,
-    attentions,
+    all_attentions,
     find_places,
     places_named,
     stacks_sharing,
@@ -121,7 +121,7 @@ def attach_prefix(
     register()
     for stack in stacks_sharing(model, places):
         eager = attention_of(stack.config) == "eager"
-        for module in attentions(stack):
+        for module in all_attentions(stack):
             attach_state(module, AttentionSlot(stock_kernel(module, stack.config), eager))
     if last is not None:
         places = tuple(replace(place, layers=place.layers[-last:]) for place in places)

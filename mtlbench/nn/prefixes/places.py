@@ -69,10 +69,11 @@ def find_places(model: nn.Module, names: Sequence[str]) -> tuple[AttentionPlace,
         reason = _stack_refusal(stack)
         if reason:
             raise _refused(model, reason)
-        layers = [m for m in attentions(stack) if name == "enc" or bool(m.is_causal) == (name == "dec")]
-        layers.sort(key=lambda m: int(m.layer_idx))
-        place = AttentionPlace(name, stack, tuple(layers), layers[0] if layers else None)
-        reason = _place_refusal(place)
+        by_layer = [(at, m) for at, m in _numbered(stack) if name == "enc" or bool(m.is_causal) == (name == "dec")]
+        by_layer.sort(key=lambda pair: pair[0])
+        layers = tuple(m for _, m in by_layer)
+        place = AttentionPlace(name, stack, layers, layers[0] if layers else None)
+        reason = _place_refusal(place, [at for at, _ in by_layer])
         if reason:
             raise _refused(model, reason)
         found.append(place)
@@ -94,8 +95,24 @@ def stacks_sharing(model: nn.Module, places: Sequence[AttentionPlace]) -> list[A
 
 
 def attentions(stack: nn.Module) -> list[Any]:
-    """Every attention module of ``stack``."""
+    """Every attention module of ``stack`` that knows its layer."""
     return [m for m in stack.modules() if hasattr(m, "is_causal") and getattr(m, "layer_idx", None) is not None]
+
+
+def all_attentions(stack: nn.Module) -> list[Any]:
+    """Those too that do not, as in the encoder of mBART."""
+    return [m for _, m in _numbered(stack)]
+
+
+def _numbered(stack: nn.Module) -> list[tuple[int, Any]]:
+    """The attention modules of ``stack`` with their layers."""
+    found: list[tuple[int, Any]] = []
+    for name, m in stack.named_modules():
+        if hasattr(m, "is_causal"):
+            own = getattr(m, "layer_idx", None)
+            at = next((part for part in name.split(".") if part.isdigit()), None) if own is None else own
+            found += [] if at is None else [(int(at), m)]
+    return found
 
 
 def _stacks(model: nn.Module) -> dict[str, Any]:
@@ -122,19 +139,19 @@ def _stack_refusal(stack: Any) -> str | None:
         return "its configuration names no number of key/value heads."
     if getattr(config, "kv_lora_rank", None):
         return "its keys and values are compressed (multi-head latent attention)."
-    if kind == "eager" and any(stock_kernel(m, config) is None for m in attentions(stack)):
+    if kind == "eager" and any(stock_kernel(m, config) is None for m in all_attentions(stack)):
         return "its module has no function eager_attention_forward; load it with 'sdpa'."
     return None
 
 
-def _place_refusal(place: AttentionPlace) -> str | None:
-    config, found = place.stack.config, [int(m.layer_idx) for m in place.layers]
+def _place_refusal(place: AttentionPlace, found: Sequence[int]) -> str | None:
+    config = place.stack.config
     own = "encoder_layers" if place.name == "enc" else "decoder_layers"
     depth = getattr(config, own, None) or config.num_hidden_layers
-    if found == list(range(depth)):
+    if list(found) == list(range(depth)):
         return None
     kind = {"enc": "self-attention", "dec": "causal self-attention", "cross": "cross-attention"}[place.name]
-    return f"{kind} was found in layers {found} of {depth}; every layer needs it."
+    return f"{kind} was found in layers {list(found)} of {depth}; every layer needs it."
 
 
 def _head_shape(place: AttentionPlace) -> tuple[int, int]:

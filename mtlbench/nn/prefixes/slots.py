@@ -43,6 +43,7 @@ class PrefixSlots(nn.Module):
         bias: One of :data:`BIASES`.
         places: Their attention modules.
         shape: What one prefix token holds.
+        stock: Names of the attention functions that the prefix stands in for.
     """
 
     def __init__(self, places: Sequence[AttentionPlace], *, bias: str) -> None:
@@ -53,7 +54,7 @@ class PrefixSlots(nn.Module):
         self.source: nn.Module | None = None
         self.places = tuple(places)
         self._configs = list({id(place.stack.config): place.stack.config for place in places}.values())
-        self._stock: list[str] = [attention_of(config) for config in self._configs]
+        self.stock: list[str] = [attention_of(config) for config in self._configs]
         self._on = True
         self._made = False
 
@@ -147,7 +148,7 @@ class PrefixSlots(nn.Module):
                     slot.prefix, slot.gate = layer.unbind(0), own_gate
 
     def _use(self, name: str | None) -> None:
-        for config, stock in zip(self._configs, self._stock, strict=True):
+        for config, stock in zip(self._configs, self.stock, strict=True):
             set_attention(config, name or stock)
 
 

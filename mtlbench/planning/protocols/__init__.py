@@ -56,7 +56,7 @@ _OPTIONS = {
     "schedule": ("cosine", "linear", "constant"),
     "batching": ("drawn", "by_length"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "attention": ("sdpa", "eager"),
+    "attention": ("auto", "sdpa", "eager"),
 }
 
 
