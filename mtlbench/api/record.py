@@ -110,6 +110,8 @@ class Notes(TypedDict, total=False):
     task_weighting: str
     """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
     stages: list[StageNote]
+    chat_template: str
+    """What the chat template does not allow, where one is applied and it does not render every turn."""
     row_checks: dict[str, dict[str, Any]]
     """Full task name to a :class:`~mtlbench.api.row_checks.RowCheck`: truncated rows, and evaluation rows that are
     training rows."""
@@ -138,7 +140,11 @@ class Provenance(Disturbances, total=False):
     host: str
     pid: int
     device: str
+    device_why: str
+    """Why ``--device auto`` took the processor although the system has a GPU."""
     threads: int
+    cached_rows: int
+    """Training and evaluation rows whose tokens were read from the cache on disk."""
     float32_gflops: float
     bfloat16_gflops: float
     foreign_device_bytes: int

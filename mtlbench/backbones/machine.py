@@ -7,6 +7,7 @@ import hashlib
 import platform
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,25 @@ class Machine:
     threads: int
     float32_gflops: float
     bfloat16_gflops: float
+
+
+def no_gpu_why(proc: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Why torch uses no GPU where the system has an NVIDIA driver; ``None`` where it has none.
+
+    Args:
+        proc: The file by which a loaded driver shows itself.
+    """
+    if not proc.exists():
+        return None
+    if torch.version.cuda is None:
+        return (
+            f"an NVIDIA driver is loaded, but torch {torch.__version__} is built without CUDA. Install a build with "
+            "CUDA, or say --device cpu."
+        )
+    return (
+        f"an NVIDIA driver is loaded, but torch {torch.__version__} for CUDA {torch.version.cuda} finds no device. Its "
+        "driver may be too old for it, or CUDA_VISIBLE_DEVICES hides it; see `nvidia-smi`, or say --device cpu."
+    )
 
 
 def probe(device: torch.device) -> Machine:

@@ -14,7 +14,7 @@ from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
-from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, probe
+from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, no_gpu_why, probe
 from mtlbench.backbones.names import found_model
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
@@ -47,6 +47,10 @@ class Prepared:
     """Training rows of all tasks."""
     checks: Mapping[str, RowCheck]
     """Full task name to what was counted of its rows."""
+    cached: int = 0
+    """Rows whose tokens were read from the cache on disk."""
+    chat: str = ""
+    """What the chat template does not allow, where one is applied."""
 
 
 class Bench:
@@ -73,6 +77,10 @@ class Bench:
             torch.set_num_threads(threads)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
+        self.device_why = no_gpu_why() if device == "auto" and name == "cpu" else None
+        """Why the processor was taken although the system shows a GPU."""
+        if self.device_why is not None:
+            logger.warning("a GPU is not used: %s", self.device_why)
         self.machine: Machine = probe(self.device)
         self.sharding = sharding
         self._data = data
@@ -161,7 +169,14 @@ class Bench:
                 logger.info("%s: %d training rows", name, len(wanted))
                 for sentence in checks[name].sentences(name, max_length=length) if checks[name].warns else ():
                     logger.warning("%s", sentence)
-            self._prepared[key] = Prepared(tasks=tasks, lm_tasks=lm_tasks, rows=rows, checks=checks)
+            self._prepared[key] = Prepared(
+                tasks=tasks,
+                lm_tasks=lm_tasks,
+                rows=rows,
+                checks=checks,
+                cached=tokenised.cached,
+                chat="" if chat is None or chat.takes_system else "no system turn, which the template refuses",
+            )
         return self._prepared[key]
 
     def revisions(self, cell: Cell) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.record import Costs, Disturbances, Provenance, Record
+from mtlbench.api.record import Costs, Disturbances, Notes, Provenance, Record
 from mtlbench.backbones.backbone import Backbone, stored_count
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells import guards
@@ -192,8 +192,9 @@ class _Run:
                     stop=attempt.splits.stop,
                 ),
                 **limits,
+                **_chat_note(attempt.prepared.chat),
             },
-            provenance=self._provenance(backbone),
+            provenance={**self._provenance(backbone), "cached_rows": attempt.prepared.cached},
         )
 
     def _provenance(self, backbone: Backbone) -> Provenance:
@@ -297,6 +298,10 @@ class _Along(_Run):
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("rank.step")
+
+
+def _chat_note(chat: str) -> Notes:
+    return {"chat_template": chat} if chat else {}
 
 
 def _peak_fields(peak: Peak) -> dict[str, Any]:

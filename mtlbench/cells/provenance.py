@@ -100,6 +100,8 @@ def provenance_of(bench: Bench) -> Provenance:
         "float32_gflops": round(bench.machine.float32_gflops, 1),
         "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
     }
+    if bench.device_why is not None:
+        provenance["device_why"] = bench.device_why
     if foreign := os.environ.get(FOREIGN_BYTES):
         provenance["foreign_device_bytes"] = int(foreign)
     return provenance

@@ -25,6 +25,8 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             f"Methods were trained on different losses: {_value_list(weighting)}. --task-weighting rows or tasks gives "
             "all of them the same."
         )
+    for why in _rows_by_value(rows, lambda record: record.provenance.get("device_why")):
+        yield f"Records were made on the processor: {why}"
     devices = _rows_by_value(rows, lambda record: str(record.provenance.get("processes", 1)))
     if len(devices) > 1:
         yield (
@@ -43,7 +45,11 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             yield f"{sentence}: {text} ({', '.join(who)})."
 
 
-_OF_BACKBONES = {"attention": "Attention of the backbone", "not_adapted": "What no adapter reaches"}
+_OF_BACKBONES = {
+    "attention": "Attention of the backbone",
+    "not_adapted": "What no adapter reaches",
+    "chat_template": "Prompts as turns have",
+}
 """Notes of records that tell what a backbone does not allow, by the beginning of their sentence."""
 
 
@@ -104,6 +110,7 @@ def equal_for_all_rows(table: Table) -> str:
         f"at most {n} {kind} rows a task" for n, kind in ((p.train_rows, "training"), (p.eval_rows, "evaluation")) if n
     ]
     seeds = {row.seeds for row in table.rows if row.seeds}
+    dtypes = {str(r.provenance["dtype"]) for row in table.rows for r in _done(row) if "dtype" in r.provenance}
     items = [
         f"data {p.data}",
         f"prompts {p.prompts or 'of an unknown version'}",
@@ -124,6 +131,7 @@ def equal_for_all_rows(table: Table) -> str:
         f"early stopping ({p.evals_per_run} scores a run, patience {p.patience})"
         if p.evals_per_run
         else "no early stopping",
+        f"computed in {dtypes.pop().removeprefix('torch.')}" if len(dtypes) == 1 else "",
         seeds_label(*seeds) if len(seeds) == 1 else "",
         f"protocol {p.label}",
     ]

@@ -99,10 +99,15 @@ logger = logging.getLogger(__name__)
 
 
 class Tokenised:
-    """Tokenises examples for one backbone."""
+    """Tokenises examples for one backbone.
+
+    Attributes:
+        cached: Rows so far whose tokens were read from the cache on disk instead of made.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self.cached = 0
         self._tokenizer = tokenizer_digest(backbone.tokenizer)
         if self._tokenizer is None:
             logger.debug("%s has a tokenizer written in Python: its tokens are not cached on disk", backbone.name)
@@ -196,6 +201,14 @@ class Tokenised:
                 evaluation=evaluation,
                 chat="" if chat is None else chat.identity(),
             )
-            return cached_rows(key, make)
+            made: list[CachedRow] = []
+
+            def make_now() -> Sequence[CachedRow]:
+                made.extend(make())
+                return made
+
+            rows = cached_rows(key, make_now)
+            self.cached += 0 if made else len(rows)
+            return rows
         except DataError as error:
             raise DataError(f"Task {task.name}: {error}") from error

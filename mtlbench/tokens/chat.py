@@ -53,6 +53,17 @@ class ChatPrompts:
             logger.warning("the chat template takes no system turn (%s): prompts go without it", error)
             return self._rendered(kept, add_generation_prompt)
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the template renders a system turn."""
+        from jinja2 import TemplateError
+
+        try:
+            self._rendered([{"role": "system", "content": "a"}, {"role": "user", "content": "a"}], True)
+        except TemplateError:
+            return False
+        return True
+
     def identity(self) -> str:
         """A text that changes with the prompts, for cache keys: an example, as templates may write today's date."""
         return json.dumps([self.tokenizer.chat_template, self([{"role": "user", "content": "a"}])])
