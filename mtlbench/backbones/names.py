@@ -231,9 +231,7 @@ def limits_of(model: str, *, attention: str) -> list[str]:
         )
     experts = next((config[name] for name in _EXPERTS if isinstance(config.get(name), int)), 0)
     if experts > 1:
-        limits.append(
-            f"The {experts} experts of each layer of {model!r} stay as they are: no method but full adapts them."
-        )
+        limits.append(f"No method but full adapts the experts of {kind}, {experts} in a layer.")
     return limits
 
 
