@@ -129,7 +129,7 @@ def spawn(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                env={**_environment(slot, base), MARK: mark},
+                env={**_environment(slot, base, module="-m" in command), MARK: mark},
                 pass_fds=(write_end, *leases),
                 start_new_session=True,
             )
@@ -161,13 +161,13 @@ def end_all(workers: Iterable[WorkerProcess]) -> None:
         worker.end()
 
 
-def _environment(slot: DeviceSlot, base: Mapping[str, str]) -> dict[str, str]:
+def _environment(slot: DeviceSlot, base: Mapping[str, str], *, module: bool) -> dict[str, str]:
     foreign = {FOREIGN_BYTES: str(slot.foreign)} if slot.foreign else {}
     return {
         # Spinning OpenMP threads make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         **base,
-        **import_variables(),
+        **(import_variables() if module else {}),  # a script finds its own folder
         **thread_variables(slot.threads),
         "PYTHONUNBUFFERED": "1",
         "CUDA_VISIBLE_DEVICES": slot.visible,

@@ -82,12 +82,14 @@ def test_greedy_flags_equal_hflm_over_every_one_token_answer(backbone):
     texts = dict.fromkeys(request.args[0].rstrip() for request in requests_of(documents=6))
     pairs = [(text, word) for text in texts for word in words]
     encoded = encode_pairs(tokenizer, pairs, architecture=backbone[0])
+    hflm = stock(backbone)
     requests = [
         Instance("loglikelihood", {}, pair, i, metadata=("suite/yes", i, 1))
         for i, (pair, (_, answer)) in enumerate(zip(pairs, encoded, strict=True))
-        if answer
+        if answer and tuple(hflm._encode_pair(*pair)[1]) == answer  # lm-eval drops what a token over the join begins
     ]
-    theirs = stock(backbone).loglikelihood(requests, disable_tqdm=True)
+    assert len(requests) > 0.9 * len(pairs)
+    theirs = hflm.loglikelihood(requests, disable_tqdm=True)
     assert {greedy for _, greedy in theirs} == {True, False}
     assert_same(routed(backbone).loglikelihood(requests), theirs)
 

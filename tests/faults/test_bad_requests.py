@@ -94,6 +94,7 @@ def test_a_bad_request(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # main sets it for its children; here it is taken back
     monkeypatch.setattr(sys, "argv", ["mtlbench", "run", *words, "--out", "out"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -68,7 +68,13 @@ def interrupted_while_importing(module: str, tmp_path: Path) -> subprocess.Compl
     (tmp_path / "first" / f"{module}.py").write_text(f"open({str(gate)!r}).read()\n")
     path = os.pathsep.join([str(tmp_path / "first"), *filter(None, [os.environ.get("PYTHONPATH")])])
     argv = [COMMAND, "plan", *SMALL]
-    process = subprocess.Popen(argv, env=environ(PYTHONPATH=path), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        argv,
+        env=environ(PYTHONPATH=path),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored below a background job
+    )
     with gate.open("w"):  # opens once the command reads the other end
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=120)[1]

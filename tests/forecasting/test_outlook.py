@@ -134,6 +134,7 @@ def test_plan_says_it_all_and_creates_nothing(tmp_path: Path) -> None:
 def test_a_model_that_no_memory_here_holds_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     huge = tmp_path / "huge"
     shutil.copytree(BACKBONES / "demo", huge, ignore=shutil.ignore_patterns("*.safetensors"))
+    (huge / "pytorch_model.bin").write_bytes(b"PK")  # what is in it is not looked into at the plan
     config = json.loads((huge / "config.json").read_text())
     layers = {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 4}
     (huge / "config.json").write_text(json.dumps(config | layers | {"head_dim": 128, "num_attention_heads": 512}))

@@ -240,17 +240,17 @@ def test_ia3_scales_keys_values_and_what_the_last_feed_forward_projection_reads(
     assert last == {"q": (32, 1), "wi_0": (64, 1), "wo": (1, 64)}
 
 
-def test_an_architecture_that_peft_does_not_know_needs_a_target():
+def test_an_architecture_that_peft_does_not_know_is_adapted_by_the_role_of_its_layers():
     class StrangeConfig(LlamaConfig):
         model_type = "strange"
 
     model = tiny_causal(0)
     model.config.__class__ = StrangeConfig
     setup = setup_for(model)
-    with pytest.raises(RequestError, match=r"ia3 does not fit LlamaForCausalLM.*Choose projections with target"):
-        build("ia3", {}).attach(model, setup)
-    build("ia3", {"target": "k_proj+v_proj+down_proj"}).attach(model, setup)
-    assert len(trainable_names(model)) == 6
+    build("ia3", {}).attach(model, setup)
+    named = tiny_causal(0)
+    build("ia3", {"target": "k_proj+v_proj+down_proj"}).attach(named, setup_for(named))
+    assert trainable_names(model) == trainable_names(named) and len(trainable_names(model)) == 6
 
 
 @pytest.mark.parametrize("builder", BUILDERS)

@@ -297,5 +297,5 @@ def test_a_backbone_without_key_and_value_linears_is_refused():
         layer.self_attn.qkv = nn.Linear(32, 64)
         del layer.self_attn.k_proj
     setup = setup_for(tiny_causal(0))
-    with pytest.raises(RequestError, match="no linear of its own for keys"):
+    with pytest.raises(RequestError, match="has no linear for keys and for values"):
         SMALL.attach(model, setup)
