@@ -19,7 +19,7 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
         by_version = _rows_by_value(rows, lambda record, name=name: _versions(record).get(name))  # type: ignore[misc]
         if len(by_version) > 1:
             yield f"Records were made with different versions of {one_line(name)}: {_value_list(by_version)}."
-    weighting = _rows_by_value(rows, lambda record: record.notes.get("task_weighting"))
+    weighting = _rows_by_value(rows, lambda record: record.notes.get("task_weighting") or None)
     if len(weighting) > 1:
         yield (
             f"Methods were trained on different losses: {_value_list(weighting)}. --task-weighting rows or tasks gives "

@@ -48,3 +48,13 @@ def test_what_a_record_says_is_text() -> None:
     (told,) = notes(made("lora", versions={"torch": "1\x1b[2J\n2"}), made("base", versions={"torch": "3"}))
     assert told.isprintable()
     assert notes(made("lora", versions=["torch"]), made("base", foreign_device_bytes="much")) == []
+
+
+def test_only_methods_that_train_have_a_loss_to_tell_apart() -> None:
+    records = [
+        done(cell("base"), 60.0, 60.0, notes={"task_weighting": ""}),
+        done(cell("lora"), 60.0, 60.0, notes={"task_weighting": "rows"}),
+        done(cell("peml"), 60.0, 60.0, notes={"task_weighting": "tasks"}),
+    ]
+    (note,) = (n for n in study_of(records).tables[0].notes if "different losses" in n)
+    assert "rows (lora); tasks (peml)" in note and "base" not in note
