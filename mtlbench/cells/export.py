@@ -115,7 +115,7 @@ def _as_peft(record: Record, adapter: Path, to: Path, *, task: str | None, model
 
 
 def _without_places(path: Path, to: Path, *, name: str) -> None:
-    """Name the backbone in a config by its name, and what was written beside it by its path in the export."""
+    """Write the name of the backbone into a config, and paths relative to the export for the files in it."""
     body = json.loads(path.read_text(encoding="utf-8"))
     changed = False
     for field in ("base_model_name_or_path", "_name_or_path", "name_or_path"):

@@ -33,8 +33,12 @@ def show_written(written: Written) -> None:
 
 def tuned_plan(options: dict[str, Any]) -> TunedPlan | None:
     """Take the options of ``--tune`` out of a command's: the plan they make, ``None`` without them."""
+    from mtlbench.errors import RequestError
+
     level, trials, without_base = (options.pop(name) for name in ("tune", "tune_trials", "no_base"))
     if level is None and trials is None:
+        if without_base:
+            raise RequestError("--no-base belongs to --tune: otherwise base is run only where --methods names it.")
         return None
     from mtlbench.planning.request import read_requests
     from mtlbench.tuning.comparison import plan_tuned

@@ -165,7 +165,7 @@ def open_files(files: SplitFiles, task: Task) -> Iterator[FileRows]:
 
 @contextmanager
 def readable(path: Path, kind: str) -> Iterator[None]:
-    """Inside, what a damaged file raises is told as such.
+    """Inside, an error that a damaged file raises becomes one that names the file.
 
     Raises:
         DataError: naming the file.

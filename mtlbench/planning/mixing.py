@@ -86,15 +86,23 @@ def ordered(text: str, tasks: Sequence[str]) -> str:
     Raises:
         RequestError: the mixture is not known, or a task has no weight or is not among ``tasks``.
     """
-    weights = read_mixing(text).of_task
+    return ordered_weights(text, read_mixing(text).of_task, tasks, what=f"mixing={text!r}")
+
+
+def ordered_weights(text: str, weights: Mapping[str, float] | None, tasks: Sequence[str], *, what: str) -> str:
+    """``weights:...`` with the ``weights`` of ``text`` in the order of ``tasks``; without weights ``text`` as it is.
+
+    Raises:
+        RequestError: a task has no weight, or one is not among ``tasks``; ``what`` begins the message.
+    """
     if weights is None:
         return text
     for task in weights:
         if task not in tasks:
-            raise RequestError(f"mixing={text!r}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
+            raise RequestError(f"{what}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
     without = [task for task in tasks if task not in weights]
     if without:
-        raise RequestError(f"mixing={text!r} gives no weight to {', '.join(without)}. Give one to every task.")
+        raise RequestError(f"{what} gives no weight to {', '.join(without)}. Give one to every task.")
     return "weights:" + ",".join(f"{task}={weights[task]:g}" for task in tasks)
 
 

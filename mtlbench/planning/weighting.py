@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.planning.mixing import fixed_weights
+from mtlbench.errors import RequestError
+from mtlbench.planning.mixing import fixed_weights, ordered_weights
 
 KNOWN = "method, rows, tasks, weights:TASK=W,TASK=W with W > 0, such as weights:glue/rte=2,glue/sst2=1"
 
@@ -58,13 +58,4 @@ def ordered_weighting(text: str, tasks: Sequence[str]) -> str:
     Raises:
         RequestError: a task has no weight, or one is not among ``tasks``.
     """
-    weights = read_weighting(text).of_task
-    if weights is None:
-        return text
-    for task in weights:
-        if task not in tasks:
-            raise RequestError(f"task_weighting={text!r}: {task!r} is not trained here. {did_you_mean(task, tasks)}")
-    without = [task for task in tasks if task not in weights]
-    if without:
-        raise RequestError(f"task_weighting={text!r} gives no weight to {', '.join(without)}. Give one to every task.")
-    return "weights:" + ",".join(f"{task}={weights[task]:g}" for task in tasks)
+    return ordered_weights(text, read_weighting(text).of_task, tasks, what=f"task_weighting={text!r}")

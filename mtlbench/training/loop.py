@@ -212,7 +212,7 @@ class Loop:
         most = min(self._rows_at_once, self._parts.most or self._rows_at_once)
         parts = [rows[low : low + most] for low in range(0, len(rows), most)]
         found = [self._search_losses(parts[0])] if len(parts) == 1 else [self._recomputed(part) for part in parts]
-        tasks = torch.tensor([row.task for row in rows], device=self._device)
+        tasks = torch.tensor([row.task for row in rows]).to(self._device, non_blocking=True)
         with self._without_dropout():
             return self._gradients.loss(torch.cat(found), tasks, self.model)
 

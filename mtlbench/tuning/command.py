@@ -20,6 +20,7 @@ from mtlbench.observers.trackers import trackers_named
 from mtlbench.planning.request import check_devices
 from mtlbench.plugins import load_observer, offers
 from mtlbench.store import RunFolder
+from mtlbench.tuning.grid import rate_of
 from mtlbench.tuning.report import settings_text, trial_line, write_documents
 from mtlbench.tuning.sampler import frozen
 from mtlbench.tuning.search import Outcome, search
@@ -103,11 +104,10 @@ def tune(
 
 def found_by(tuning: Tuning, outcome: Outcome) -> TunedMethod:
     """What the complete trials of a search say."""
-    rate = tuning.template.protocol.learning_rate if tuning.space.method.learning_rate is None else None
     trials = [
         TrialScores(
             settings=trial.settings,
-            learning_rate=float(str(trial.settings.get("learning_rate", rate or tuning.space.method.learning_rate))),
+            learning_rate=rate_of(tuning.space.method, trial.settings, tuning.template.protocol.learning_rate),
             scores={trial.records[-1].cell.seed: trial.score},
         )
         for trial in outcome.trials

@@ -11,7 +11,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Executor
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.executors.runner import INTERRUPTED, Session
-from mtlbench.planning.plan import Plan, join_plans, make_plan
+from mtlbench.planning.plan import Plan, join_plans
 from mtlbench.planning.request import Request, Requests
 from mtlbench.planning.settings import split_methods
 from mtlbench.store import RunFolder
@@ -64,7 +64,7 @@ def plan_tuned(requests: Requests, effort: Effort, *, base: bool = True) -> Tune
     """
     parts = [_with_base(part) if base else part for part in requests.parts]
     studies = tuple(make_study(part, effort) for part in parts)
-    plan = join_plans([make_plan(part) for part in parts], notes=requests.notes)
+    plan = join_plans([study.plan for study in studies], notes=requests.notes)
     return TunedPlan(plan=plan, effort=effort, studies=studies)
 
 

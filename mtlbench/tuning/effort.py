@@ -12,7 +12,7 @@ from mtlbench.errors import RequestError, did_you_mean
 RATE = "learning_rate"
 """The setting that is searched over one range for all methods."""
 MOST_TRIALS = 10_000
-"""Most trials of a search."""
+"""Most trials of a search; seeds of the trials of two searches with different seeds differ up to so many."""
 
 
 @dataclass(frozen=True, kw_only=True)

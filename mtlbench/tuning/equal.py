@@ -18,13 +18,13 @@ from mtlbench.api.record import Record
 from mtlbench.api.tuning import STUDY, TrialScores, TunedMethod
 from mtlbench.errors import RequestError
 from mtlbench.executors.runner import FAILED, INTERRUPTED, OK
-from mtlbench.planning.plan import make_plan
+from mtlbench.planning.plan import Plan, make_plan
 from mtlbench.planning.request import Request
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.store import RunFolder
 from mtlbench.tuning.effort import Effort
 from mtlbench.tuning.grid import common_space, rate_of, trial_settings
-from mtlbench.tuning.search import RunCells
+from mtlbench.tuning.search import RunCells, run_missing
 from mtlbench.tuning.space import space_text
 
 UNTRAINED = "base"
@@ -56,8 +56,13 @@ class EqualStudy:
     identity: Mapping[str, object]
     """What is equal for all methods; its digest is the study's id."""
     searches: tuple[MethodSearch, ...]
-    untuned: tuple[Cell, ...]
-    """The cells of the request: every method with its settings as given, on the seeds as given."""
+    plan: Plan
+    """The plan of the request: every method with its settings as given, on the seeds as given."""
+
+    @property
+    def untuned(self) -> tuple[Cell, ...]:
+        """The cells of the request."""
+        return self.plan.cells
 
     @cached_property
     def trial_cells(self) -> tuple[Cell, ...]:
@@ -89,8 +94,9 @@ class EqualStudy:
         the defaults, as those that will run depend on results."""
         cells = list(self.untuned)
         for search in self.searches:
-            ran = sum(cell.key in done for cell in self.trial_cells if cell.method == search.template.method)
-            cells += [replace(search.template, seed=seed) for seed in range(self.effort.cells - ran)]
+            numbers = range(len(search.trials))
+            ran = sum(search.cell(number, seed).key in done for number in numbers for seed in self.effort.seeds)
+            cells += [replace(search.template, seed=seed) for seed in range(max(0, self.effort.cells - ran))]
             cells += [
                 replace(cell, protocol=replace(cell.protocol, tuning=STUDY + "0" * 12))
                 for cell in self.untuned
@@ -138,7 +144,7 @@ def make_study(request: Request, effort: Effort) -> EqualStudy:
         effort=effort,
         identity=effort.identity(protocol=first.protocol, tasks=first.tasks, model=first.model, weights=first.weights),
         searches=tuple(searches),
-        untuned=plan.cells,
+        plan=plan,
     )
 
 
@@ -164,19 +170,13 @@ def run_searches(
     return done, OK if len(done) == len(found) else FAILED
 
 
-def run_missing(folder: RunFolder, run_cells: RunCells, cells: Sequence[Cell]) -> int:
-    """Run the cells without a record, and failed ones again."""
-    missing = [cell for cell in cells if (record := folder.record(cell.key)) is None or record.status == "failed"]
-    return run_cells(missing) if missing else OK
-
-
 def found_by(study: EqualStudy, search: MethodSearch, folder: RunFolder) -> TunedMethod:
     """What the records of a method's trials say."""
     trials = []
     for number, settings in enumerate(search.trials):
         cells = {seed: search.cell(number, seed) for seed in study.effort.seeds}
         scores = {seed: score for seed, cell in cells.items() if (score := _score(folder.record(cell.key))) is not None}
-        rate = rate_of(search.choice, settings, search.template.protocol.learning_rate)
+        rate = rate_of(search.choice.method, settings, search.template.protocol.learning_rate)
         if scores:
             trials.append(TrialScores(settings=settings, learning_rate=rate, scores=scores))
     return TunedMethod(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mtlbench.api.method import Value
+from mtlbench.api.method import Method, Value
 from mtlbench.errors import RequestError
 from mtlbench.planning.settings import MethodChoice
 from mtlbench.tuning.effort import RATE, Effort
@@ -54,9 +54,9 @@ def trial_settings(space: Space, count: int) -> list[dict[str, Value]]:
     return [{}, *(space.settle({name: column[at] for name, column in columns.items()}) for at in range(points))]
 
 
-def rate_of(choice: MethodChoice, searched: Mapping[str, Value], default: float) -> float:
+def rate_of(method: Method, searched: Mapping[str, Value], default: float) -> float:
     """The peak learning rate of a trial: searched, the method's own, or the protocol's ``default``."""
-    own = choice.method.learning_rate
+    own = method.learning_rate
     rate = searched.get(RATE, default if own is None else own)
     assert isinstance(rate, int | float)
     return float(rate)

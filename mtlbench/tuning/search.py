@@ -9,10 +9,11 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.method import Value
 from mtlbench.executors.runner import FAILED, INTERRUPTED, OK
 from mtlbench.store import RunFolder
+from mtlbench.tuning.effort import MOST_TRIALS
 from mtlbench.tuning.pruning import promoted
 from mtlbench.tuning.sampler import in_space, suggest
 from mtlbench.tuning.trials import Trial, best_of
-from mtlbench.tuning.tuning import MOST_TRIALS, Tuning
+from mtlbench.tuning.tuning import Tuning
 
 MAX_FAILED = 5
 """The search ends when the first trials, at least this many, have all failed."""
@@ -93,7 +94,7 @@ def _run_batch(
     for rung in range(len(tuning.protocols)):
         active = [at for at, trial in enumerate(trials) if trial.state == "running"]
         cells = [tuning.cell(trials[at].number, trials[at].settings, rung=rung) for at in active]
-        code = _run_missing(folder, run_cells, cells)
+        code = run_missing(folder, run_cells, cells)
         for at, cell in zip(active, cells, strict=True):
             trials[at] = _with_record(tuning, folder, trials[at], cell, [*done, *trials[:at]], rung=rung)
         if any(len(trial.records) == rung for trial in trials if trial.state == "running"):
@@ -101,7 +102,8 @@ def _run_batch(
     return trials, code
 
 
-def _run_missing(folder: RunFolder, run_cells: RunCells, cells: Sequence[Cell]) -> int:
+def run_missing(folder: RunFolder, run_cells: RunCells, cells: Sequence[Cell]) -> int:
+    """Run the cells without a record, and failed ones again."""
     missing = [cell for cell in cells if (record := folder.record(cell.key)) is None or record.status == "failed"]
     return run_cells(missing) if missing else OK
 

@@ -16,11 +16,9 @@ from mtlbench.errors import RequestError
 from mtlbench.planning.plan import Plan, make_plan
 from mtlbench.planning.request import Request
 from mtlbench.planning.settings import split_methods
+from mtlbench.tuning.effort import MOST_TRIALS
 from mtlbench.tuning.pruning import SHARES, check_rule
 from mtlbench.tuning.space import Budget, Space, budget_named, search_space
-
-MOST_TRIALS = 10_000
-"""Seeds of the trials of two studies with different seeds differ up to this many trials."""
 
 
 @dataclass(frozen=True, kw_only=True)

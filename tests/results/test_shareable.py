@@ -1,4 +1,4 @@
-"""What leaves the house names no directory of the author; moved models are found, and protocols told apart."""
+"""What leaves the house names no directory of the author; moved models are found, and records of several protocols can be chosen."""
 
 from __future__ import annotations
 

@@ -118,6 +118,17 @@ def test_killed_at_any_cell_it_goes_on_and_finds_the_same(tmp_path: Path) -> Non
     assert len(ran) == len({cell.key for cell in ran}) == 2 * made.effort.cells
 
 
+def test_what_is_left_is_counted_for_each_variant_of_a_method(tmp_path: Path) -> None:
+    made = study("lora,lora[rank=4]", level="quick")
+    folder = folder_at(tmp_path / "trials")
+    whole = len(made.expected({}))
+    Runner(folder, planted)(made.trial_cells[:4])  # four of six of the first variant
+    left = made.expected(folder.records())
+    assert whole - len(left) == 4
+    trials = [cell for cell in left if cell.protocol.tuning == "trial"]
+    assert sum(cell.variant == "lora[rank=4]" for cell in trials) == made.effort.cells
+
+
 def test_where_the_default_wins_its_own_row_says_so_and_nothing_is_trained_twice(tmp_path: Path) -> None:
     made = study("lora", level="quick")
     found = compared(made, tmp_path / "run", lambda cell: 60.0 if "learning_rate" not in cell.settings else 50.0)
@@ -194,6 +205,7 @@ def test_a_reference_names_a_method_whatever_its_settings(tmp_path: Path) -> Non
         (("--methods", "base", "--tune", "quick"), "there is nothing to tune"),
         (("--methods", "lora", "--tune", "quick", "--eval-from-train", "0.5"), "--eval-from-train cannot be given"),
         (("--methods", "lora", "--tuning", "by hand"), "There is no search 'by hand'"),
+        (("--methods", "lora", "--no-base"), "--no-base belongs to --tune"),
         (("--methods", "lora", "--tune", "quick", "--k-shot", "4"), "Tune with --train-rows"),
     ],
 )
