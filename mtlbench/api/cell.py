@@ -70,6 +70,9 @@ class Protocol:
     sources: str = ""
     """Full names of the source tasks, separated by commas. The cell's other tasks, the targets, are trained afterwards
     from that state, and only they are scored. Empty: all tasks are trained together and scored."""
+    probe: str = ""
+    """Full names of the probe tasks, separated by commas: scored by the untrained backbone and again after training, and
+    never trained on. ``data`` and ``prompts`` cover them too."""
     adapt_epochs: float | None = None
     """Epochs over the targets' examples after the sources; ``None`` takes ``epochs``."""
     adapt_steps: int | None = None
@@ -123,6 +126,11 @@ class Protocol:
     def source_tasks(self) -> tuple[str, ...]:
         """Full names of the tasks trained first."""
         return tuple(self.sources.split(",")) if self.sources else ()
+
+    @property
+    def probe_tasks(self) -> tuple[str, ...]:
+        """Full names of the tasks that are scored before and after training, and never trained on."""
+        return tuple(self.probe.split(",")) if self.probe else ()
 
     def adaptation(self) -> Protocol:
         """The protocol with the budget of the targets, after the sources."""

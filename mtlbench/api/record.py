@@ -30,6 +30,23 @@ class TaskScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeScore:
+    """A probe task before and after training; it was never trained on."""
+
+    before: TaskScore
+    """Of the untrained backbone."""
+    after: TaskScore | None
+    """``None`` where the method cannot answer a task that it did not train."""
+    refusal: str = ""
+    """Why there is no score after training."""
+
+    @property
+    def forgetting(self) -> float | None:
+        """Score before minus score after training, in points; negative where training helped."""
+        return None if self.after is None else self.before.score - self.after.score
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What the cell cost. Times in seconds, memory in bytes."""
 
@@ -173,6 +190,8 @@ class Record:
     status: Status
     scores: Mapping[str, TaskScore] = field(default_factory=dict)
     """Full task name to score."""
+    probe: Mapping[str, ProbeScore] = field(default_factory=dict)
+    """Full name of each probe task to its scores; they are in no average."""
     costs: Costs | None = None
     failure: Failure | None = None
     guards: Mapping[str, bool] = field(default_factory=dict)
@@ -201,6 +220,7 @@ class Record:
             "cell": self.cell.to_json(),
             "status": self.status,
             "scores": {name: asdict(score) for name, score in self.scores.items()},
+            **({"probe": {name: asdict(score) for name, score in self.probe.items()}} if self.probe else {}),
             "costs": asdict(self.costs) if self.costs else None,
             "failure": asdict(self.failure) if self.failure else None,
             "guards": dict(self.guards),
@@ -216,9 +236,19 @@ class Record:
             cell=Cell.from_json(value["cell"]),
             status=value["status"],
             scores={name: TaskScore(**score) for name, score in value["scores"].items()},
+            probe={name: _probe_score(score) for name, score in value.get("probe", {}).items()},
             costs=Costs(**value["costs"]) if value["costs"] else None,
             failure=Failure(**{**failure, "frames": tuple(failure["frames"])}) if failure else None,
             guards=dict(value["guards"]),
             notes=cast(Notes, dict(value["notes"])),
             provenance=cast(Provenance, dict(value["provenance"])),
         )
+
+
+def _probe_score(value: Mapping[str, Any]) -> ProbeScore:
+    after = value["after"]
+    return ProbeScore(
+        before=TaskScore(**value["before"]),
+        after=None if after is None else TaskScore(**after),
+        refusal=value["refusal"],
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtlbench.api.cell import Cell
+from mtlbench.api.record import TaskScore
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
@@ -49,6 +50,10 @@ class Prepared:
     """Full task name to what was counted of its rows."""
     cached: int = 0
     """Rows whose tokens were read from the cache on disk."""
+    probe: Mapping[str, ConfigurableTask] = field(default_factory=dict)
+    """The tasks that are scored before and after training; no row of them is trained on."""
+    metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Full name of each task, probe tasks included, to the metrics of its score."""
     chat: str = ""
     """What the chat template does not allow, where one is applied."""
 
@@ -91,6 +96,7 @@ class Bench:
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
         self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
+        self._untrained: dict[tuple[Any, ...], Mapping[str, TaskScore]] = {}
 
     def dtypes(self, cell: Cell) -> tuple[torch.dtype, torch.dtype | None]:
         """Dtype of the frozen weights, and of autocast where it is on."""
@@ -141,10 +147,12 @@ class Bench:
         key = (
             cell.tasks, protocol.data, cell.model, protocol.max_length, protocol.train_rows, protocol.eval_from_train,
             protocol.holdout, protocol.k_shot, protocol.sources, cell.seed if protocol.k_shot else None,
-            protocol.chat_template, protocol.eval_rows,
+            protocol.chat_template, protocol.eval_rows, protocol.probe,
         )  # fmt: skip
         if key not in self._prepared:
-            tasks, lm_tasks = self._tasks(cell)
+            every_task, every_lm_task = self._tasks(cell)
+            tasks = {name: every_task[name] for name in cell.tasks}
+            lm_tasks = {name: every_lm_task[name] for name in cell.tasks}
             rows: list[TokenRow] = []
             checks: dict[str, RowCheck] = {}
             tokenised = Tokenised(backbone)
@@ -175,29 +183,45 @@ class Bench:
                 rows=rows,
                 checks=checks,
                 cached=tokenised.cached,
+                probe={name: every_lm_task[name] for name in protocol.probe_tasks},
+                metrics={name: task.metrics for name, task in every_task.items()},
                 chat="" if chat is None or chat.takes_system else "no system turn, which the template refuses",
             )
         return self._prepared[key]
 
     def revisions(self, cell: Cell) -> Mapping[str, str]:
         """Data set to its revision on the hub, where that is known; once the cell is :meth:`prepared`."""
-        return self._revisions.get(cell.tasks, {})
+        return self._revisions.get(_read(cell), {})
+
+    def untrained(self, cell: Cell, evaluate: Callable[[], dict[str, TaskScore]]) -> Mapping[str, TaskScore]:
+        """The scores of the untrained backbone on the probe tasks, evaluated once for all methods and seeds."""
+        key = (cell.model, cell.weights, cell.tasks, cell.protocol.hash())
+        if key not in self._untrained:
+            self._untrained[key] = evaluate()
+        return self._untrained[key]
 
     def _tasks(self, cell: Cell) -> tuple[dict[str, Task], dict[str, ConfigurableTask]]:
+        """The tasks that are trained, scored or probed."""
         protocol = cell.protocol
         share = protocol.eval_from_train
-        key = (cell.tasks, protocol.data, protocol.holdout, share, protocol.train_rows if share else None)
+        read = _read(cell)
+        key = (read, protocol.data, protocol.holdout, share, protocol.train_rows if share else None)
         if key not in self._lm_tasks:
-            suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in cell.tasks)}
-            tasks = {name: find_task(suites, name) for name in cell.tasks}
+            suites = {name: load_suite(name) for name in dict.fromkeys(t.partition("/")[0] for t in read)}
+            tasks = {name: find_task(suites, name) for name in read}
             source = open_source(self._data, suites=suites)
             _same_data(source, list(tasks.values()), cell)
-            self._revisions[cell.tasks] = dict(source.revisions(list(tasks.values())))
+            self._revisions[read] = dict(source.revisions(list(tasks.values())))
             lm_tasks = {}
             for name, task in tasks.items():
                 lm_tasks[name] = load_lm_task(task, splits_under(task, source.splits(task), protocol), name=name)
             self._lm_tasks[key] = (tasks, lm_tasks)
         return self._lm_tasks[key]
+
+
+def _read(cell: Cell) -> tuple[str, ...]:
+    """The tasks whose data the cell reads."""
+    return (*cell.tasks, *cell.protocol.probe_tasks)
 
 
 def _check_of(trained: Sequence[RowFacts], scored: Sequence[RowFacts] | None) -> RowCheck:

@@ -12,15 +12,15 @@ import torch
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Disturbances, Notes, Provenance, Record
 from mtlbench.backbones.backbone import Backbone, stored_count
-from mtlbench.backbones.machine import free_memory, is_out_of_memory
+from mtlbench.backbones.machine import free_memory
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
+from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
-from mtlbench.evaluation.evaluate import Evaluation, evaluate
 from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
@@ -118,7 +118,7 @@ class _Run:
     """Why earlier checkpoints were not used."""
     begun: float = field(default_factory=time.perf_counter)
     attempt: CellAttempt | None = None
-    token_budget: int = 0
+    scorer: Scorer | None = None
 
     @property
     def bench(self) -> Bench:
@@ -155,17 +155,20 @@ class _Run:
         reach("cell.saved")
         method.finish(model)
         evaluated = time.perf_counter()
-        evaluation = self._evaluate(attempt)
+        scorer = self.scorer = Scorer(attempt, self.around)
+        evaluation = scorer.tasks()
         eval_seconds = time.perf_counter() - evaluated
+        probe = scorer.probe()
         reach("cell.evaluated")
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         if self.around.ranks.first:
-            self.folder.put_samples(cell.key, evaluation.samples)
+            self.folder.put_samples(cell.key, [*evaluation.samples, *probe.samples])
         done = attempt.loop.progress
         return Record(
             cell=cell,
             status="ok",
             scores=evaluation.scores,
+            probe=probe.scores,
             costs=Costs(
                 trainable_parameters=trainable,
                 backbone_parameters=backbone.parameters,
@@ -221,8 +224,8 @@ class _Run:
         disturbances: Disturbances = self.attempt.disturbances() if self.attempt is not None else {}
         if self.problems:
             disturbances["checkpoint_problems"] = [*self.problems, *disturbances.get("checkpoint_problems", [])]
-        if self.token_budget and self.token_budget < token_budget(self.bench.device):
-            disturbances["eval_tokens_per_batch"] = self.token_budget
+        if self.scorer is not None and self.scorer.token_budget < token_budget(self.bench.device):
+            disturbances["eval_tokens_per_batch"] = self.scorer.token_budget
         return disturbances
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
@@ -250,39 +253,6 @@ class _Run:
         load_adapter(again, path)
         logits = guards.label_logits(again, sample, routing)
         self._check("reloaded_equal", self._same(guards.label_logits(model, sample, routing), logits))
-
-    def _evaluate(self, attempt: CellAttempt) -> Evaluation:
-        """Score the tasks; where memory runs out, again with half the tokens at once, until one row is left.
-
-        The longest rows come first, so that little is computed twice.
-        """
-        self.token_budget = token_budget(self.bench.device)
-        while True:
-            try:
-                with self.around.ranks.in_step(attempt.model):
-                    return self._scored(attempt)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.token_budget == 1:
-                    raise
-                self.token_budget //= 2
-                logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
-            free_memory(self.bench.device)
-
-    def _scored(self, attempt: CellAttempt) -> Evaluation:
-        prepared = attempt.prepared
-        return evaluate(
-            attempt.model,
-            attempt.backbone.tokenizer,
-            architecture=attempt.backbone.architecture,
-            lm_tasks={name: prepared.lm_tasks[name] for name in self.cell.scored},
-            task_ids={name: i for i, name in enumerate(prepared.tasks)},
-            metrics={name: task.metrics for name, task in prepared.tasks.items()},
-            routing=attempt.routing,
-            max_length=self.cell.protocol.max_length,
-            token_budget=self.token_budget,
-            eval_rows=self.cell.protocol.eval_rows,
-            chat_template=self.cell.protocol.chat_template,
-        )
 
     def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         return guards.same_logits(one, other, tolerance=guards.TOLERANCE[self.bench.dtypes(self.cell)[0]])

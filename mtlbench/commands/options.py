@@ -13,6 +13,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
     click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
+    click.option(
+        "--probe", metavar="NAMES", help="Tasks scored before and after training and never trained on: forgetting."
+    ),
     click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
     click.option(
         "--model", metavar="NAME", help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id."

@@ -77,19 +77,24 @@ def make_plan(request: Request) -> Plan:
     methods = read_methods(request.methods)
     targets = resolve_tasks(request.tasks)
     choice = choose_protocol(request.protocol)
-    sources = resolve_tasks(choice.sources) if choice.sources else ({}, {})
+    sources = resolve_tasks(choice.sources, option="--sources") if choice.sources else ({}, {})
     tasks, suites = _trained(sources, targets)
+    probe, of_probe = resolve_tasks(choice.probe, option="--probe") if choice.probe else ({}, {})
+    _check_probe(probe, tasks)
+    suites = {**suites, **of_probe}
     check_model(request.model)
     if choice.changed.chat_template:
         check_chat_template(request.model)
     source = open_source(request.data_name, suites=suites)
-    for task in tasks.values():
+    read = {**tasks, **probe}
+    for task in read.values():
         source.check(task)
     protocol = choice.for_tasks(
         tuple(tasks),
-        data=source.identity(tuple(tasks.values())),
-        prompts=prompt_identity(tasks),
+        data=source.identity(tuple(read.values())),
+        prompts=prompt_identity(read),
         sources=tuple(sources[0]),
+        probe=tuple(probe),
     )
     _check_losses(methods, protocol)
     _check_search_rows(methods, protocol)
@@ -132,8 +137,12 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if not is_packaged(model) and files_of(model) else model
 
 
-def resolve_tasks(text: str) -> tuple[dict[str, Task], dict[str, TaskSuite]]:
-    """``"glue,superglue/rte"`` to tasks by full name, in order, and the suites they come from."""
+def resolve_tasks(text: str, *, option: str = "--tasks") -> tuple[dict[str, Task], dict[str, TaskSuite]]:
+    """``"glue,superglue/rte"`` to tasks by full name, in order, and the suites they come from.
+
+    Raises:
+        RequestError: a suite or task is unknown, or the text of ``option`` names none.
+    """
     tasks: dict[str, Task] = {}
     suites: dict[str, TaskSuite] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
@@ -146,7 +155,7 @@ def resolve_tasks(text: str) -> tuple[dict[str, Task], dict[str, TaskSuite]]:
         for task in (by_name[task_name],) if slash else suite.tasks:
             tasks[f"{suite_name}/{task.name}"] = task
     if not tasks:
-        raise RequestError("--tasks is empty. Name a suite such as glue, or tasks such as glue/rte,glue/sst2.")
+        raise RequestError(f"{option} is empty. Name a suite such as glue, or tasks such as glue/rte,glue/sst2.")
     return tasks, suites
 
 
@@ -158,6 +167,19 @@ def _trained(
     if both:
         raise RequestError(f"{', '.join(both)} cannot be source and target: take it out of --sources or --tasks.")
     return {**sources[0], **targets[0]}, {**sources[1], **targets[1]}
+
+
+def _check_probe(probe: Mapping[str, Task], trained: Mapping[str, Task]) -> None:
+    """A probe says what training did to tasks it did not see: none may be trained, under another name neither."""
+    by_data = {(task.dataset, task.config): name for name, task in trained.items()}
+    for name, task in probe.items():
+        same = name if name in trained else by_data.get((task.dataset, task.config))
+        if same is not None:
+            what = "is trained" if same == name else f"has the data of {same}, which is trained"
+            raise RequestError(
+                f"--probe: {name} {what}. A probe task is scored before and after training and never trained on: take "
+                f"it out of --probe, or {same} out of --tasks and --sources."
+            )
 
 
 def _cells(

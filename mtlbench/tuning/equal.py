@@ -118,7 +118,7 @@ def make_study(request: Request, effort: Effort) -> EqualStudy:
             raise RequestError(f"--{name.replace('_', '-')} cannot be given with --tune, which sets it for its trials.")
     plan = make_plan(request)
     rows = min(protocol.get("eval_rows") or effort.score_rows, effort.score_rows)
-    trial = {**protocol, "eval_from_train": effort.share, "eval_rows": rows, "tuning": "trial"}
+    trial = {**protocol, "eval_from_train": effort.share, "eval_rows": rows, "tuning": "trial", "probe": ""}
     choices = {_variant(plan.cells, choice): choice for choice in read_methods(request.methods)}
     tuned = [choice for choice in choices.values() if choice.name != UNTRAINED]
     if not tuned:

@@ -158,7 +158,20 @@ class ProtocolChoice:
         """The tasks to train first, as they were given: names of suites or tasks."""
         return self.changed.sources
 
-    def for_tasks(self, tasks: Sequence[str], *, data: str, prompts: str = "", sources: Sequence[str] = ()) -> Protocol:
+    @property
+    def probe(self) -> str:
+        """The probe tasks, as they were given: names of suites or tasks."""
+        return self.changed.probe
+
+    def for_tasks(
+        self,
+        tasks: Sequence[str],
+        *,
+        data: str,
+        prompts: str = "",
+        sources: Sequence[str] = (),
+        probe: Sequence[str] = (),
+    ) -> Protocol:
         """The protocol of the cells that train ``tasks``, with a name that states every change.
 
         Args:
@@ -166,11 +179,13 @@ class ProtocolChoice:
             data: Where rows come from, with its digest.
             prompts: Identity of the prompts.
             sources: Full names of the tasks that are trained first.
+            probe: Full names of the tasks that are scored before and after training.
 
         Raises:
             RequestError: the weights of the mixture or of the losses do not fit the tasks.
         """
         protocol = replace(self.changed, sources=",".join(sources)) if sources else self.changed
+        protocol = replace(protocol, probe=",".join(probe)) if probe else protocol
         if tasks:
             weighting = ordered_weighting(protocol.task_weighting, tasks)
             protocol = replace(protocol, mixing=ordered(protocol.mixing, tasks), task_weighting=weighting)
