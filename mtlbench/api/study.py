@@ -40,6 +40,17 @@ class Interval:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far the probabilities of a task's choices are from what happened; see
+    :mod:`mtlbench.statistics.calibration`."""
+
+    ece: float
+    """Expected calibration error, from 0 to 1."""
+    brier: float | None
+    """Brier score over all choices, from 0 to 2; ``None`` where the predictions do not say which choice is right."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TaskAnswers:
     """The answers of a cell on one task."""
@@ -55,6 +66,8 @@ class TaskAnswers:
     """Number of generated texts in which no answer was found."""
     undefined: int
     """Number of documents with a likelihood that is NaN."""
+    calibration: Calibration | None = None
+    """``None`` for generated answers, and where a likelihood is undefined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +205,8 @@ class Row:
     problems: tuple[Problem, ...]
     average_seeds: tuple[int, ...] = ()
     """Seeds behind :attr:`average`."""
+    calibration: Mapping[int, Mapping[str, Calibration]] = field(default_factory=dict)
+    """Seed to full task name to calibration, where the stored predictions give it."""
     flags: tuple[Flag, ...] = ()
     """By seed, then in the order of tasks."""
     rank: float | None = None
@@ -274,6 +289,8 @@ class Study:
     counts: Mapping[str, int]
     """Cells by ``ok``, ``failed``, ``skipped`` and ``missing``."""
     steps: Steps = field(default=no_steps, compare=False, repr=False)
+    shows_calibration: bool = False
+    """Whether reports that must be short have the table of calibration too."""
 
 
 def spread(values: Iterable[float]) -> Spread:

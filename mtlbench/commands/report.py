@@ -17,6 +17,9 @@ from mtlbench.commands.shared import DRAWS, reports_named, run_folder, show_writ
 @click.option("--reference", metavar="METHOD", help="Row to compare with.  [default: lora_st, lora or the best]")
 @click.option("--title", metavar="TEXT", help="What the study is called.  [default: its tasks and backbone]")
 @click.option(
+    "--calibration", is_flag=True, help="Also show calibration error and Brier score by task; html and csv always do."
+)
+@click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
     default=DRAWS,
@@ -31,6 +34,7 @@ def report(
     vs: str | None,
     reference: str | None,
     title: str | None,
+    calibration: bool,
     bootstrap: int,
 ) -> None:
     """Print the tables of a run folder (the newest one by default) and write the documents."""
@@ -41,7 +45,9 @@ def report(
     store = run_folder(folder)
     published = tables_named(vs) if vs else ()
     reports, named = reports_named(formats), title or ""
-    study = write_reports(store, reports, to, reference=reference, draws=bootstrap, title=named, tell=show_written)
+    study = write_reports(
+        store, reports, to, reference=reference, draws=bootstrap, title=named, calibration=calibration, tell=show_written
+    )
     for table in published:
         for line in versus_lines(table, study):
             click.echo(line)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
 
 
+NO_CHOICES = -1
+"""Index of the right choice in the sample of a generated answer."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores and predictions of a model."""
@@ -122,18 +126,20 @@ def _sample(
     values = {metric: logged[metric] for metric in logged["metrics"]}
     if golds is None:
         gold, prediction, likelihoods = gold_text(task, logged["doc"]), str(logged["filtered_resps"][0]), []
-        correct = values.get("exact_match", gold == prediction) == 1
+        correct, right = values.get("exact_match", gold == prediction) == 1, NO_CHOICES
     else:
         choices = task.doc_to_choice(logged["doc"])
         likelihoods = [float(logprob) for logprob, _ in logged["filtered_resps"][: len(choices)]]
         best = int(np.argmax(likelihoods))
         gold, prediction = str(choices[golds[at]]), str(choices[best])
         correct = best in gold_indices(task, logged["doc"])
+        right = best if correct else golds[at]
     return {
         "task": name,
         "doc_id": int(logged["doc_id"]),
         "doc_hash": str(logged["doc_hash"]),
         "gold": gold,
+        "gold_index": right,
         "prediction": prediction,
         "loglikelihoods": likelihoods,
         "correct": bool(correct),

@@ -122,6 +122,7 @@ def equal_for_all_rows(table: Table) -> str:
         if p.k_shot
         else "",
         f"trained first on {', '.join(p.source_tasks)}, then for {_budget(p.adaptation())}" if p.sources else "",
+        f"probed with {', '.join(p.probe_tasks)} before and after training" if p.probe else "",
         f"tuning effort {p.tuning}" if p.tuning != "none" and not table.searches else "",
         f"{_budget(p)} of batch {p.batch_size}",
         f"{p.mixing} mixing",

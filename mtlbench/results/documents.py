@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtlbench.api.report import Report
@@ -55,6 +55,7 @@ def write_reports(
     reference: str | None = None,
     draws: int,
     title: str = "",
+    calibration: bool = False,
     tell: Callable[[Written], None],
 ) -> Study:
     """Compute the study of a run folder once, write what each of ``reports`` renders of it, and hand it over.
@@ -62,6 +63,7 @@ def write_reports(
     Args:
         to: Where documents go; ``report/`` in the run folder by default.
         title: As of :func:`~mtlbench.results.study.study_of`.
+        calibration: Whether every report has the table of calibration.
         tell: Is called after each report.
 
     Raises:
@@ -72,6 +74,7 @@ def write_reports(
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")
     with _without_gc():
         study = study_in(folder, reference=reference, draws=draws, title=title)
+        study = replace(study, shows_calibration=calibration)
         for report in reports:
             tell(_write(report, study, target))
     return study

@@ -11,6 +11,7 @@ from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError, did_you_mean
+from mtlbench.results.calibration import with_calibration
 from mtlbench.results.circumstances import circumstances, row_check_notes
 from mtlbench.results.degenerate import below_base, evidence_of
 from mtlbench.results.multitask import REFERENCES, method_of, reference_row, with_ranks, with_reference
@@ -81,7 +82,10 @@ def study_of(
     answers = {number: stored.answers for number, stored in evidence.items() if stored.answers is not None}
     flags = {number: stored.flags for number, stored in evidence.items()}
     tables = tuple(
-        _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws) for table in tables
+        with_calibration(
+            _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws), answers
+        )
+        for table in tables
     )
     warning = [f"The tables have different protocols ({', '.join(differing)}): compare rows inside a table only."]
     counts = {status: sum(r.status == status for r in by_key.values()) for status in ("ok", "failed", "skipped")}
@@ -165,7 +169,7 @@ def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
     if cell.protocol.sources:
         title += f", after training on {tasks_label(cell.protocol.source_tasks)}"
     caveats = ", ".join(_caveats(cell.protocol, cell.model))
-    fields = ", ".join(f"{name}={'none' if value is None else value}" for name, value in differs.items())
+    fields = ", ".join(f"{name}={'none' if value in (None, '') else value}" for name, value in differs.items())
     return one_line(": ".join(filter(None, (title, caveats))) + (f" [{fields}]" if fields else ""))
 
 

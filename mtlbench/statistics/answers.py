@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlbench.api.record import Record
-from mtlbench.api.study import Predictions, TaskAnswers
+from mtlbench.api.study import Calibration, Predictions, TaskAnswers
+from mtlbench.statistics.calibration import calibration, right_choices
 
 if TYPE_CHECKING:
     from pyarrow import Array, DictionaryArray, StringArray
@@ -28,9 +29,11 @@ class StoredPredictions(Protocol):
 
 
 Numbers = NDArray[np.float64]
-_REPEATED = ["task", "prediction", "metric_values"]
+_REPEATED = ["task", "gold", "prediction", "metric_values"]
 """Columns of few distinct texts: read as dictionary codes, as stored in the file."""
-_COLUMNS = ["task", "doc_hash", "prediction", "loglikelihoods", "correct", "metric_values"]
+_COLUMNS = ["task", "doc_hash", "gold", "prediction", "loglikelihoods", "correct", "metric_values"]
+_RIGHT = "gold_index"
+"""Column that earlier versions did not write."""
 _UNPARSED = ("[invalid]", "[no_match]")
 """Output of lm-eval's filters where they find no answer in a text."""
 _NO_CHOICES, _UNDEFINED = -2, -1
@@ -65,8 +68,9 @@ def read_answers(data: bytes) -> dict[str, TaskAnswers]:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=_REPEATED)
-    table = file.read(columns=_COLUMNS, use_threads=False)  # small files: threads are slower
-    column = {name: table.column(name).combine_chunks() for name in _COLUMNS}
+    columns = [*_COLUMNS, *([_RIGHT] if _RIGHT in file.schema_arrow.names else [])]
+    table = file.read(columns=columns, use_threads=False)  # small files: threads are slower
+    column = {name: table.column(name).combine_chunks() for name in columns}
     names = column["task"]
     codes = np.from_dlpack(names.indices)  # asarray would import pandas
     starts = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
@@ -77,7 +81,8 @@ def read_answers(data: bytes) -> dict[str, TaskAnswers]:
     texts = column["prediction"]
     predicted = np.from_dlpack(texts.indices)
     unparsed = np.array([not t.strip() or t.strip() in _UNPARSED for t in texts.dictionary.to_pylist()])[predicted]
-    correct = np.from_dlpack(column["correct"].cast("int8"))
+    correct = np.from_dlpack(column["correct"].cast("int8")) == 1
+    calibrations = _Calibrations(column, likeliest, correct)
     items = _Items(column["metric_values"])
     answers = {}
     for start, end in pairwise(starts):
@@ -91,6 +96,7 @@ def read_answers(data: bytes) -> dict[str, TaskAnswers]:
             constant=bool((answered == answered[0]).all()) and end - start > 1 and not correct[rows].all(),
             unparsed=int(unparsed[rows].sum()) if generated else 0,
             undefined=0 if generated else int(undefined[rows].sum()),
+            calibration=None if generated or undefined[rows].any() else calibrations.of(rows),
         )
     return answers
 
@@ -117,6 +123,29 @@ def _likeliest(column: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     rows, first = np.unique(of_row, return_index=True)
     positions[with_choices[rows]] = hits[first] - firsts[rows]
     return positions, undefined
+
+
+class _Calibrations:
+    """The calibration of some rows, from the log-likelihoods of their choices."""
+
+    def __init__(self, column: Mapping[str, Any], likeliest: NDArray[np.int64], correct: NDArray[np.bool_]) -> None:
+        self._column, self._likeliest, self._correct = column, likeliest, correct
+        values = column["loglikelihoods"]
+        self._offsets = np.from_dlpack(values.offsets).astype(np.int64)
+        self._values = np.from_dlpack(values.flatten().cast("float64"))
+
+    def of(self, rows: slice) -> Calibration | None:
+        counts = np.diff(self._offsets[rows.start : rows.stop + 1])
+        first, last = self._offsets[[rows.start, rows.stop]] - self._offsets[0]
+        likelihoods, correct = self._values[first:last], self._correct[rows]
+        return calibration(likelihoods, counts, correct=correct, right=self._right(rows, counts))
+
+    def _right(self, rows: slice, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        if _RIGHT in self._column:
+            return np.from_dlpack(self._column[_RIGHT]).astype(np.int64)[rows]
+        chosen, correct = self._likeliest[rows], self._correct[rows]
+        texts, golds = (self._column[name][rows].to_pylist() for name in ("prediction", "gold"))
+        return right_choices(chosen, counts, correct, texts=texts, golds=golds)
 
 
 def _digest(hashes: StringArray, start: int, end: int) -> str:

@@ -1,5 +1,5 @@
 """``scores.csv``, one line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row
-and task compared with the reference."""
+and task compared with the reference; ``forgetting.csv`` per row and probe task where there are any."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
+from mtlbench.results.probing import forgetting, probed, refusal
 from mtlbench.results.tuned import tuning_text
 
 Value = str | int | float | None
@@ -28,6 +29,9 @@ _OVER_TASKS = (
     "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
     "better percent", "rank p",
 )  # fmt: skip
+_FORGETTING = (
+    "table", "title", "method", "task", "seeds", "before", "after", "forgetting", "sd", "low", "high", "reason",
+)  # fmt: skip
 _DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "corrected p")
 
 
@@ -43,6 +47,7 @@ class Csv(Report):
             "scores.csv": _text(_SCORES, _long(study.tables)),
             "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_MOVED, *_COSTS), _wide(study.tables)),
             "differences.csv": _text(_DIFFERENCES, _differences(study.tables)),
+            **({"forgetting.csv": _text(_FORGETTING, _forgetting(study.tables))} if _any_probed(study) else {}),
         }
 
 
@@ -74,6 +79,10 @@ def _lines(row: Row) -> Iterator[CsvRow]:
             scored["flags"] = "; ".join(flagged) or None
             for metric, value in score.metrics.items() or [(None, None)]:
                 yield cell | scored | {"metric": metric, "value": value}
+            calibration = row.calibration.get(seed, {}).get(task)
+            for name, number in (("ece", calibration.ece), ("brier", calibration.brier)) if calibration else ():
+                if number is not None:
+                    yield cell | scored | {"metric": name, "value": number}
     for missing in row.missing:
         yield {"seed": missing.seed, "status": "missing", "reason": reasons.get(missing.seed), "key": missing.key}
 
@@ -132,6 +141,24 @@ def _differences(tables: Sequence[Table]) -> Iterator[CsvRow]:
                 if one is not None:
                     low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
                     yield where | {"task": task, "points": one.points, "low": low, "high": high, "corrected p": one.p}
+
+
+def _any_probed(study: Study) -> bool:
+    return any(probed(table) for table in study.tables)
+
+
+def _forgetting(tables: Sequence[Table]) -> Iterator[CsvRow]:
+    for number, table in enumerate(tables, start=1):
+        tasks = table.protocol.probe_tasks
+        for row in probed(table):
+            where: CsvRow = {"table": number, "title": table.title, "method": row.label, "reason": refusal(row) or None}
+            for name, over in (*((task, (task,)) for task in tasks), ("mean", tasks)):
+                line: CsvRow = {"task": name}
+                if (one := forgetting(row, over)) is not None:
+                    line |= {"seeds": len(one.seeds), "before": one.before, "after": one.after}
+                    line |= {"forgetting": one.points.mean, "sd": one.points.sd}
+                    line |= {"low": one.interval.low, "high": one.interval.high} if one.interval else {}
+                yield where | line
 
 
 def _costs(costs: RowCosts) -> CsvRow:

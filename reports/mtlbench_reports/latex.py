@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
+from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
 from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
@@ -19,6 +20,7 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
@@ -48,7 +50,8 @@ class Latex(Report):
     def render(self, study: Study) -> Mapping[str, str]:
         sections = [f"% {escaped(line)}" for line in (study.title, counts(study.counts), *study.notes)]
         for number, table in enumerate(study.tables, start=1):
-            sections += _sections(table, prefix=f"{number}-" if len(study.tables) > 1 else "")
+            prefix = f"{number}-" if len(study.tables) > 1 else ""
+            sections += _sections(table, prefix=prefix, calibration=study.shows_calibration)
         if not study.tables:
             sections.append("There are no cells, so there is no table.")
         return {"tables.tex": "\n".join(sections) + "\n", "report.tex": _DOCUMENT}
@@ -69,7 +72,7 @@ class _LatexColumn:
     text: Callable[[Row], str]
 
 
-def _sections(table: Table, *, prefix: str) -> Iterator[str]:
+def _sections(table: Table, *, prefix: str, calibration: bool) -> Iterator[str]:
     title = escaped(table.title)
     if any(row.seeds for row in table.rows):
         names = zip(table.tasks, short_names(table.tasks), strict=True)
@@ -87,6 +90,11 @@ def _sections(table: Table, *, prefix: str) -> Iterator[str]:
         over, ranked = over_tasks_columns(table), [row for row in rows if row.rank is not None]
         caption = escaped(sentences(f"Against {table.reference}" if table.reference else "", over_tasks_legend(over)))
         yield from _plain(ranked, over, f"{title}. {caption}", f"{prefix}tasks", table)
+        caption = escaped(forgetting_legend(table))
+        yield from _plain(probed(table), forgetting_columns(table), f"{title}. {caption}", f"{prefix}forgetting", table)
+        if calibration:
+            columns, caption = calibration_columns(table), f"{title}. {escaped(LEGEND)}"
+            yield from _plain(calibrated_rows(table), columns, caption, f"{prefix}calibration", table)
         costly = [row for row in rows if row.costs]
         caption = "Costs: means over seeds; the peak memory is the highest."
         yield from _plain(costly, cost_columns(table), f"{title}. {caption}", f"{prefix}costs", table)

@@ -8,6 +8,7 @@ from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
+from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
 from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
@@ -18,6 +19,7 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 
 
@@ -32,7 +34,7 @@ class Markdown(Report):
         alone = len(study.tables) == 1 and study.tables[0].title == study.title
         for table in study.tables:
             sections.extend([] if alone else [f"## {_escape(table.title)}"])
-            sections.extend(_sections(table))
+            sections.extend(_sections(table, calibration=study.shows_calibration))
         return {"report.md": "\n\n".join(filter(None, sections)) + "\n"}
 
 
@@ -41,7 +43,7 @@ def mtlbench_reports() -> Iterable[Report]:
     return [Markdown()]
 
 
-def _sections(table: Table) -> Iterator[str]:
+def _sections(table: Table, *, calibration: bool) -> Iterator[str]:
     if any(row.seeds for row in table.rows):
         names = [
             f"{name} ({metrics})" if (metrics := metrics_of(table, task)) else name
@@ -59,6 +61,9 @@ def _sections(table: Table) -> Iterator[str]:
         yield from _columns(table, difference_columns(table), _compared(table), _escape(difference_legend(table)))
         over = over_tasks_columns(table)
         yield from _columns(table, over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))
+        yield from _columns(table, forgetting_columns(table), probed(table), _escape(forgetting_legend(table)))
+        if calibration:
+            yield from _columns(table, calibration_columns(table), calibrated_rows(table), _escape(LEGEND))
         costs = [row for row in table.rows if row.costs]
         yield from _columns(table, cost_columns(table), costs, "Costs, means over seeds (peak memory: the highest):")
     yield _bullets(table.notes)

@@ -17,7 +17,16 @@ from mtlbench_reports.html.cells import cells
 from mtlbench_reports.html.figures import figure, figures
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
-from mtlbench_reports.html.tables import comparisons, costs, degenerate, failures, scores, tuning
+from mtlbench_reports.html.tables import (
+    calibration,
+    comparisons,
+    costs,
+    degenerate,
+    failures,
+    probing,
+    scores,
+    tuning,
+)
 
 
 def page(study: Study) -> str:
@@ -54,6 +63,8 @@ def _around_charts(study: Study, table: Table, number: int) -> tuple[Markup, Mar
         scores(table, links=row_links),
         tuning(table, links=row_links),
         comparisons(table, links=row_links),
+        probing(table, links=row_links),
+        calibration(table, links=row_links),
         costs(table, links=row_links),
         _bullets(table.notes),
         degenerate(table, links=row_links),

@@ -32,6 +32,7 @@ def _content(line: CellLine) -> Iterator[Markup | None]:
         return
     yield _failure(record.failure) if record.failure else None
     yield _scores(record)
+    yield _pairs("Probe", dict(_probe(record)))
     yield _pairs("Costs", vars(record.costs)) if record.costs else None
     yield _pairs("Checks", {name: "passed" if passed else "failed" for name, passed in record.guards.items()})
     yield from _cell(line)
@@ -56,6 +57,12 @@ def _scores(record: Record) -> Markup | None:
         for task, score in sorted(record.scores.items(), key=lambda item: order.get(item[0], len(order)))
     ]
     return grid([*header, head("majority")], lines, name="Scores of the cell", sortable=False)
+
+
+def _probe(record: Record) -> Iterator[tuple[str, str]]:
+    for task, score in record.probe.items():
+        after = f"{score.after.score:.2f} after" if score.after else score.refusal
+        yield task, f"{score.before.score:.2f} before training, {after}"
 
 
 def _failure(failure: Failure) -> Markup:

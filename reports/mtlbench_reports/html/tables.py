@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from mtlbench.api.study import Entry, Row, Table
+from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -15,6 +16,7 @@ from mtlbench.results.columns import (
     over_tasks_columns,
 )
 from mtlbench.results.formatting import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.tuned import tuning_columns, tuning_legend, tuning_text
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 
@@ -95,6 +97,19 @@ def comparisons(table: Table, *, links: Links) -> Markup | None:
         _columns("Over all tasks", over_tasks_columns(table), ranked, links, note=""),
     ]
     return join(el("h3", title), sections) if any(sections) else None
+
+
+def probing(table: Table, *, links: Links) -> Markup | None:
+    """Forgetting on probe tasks, or nothing if there are none."""
+    note = forgetting_legend(table)
+    section = _columns("Forgetting", forgetting_columns(table), probed(table), links, note=note)
+    return join(el("h3", "Forgetting"), section) if section else None
+
+
+def calibration(table: Table, *, links: Links) -> Markup | None:
+    """Calibration by task, collapsed, or nothing where no predictions give it."""
+    section = _columns("Calibration", calibration_columns(table), calibrated_rows(table), links, note=LEGEND)
+    return el("details", el("summary", "Calibration"), section) if section else None
 
 
 def costs(table: Table, *, links: Links) -> Markup | None:
