@@ -10,6 +10,22 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+class _Several(click.ParamType):
+    """A number, or several with commas, which are a sweep: ``100`` or ``(100, 300)``."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self._kind, self.name = kind, f"{kind.name}[,{kind.name}...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        numbers = tuple(self._kind.convert(part.strip(), param, ctx) for part in value.split(","))
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+_INTEGERS, _FLOATS = _Several(click.INT), _Several(click.FLOAT)
+
 REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
     click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
@@ -18,7 +34,7 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
     click.option(
-        "--model", metavar="NAME", help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id."
+        "--model", metavar="NAME", help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id; a,b is a sweep."
     ),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
@@ -34,15 +50,19 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--protocol", "name", metavar="NAME", help="A named protocol or a TOML file; options win.  [default: standard]"
     ),
-    click.option("--epochs", type=float, help="Passes over the joint training rows.  [default: 3]"),
-    click.option("--steps", type=int, help="Optimizer steps, instead of epochs."),
+    click.option("--epochs", type=_FLOATS, help="Passes over the joint training rows; 1,3 is a sweep.  [default: 3]"),
+    click.option("--steps", type=_INTEGERS, help="Optimizer steps, instead of epochs; 50,100 is a sweep."),
     click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
     click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
     click.option(
         "--chat-template/--no-chat-template", default=None, help="Prompts as turns in the tokenizer's chat template."
     ),
-    click.option("--learning-rate", type=float, help="Peak learning rate where a method sets none.  [default: 1e-3]"),
+    click.option(
+        "--learning-rate",
+        type=_FLOATS,
+        help="Peak learning rate where a method sets none; 1e-4,1e-3 is a sweep.  [default: 1e-3]",
+    ),
     click.option(
         "--batching",
         help="drawn (each step a draw of the mixture) or by_length (as earlier versions).  [default: drawn]",
@@ -59,7 +79,9 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="WEIGHTS",
         help="Loss over a step: rows, tasks, weights:TASK=W,...  [default: as each method declares]",
     ),
-    click.option("--train-rows", type=int, help="At most this many training rows per task."),
+    click.option(
+        "--train-rows", type=_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."
+    ),
     click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
     click.option(
         "--holdout", type=float, metavar="SHARE", help="Evaluate on this share of the training split instead."

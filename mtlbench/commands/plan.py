@@ -28,6 +28,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     from mtlbench.backbones.names import is_embedded
     from mtlbench.planning.plan import plan_of
     from mtlbench.planning.request import check_devices
+    from mtlbench.planning.sweeps import sweep_lines
     from mtlbench.results.status import plan_lines
     from mtlbench.store import RunFolder
 
@@ -43,7 +44,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     cells = RunFolder(path).known_as(made.cells)
     for line in plan_lines(cells, records, folder=path):
         click.echo(line)
-    for line in tuned.lines() if tuned else ():
+    for line in tuned.lines() if tuned else sweep_lines(made.sweeps, cells=len(cells)):
         click.echo(line)
     local = [cell for cell in made.cells if not is_embedded(cell.model) and Path(cell.model).is_dir()]
     if local and not (parameters or forecast):

@@ -41,9 +41,11 @@ def tuned_plan(options: dict[str, Any]) -> TunedPlan | None:
             raise RequestError("--no-base belongs to --tune: otherwise base is run only where --methods names it.")
         return None
     from mtlbench.planning.request import read_requests
+    from mtlbench.planning.sweeps import refuse_sweep
     from mtlbench.tuning.comparison import plan_tuned
     from mtlbench.tuning.effort import read_effort
 
+    refuse_sweep(options, "--tune")
     return plan_tuned(read_requests(options), read_effort(level or "standard", trials), base=not without_base)
 
 

@@ -40,11 +40,13 @@ def tune(
 ) -> None:
     """Search the settings of a method with Optuna's TPE, on held-out training rows; the same command resumes it."""
     from mtlbench.errors import RequestError
+    from mtlbench.planning.sweeps import refuse_sweep
     from mtlbench.tuning.command import tune as search
     from mtlbench.tuning.tuning import TuningOptions
 
     limits = limits_from(options)
     given = {name: value for name, value in options.items() if value is not None}
+    refuse_sweep(given, "mtlbench tune")
     for needed in ("method", "tasks"):
         if needed not in given:
             raise RequestError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.protocols import choose_protocol
-from mtlbench.planning.request import Request, read_requests
+from mtlbench.planning.request import Request, Requests, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
+from mtlbench.planning.sweeps import Sweeps
 from mtlbench.plugins import load_suite, offer_of
 from mtlbench.tokens.chat import check_chat_template
 
@@ -41,10 +42,16 @@ class Plan:
     source: Source
     notes: tuple[str, ...] = ()
     """What the user should know before the run."""
+    sweeps: Sweeps = field(default_factory=dict)
+    """Options that the cells have several values of, everything else equal."""
 
     def to_json(self) -> dict[str, Any]:
-        """The request for the run folder, with the notes where there are any."""
-        return {**self.request.to_json(), **({"notes": list(self.notes)} if self.notes else {})}
+        """The request for the run folder, with notes and sweeps where there are any."""
+        more = {
+            "notes": list(self.notes),
+            "sweeps": {name: list(values) for name, values in self.sweeps.items()},
+        }
+        return {**self.request.to_json(), **{name: value for name, value in more.items() if value}}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -55,7 +62,8 @@ class Plan:
     def default_folder(self) -> Path:
         """Where a run goes when no folder is named: ``runs/<tasks>-<model>``."""
         suites = "-".join(dict.fromkeys(part.split("/")[0] for part in self.request.tasks.split(",")))
-        return Path("runs") / f"{suites}-{Path(self.request.model).name}"
+        models = "-".join(Path(model).name for model in self.sweeps.get("model", (self.request.model,)))
+        return Path("runs") / f"{suites}-{models}"
 
 
 def plan_of(options: Mapping[str, Any]) -> Plan:
@@ -65,7 +73,19 @@ def plan_of(options: Mapping[str, Any]) -> Plan:
         RequestError: as :func:`~mtlbench.planning.request.read_requests` and :func:`make_plan` raise it.
     """
     requests = read_requests(options)
-    return join_plans([make_plan(request) for request in requests.parts], notes=requests.notes)
+    plan = join_plans([make_plan(request) for request in requests.parts], notes=requests.notes)
+    notes = tuple(_unmoved(requests)) if "learning_rate" in requests.sweeps else ()
+    return replace(plan, sweeps=requests.sweeps, notes=(*plan.notes, *notes))
+
+
+def _unmoved(requests: Requests) -> Iterator[str]:
+    """Methods that a sweep of the protocol's learning rate does not reach."""
+    own = {c.name for part in requests.parts for c in read_methods(part.methods) if c.method.learning_rate is not None}
+    if own:
+        yield (
+            f"--learning-rate is the rate of methods that set none. {', '.join(sorted(own))} set their own, so every value "
+            "of the sweep gives them the same numbers."
+        )
 
 
 def make_plan(request: Request) -> Plan:

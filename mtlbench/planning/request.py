@@ -9,9 +9,10 @@ from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
-from mtlbench.backbones.names import is_embedded
+from mtlbench.backbones.names import check_model, is_embedded
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.presets import Preset, open_preset
+from mtlbench.planning.sweeps import Sweeps, requests_of, sweeps_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class Requests:
     parts: tuple[Request, ...]
     notes: tuple[str, ...]
     """What the user of the preset should know."""
+    sweeps: Sweeps = field(default_factory=dict)
+    """Options with several values: there is a part for each combination."""
 
 
 def read_requests(options: Mapping[str, Any]) -> Requests:
@@ -63,7 +66,17 @@ def read_requests(options: Mapping[str, Any]) -> Requests:
     given = {name: value for name, value in options.items() if name != "preset" and value is not None}
     name = options.get("preset")
     opened = open_preset(name, given) if name else Preset(parts=(given,))
-    return Requests(parts=tuple(map(_request, opened.parts)), notes=opened.notes)
+    sweeps = sweeps_of(given)
+    parts = [_request(one) for part in opened.parts for one in requests_of(part, sweeps)]
+    for model in sweeps.get("model", ()):
+        check_model(model)
+    data = sorted({part.data_name for part in parts}) if "model" in sweeps else []
+    if len(data) > 1:
+        raise RequestError(
+            f"--model {given['model']}: by default these have different data ({', '.join(data)}), and a sweep leaves "
+            "everything else equal. Name one with --data."
+        )
+    return Requests(parts=tuple(parts), notes=opened.notes, sweeps=sweeps)
 
 
 def _request(options: Mapping[str, Any]) -> Request:

@@ -15,6 +15,10 @@ from mtlbench.results.rows import at_majority
 from mtlbench.text import one_line, sentences
 
 
+NOTHING_TO_FORGET = f"{MAJORITY} {AT_MAJORITY}, so there is nothing to forget"
+"""Meaning of the mark after a score of the untrained backbone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forgetting:
     """Scores of a probe task, or the means over all of them, in percent, over the seeds that have both."""
@@ -67,6 +71,12 @@ def _interval(lost: Spread, seeds: tuple[int, ...]) -> Interval | None:
     return estimated.interval() if estimated else None
 
 
+def untrained(row: Row, tasks: Sequence[str]) -> float | None:
+    """Mean score of the untrained backbone on ``tasks`` and seeds."""
+    scores = [record.probe[task].before.score for record in row.records for task in tasks if task in record.probe]
+    return sum(scores) / len(scores) if scores else None
+
+
 def refusal(row: Row) -> str:
     """Why the row has no score after training, or nothing."""
     reasons = {one_line(score.refusal) for record in row.records for score in record.probe.values() if score.refusal}
@@ -87,16 +97,21 @@ def forgetting_legend(table: Table) -> str:
     tasks, rows = table.protocol.probe_tasks, probed(table)
     if not rows:
         return ""
-    before = {name: _untrained(rows, task) for name, task in zip(short_names(tasks), tasks, strict=True)}
+    before = dict(zip(short_names(tasks), untrained_texts(table), strict=True))
     within = any(one.interval for row in rows if (one := forgetting(row, tasks)))
     marked = any(MAJORITY in text for text in before.values())
     return sentences(
         "Forgetting on tasks that were never trained on: score of the untrained backbone minus score after training, in "
         f"points{', mean over seeds with its 95 % interval' if within else ''}; negative where training helped",
         f"Untrained: {', '.join(f'{name} {text}' for name, text in before.items())}"
-        + (f"; {MAJORITY} {AT_MAJORITY}, so there is nothing to forget" if marked else ""),
+        + (f"; {NOTHING_TO_FORGET}" if marked else ""),
         *dict.fromkeys(f"{NONE} {reason}" for row in rows if (reason := refusal(row))),
     )
+
+
+def untrained_texts(table: Table) -> list[str]:
+    """The score of the untrained backbone on each probe task, marked where it knows nothing that could be forgotten."""
+    return [_untrained(probed(table), task) for task in table.protocol.probe_tasks]
 
 
 def _untrained(rows: Iterable[Row], task: str) -> str:

@@ -91,8 +91,9 @@ def data_source(found: FoundRecord) -> str:
 
 def cell_now(cell: Cell) -> Cell:
     """The cell with the versions of the plugins that are installed now."""
+    tasks = (*cell.tasks, *cell.protocol.probe_tasks)
     names = [("methods", name) for name in cell.method.split("+")]
-    names += [("tasks", name) for name in dict.fromkeys(task.partition("/")[0] for task in cell.tasks)]
+    names += [("tasks", name) for name in dict.fromkeys(task.partition("/")[0] for task in tasks)]
     owners = [offer_of(group, name) for group, name in names]
     return replace(cell, plugins={owner.distribution: owner.version for owner in owners})
 
@@ -142,6 +143,9 @@ def _flat(record: Record, steps: Sequence[Mapping[str, Any]]) -> dict[tuple[str,
         flat["scores", task] = score.score
         flat.update({("scores", f"{task} {name}"): 100 * value for name, value in score.metrics.items()})
         flat["scores", f"{task} rows"] = score.rows
+    for task, probe in record.probe.items():
+        flat["scores", f"{task} before training"] = probe.before.score
+        flat["scores", f"{task} after training"] = probe.after.score if probe.after else None
     for line in steps:
         if "step" in line:
             flat["losses", f"step {line['step']}"] = line["loss"]

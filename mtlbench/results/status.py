@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
+from mtlbench.planning.sweeps import SWEPT
 from mtlbench.store.claims import InFlight
 from mtlbench.text import one_line, sentences, tasks_label
 
@@ -79,11 +80,13 @@ def _names(cells: Sequence[Cell]) -> list[str]:
     """Variant and seed, with the other fields that distinguish the cells."""
     tasks, models = len({cell.tasks for cell in cells}) > 1, len({cell.model for cell in cells}) > 1
     protocols = len({cell.protocol.hash() for cell in cells}) > 1
+    swept = [name for name in SWEPT[1:] if len({getattr(cell.protocol, name) for cell in cells}) > 1]
     names = []
     for cell in cells:
         parts = [f"{one_line(cell.variant)} seed {cell.seed}"]
         parts += [f"tasks {tasks_label(cell.tasks)}"] if tasks else []
         parts += [f"model {one_line(cell.model)}"] if models else []
+        parts += [f"{name}={getattr(cell.protocol, name)}" for name in swept]
         parts += [f"protocol {cell.protocol.hash()}"] if protocols else []
         names.append(", ".join(parts))
     versions = [one_line(" ".join(f"{k} {v}" for k, v in sorted(cell.plugins.items()))) for cell in cells]

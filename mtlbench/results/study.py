@@ -168,9 +168,9 @@ def _table_title(cell: Cell, differs: Mapping[str, Any]) -> str:
     title = f"{tasks_label(cell.scored)} on {one_line(cell.model)}"
     if cell.protocol.sources:
         title += f", after training on {tasks_label(cell.protocol.source_tasks)}"
-    caveats = ", ".join(_caveats(cell.protocol, cell.model))
+    admitted = ", ".join(caveats(cell.protocol, cell.model))
     fields = ", ".join(f"{name}={'none' if value in (None, '') else value}" for name, value in differs.items())
-    return one_line(": ".join(filter(None, (title, caveats))) + (f" [{fields}]" if fields else ""))
+    return one_line(": ".join(filter(None, (title, admitted))) + (f" [{fields}]" if fields else ""))
 
 
 def _metrics(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -185,18 +185,18 @@ def _metrics(rows: Sequence[Row], tasks: Sequence[str]) -> dict[str, tuple[str, 
 def _study_title(tables: Sequence[Table], *, title: str) -> str:
     if not title and len(tables) == 1:
         return tables[0].title
-    caveats = dict.fromkeys(caveat for table in tables for caveat in _caveats(table.protocol, table.model))
-    return one_line(": ".join(filter(None, (title or f"{len(tables)} tables", ", ".join(caveats)))))
+    admitted = dict.fromkeys(caveat for table in tables for caveat in caveats(table.protocol, table.model))
+    return one_line(": ".join(filter(None, (title or f"{len(tables)} tables", ", ".join(admitted)))))
 
 
-def _caveats(protocol: Protocol, model: str) -> list[str]:
+def caveats(protocol: Protocol, model: str) -> list[str]:
     """What a title must admit: results on generated data or on a toy backbone say nothing about real ones, and
     results on training rows nothing about the evaluation split."""
-    caveats = ["demo data"] if protocol.data.startswith("demo") else []
+    found = ["demo data"] if protocol.data.startswith("demo") else []
     name = model.rpartition("/")[2] if model.startswith("/") else model  # a bundle's copy keeps the name
-    caveats += ["demo backbone"] if name == "demo" or name.startswith("demo-") else []
+    found += ["demo backbone"] if name == "demo" or name.startswith("demo-") else []
     held_out = protocol.eval_from_train or protocol.holdout
-    return [*caveats, "scored on training rows kept from training"] if held_out else caveats
+    return [*found, "scored on training rows kept from training"] if held_out else found
 
 
 def _differing(protocols: Sequence[Protocol]) -> list[str]:

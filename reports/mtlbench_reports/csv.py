@@ -1,5 +1,5 @@
 """``scores.csv``, one line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row
-and task compared with the reference; ``forgetting.csv`` per row and probe task where there are any."""
+and task compared with the reference; ``forgetting.csv`` per row and probe task, and ``sweeps.csv`` per row and value of a swept field, where there are any."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
-from mtlbench.results.probing import forgetting, probed, refusal
+from mtlbench.results.probing import forgetting, probed, refusal, untrained
+from mtlbench.results.sweeps import sweeps_in
 from mtlbench.results.tuned import tuning_text
 
 Value = str | int | float | None
@@ -32,6 +33,7 @@ _OVER_TASKS = (
 _FORGETTING = (
     "table", "title", "method", "task", "seeds", "before", "after", "forgetting", "sd", "low", "high", "reason",
 )  # fmt: skip
+_SWEEPS = ("sweep", "field", "value", "position", "table", "method", "seeds", "average", "sd", "low", "high")
 _DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "corrected p")
 
 
@@ -47,6 +49,7 @@ class Csv(Report):
             "scores.csv": _text(_SCORES, _long(study.tables)),
             "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_MOVED, *_COSTS), _wide(study.tables)),
             "differences.csv": _text(_DIFFERENCES, _differences(study.tables)),
+            **({"sweeps.csv": _text(_SWEEPS, _sweeps(study.tables))} if sweeps_in(study.tables) else {}),
             **({"forgetting.csv": _text(_FORGETTING, _forgetting(study.tables))} if _any_probed(study) else {}),
         }
 
@@ -143,6 +146,19 @@ def _differences(tables: Sequence[Table]) -> Iterator[CsvRow]:
                     yield where | {"task": task, "points": one.points, "low": low, "high": high, "corrected p": one.p}
 
 
+def _sweeps(tables: Sequence[Table]) -> Iterator[CsvRow]:
+    numbers = {id(table): number for number, table in enumerate(tables, start=1)}
+    for sweep in sweeps_in(tables):
+        for row in sweep.rows:
+            for point in sweep.points:
+                line: CsvRow = {"sweep": sweep.title, "field": sweep.field, "value": point.value}
+                line |= {"position": point.position, "table": numbers[id(point.table)], "method": row.label}
+                if (entry := point.entry(row.label)) is not None:
+                    line |= {"seeds": entry.scores.n, "average": entry.scores.mean, "sd": entry.scores.sd}
+                    line |= {"low": entry.interval.low, "high": entry.interval.high} if entry.interval else {}
+                yield line
+
+
 def _any_probed(study: Study) -> bool:
     return any(probed(table) for table in study.tables)
 
@@ -153,7 +169,7 @@ def _forgetting(tables: Sequence[Table]) -> Iterator[CsvRow]:
         for row in probed(table):
             where: CsvRow = {"table": number, "title": table.title, "method": row.label, "reason": refusal(row) or None}
             for name, over in (*((task, (task,)) for task in tasks), ("mean", tasks)):
-                line: CsvRow = {"task": name}
+                line: CsvRow = {"task": name, "before": untrained(row, over)}
                 if (one := forgetting(row, over)) is not None:
                     line |= {"seeds": len(one.seeds), "before": one.before, "after": one.after}
                     line |= {"forgetting": one.points.mean, "sd": one.points.sd}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from mtlbench.results.columns import (
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
 from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
+from mtlbench.results.sweeps import SweptField, sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
@@ -49,6 +50,9 @@ class Latex(Report):
 
     def render(self, study: Study) -> Mapping[str, str]:
         sections = [f"% {escaped(line)}" for line in (study.title, counts(study.counts), *study.notes)]
+        for number, sweep in enumerate(sweeps_in(study.tables), start=1):
+            caption, label = escaped(sweep_legend(sweep)), f"sweep-{number}-{sweep.field.replace('_', '-')}"
+            sections += _plain(sweep.rows, sweep_columns(sweep), caption, label, _without_notes(sweep))
         for number, table in enumerate(study.tables, start=1):
             prefix = f"{number}-" if len(study.tables) > 1 else ""
             sections += _sections(table, prefix=prefix, calibration=study.shows_calibration)
@@ -101,6 +105,12 @@ def _sections(table: Table, *, prefix: str, calibration: bool) -> Iterator[str]:
     else:
         yield rf"\paragraph{{{title}}} No cell has scores."
     yield _notes(table)
+
+
+def _without_notes(sweep: SweptField) -> Table:
+    """Its rows without the letters of their notes, which are below the tables of the sweep."""
+    rows = tuple(replace(row, flags=(), problems=()) for row in sweep.rows)
+    return replace(sweep.first, rows=rows)
 
 
 def _plain(

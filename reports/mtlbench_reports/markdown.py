@@ -20,6 +20,7 @@ from mtlbench.results.columns import (
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
 from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
+from mtlbench.results.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 
 
@@ -31,6 +32,8 @@ class Markdown(Report):
 
     def render(self, study: Study) -> Mapping[str, str]:
         sections = [f"# {_escape(study.title)}", counts(study.counts), _bullets(study.notes)]
+        for sweep in sweeps_in(study.tables):
+            sections += _columns(sweep_columns(sweep), sweep.rows, _escape(sweep_legend(sweep)))
         alone = len(study.tables) == 1 and study.tables[0].title == study.title
         for table in study.tables:
             sections.extend([] if alone else [f"## {_escape(table.title)}"])
@@ -57,15 +60,15 @@ def _sections(table: Table, *, calibration: bool) -> Iterator[str]:
         yield _grid(["method", *("tuning" for _ in tuning), *map(_escape, names), "average"], rows)
         yield _escape(legend(table))
         tuned = [row for row in table.rows if row.tuned]
-        yield from _columns(table, tuning_columns(table), tuned, _escape(tuning_legend(table)))
-        yield from _columns(table, difference_columns(table), _compared(table), _escape(difference_legend(table)))
+        yield from _columns(tuning_columns(table), tuned, _escape(tuning_legend(table)))
+        yield from _columns(difference_columns(table), _compared(table), _escape(difference_legend(table)))
         over = over_tasks_columns(table)
-        yield from _columns(table, over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))
-        yield from _columns(table, forgetting_columns(table), probed(table), _escape(forgetting_legend(table)))
+        yield from _columns(over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))
+        yield from _columns(forgetting_columns(table), probed(table), _escape(forgetting_legend(table)))
         if calibration:
-            yield from _columns(table, calibration_columns(table), calibrated_rows(table), _escape(LEGEND))
+            yield from _columns(calibration_columns(table), calibrated_rows(table), _escape(LEGEND))
         costs = [row for row in table.rows if row.costs]
-        yield from _columns(table, cost_columns(table), costs, "Costs, means over seeds (peak memory: the highest):")
+        yield from _columns(cost_columns(table), costs, "Costs, means over seeds (peak memory: the highest):")
     yield _bullets(table.notes)
     flagged = [f"{row.label}: {line}." for row in table.rows for line in flags(row)]
     yield f"Degenerate runs:\n\n{_bullets(flagged)}" if flagged else ""
@@ -78,7 +81,7 @@ def _compared(table: Table) -> list[Row]:
     return [row for row in table.rows if row.comparison]
 
 
-def _columns(table: Table, columns: Sequence[NumberColumn], rows: Sequence[Row], caption: str) -> Iterator[str]:
+def _columns(columns: Sequence[NumberColumn], rows: Sequence[Row], caption: str) -> Iterator[str]:
     if columns and rows:
         yield caption
         lines = [[_escape(row.label), *(_escape(column.text(row)) for column in columns)] for row in rows]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 
 from mtlbench.api.study import Row, Table
+from mtlbench.results.sweeps import SweptField
 from mtlbench_reports.charts.style import Look
 from mtlbench_reports.charts.swept import Settings
 
@@ -21,6 +22,8 @@ class ChartInput:
     """Row label to look."""
     settings: Mapping[str, Settings]
     """Row label to all settings, including defaults where they are known."""
+    sweeps: Sequence[SweptField] = ()
+    """The sweeps of the study whose first table this is."""
     steps: Callable[[str], Sequence[tuple[int, Mapping[str, float]]]]
     """Cell key to its step log: step, and full task name to mean loss over that step's rows, all tasks' under ""."""
 

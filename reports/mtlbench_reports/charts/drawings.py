@@ -12,9 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from mtlbench.api.study import Study, Table
 from mtlbench.files.copies import in_copies
+from mtlbench.results.sweeps import sweeps_in
 from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.critical import critical
+from mtlbench_reports.charts.curves import curves
 from mtlbench_reports.charts.differences import differences
+from mtlbench_reports.charts.forgetting import forgetting
 from mtlbench_reports.charts.losses import losses
 from mtlbench_reports.charts.ranks import ranks
 from mtlbench_reports.charts.rates import rates
@@ -29,7 +32,9 @@ _log = logging.getLogger(__name__)
 KINDS: tuple[Callable[[ChartInput], Iterator[Chart | OmittedChart]], ...] = (
     tradeoffs,
     ranks,
+    curves,
     differences,
+    forgetting,
     critical,
     losses,
     rates,
@@ -59,11 +64,13 @@ def drawings(
     """
     styles = looks(row.label for table in study.tables for row in table.rows)
     defaults = cache(defaults_of)  # reading the metadata of installed packages is slower than a chart
+    swept = sweeps_in(study.tables)
     inputs = [
         ChartInput(
             table=table,
             looks=styles,
             settings={row.label: all_settings(cell_of(row), defaults=defaults) for row in table.rows},
+            sweeps=[sweep for sweep in swept if sweep.first is table],
             steps=partial(_steps, study),
         )
         for table in study.tables

@@ -25,6 +25,7 @@ from mtlbench_reports.html.tables import (
     failures,
     probing,
     scores,
+    sweeps,
     tuning,
 )
 
@@ -48,7 +49,7 @@ def page(study: Study) -> str:
         el("style", Markup(style)),
     )
     top = el("header", el("h1", study.title), el("p", counts(study.counts)), _bullets(study.notes), _contents(study))
-    body = el("body", top, el("main", sections), el("script", Markup(script)))
+    body = el("body", top, el("main", sweeps(study), sections), el("script", Markup(script)))
     whole = f"<!doctype html>\n{el('html', el('head', head), body, lang='en')}\n"
     return whole.encode(errors="replace").decode()  # lone surrogates in messages cannot be encoded
 
