@@ -71,8 +71,8 @@ class Protocol:
     """Full names of the source tasks, separated by commas. The cell's other tasks, the targets, are trained afterwards
     from that state, and only they are scored. Empty: all tasks are trained together and scored."""
     probe: str = ""
-    """Full names of the probe tasks, separated by commas: scored by the untrained backbone and again after training, and
-    never trained on. ``data`` and ``prompts`` cover them too."""
+    """Full names of the probe tasks, separated by commas: scored by the untrained backbone and again after training,
+    and never trained on. ``data`` and ``prompts`` cover them too."""
     adapt_epochs: float | None = None
     """Epochs over the targets' examples after the sources; ``None`` takes ``epochs``."""
     adapt_steps: int | None = None

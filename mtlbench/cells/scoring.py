@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mtlbench.api.record import ProbeScore, TaskScore
+from mtlbench.api.record import ProbeScore
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import token_budget
@@ -63,10 +63,12 @@ class Scorer:
         )
         if attempt.method.task_routed:
             reason = (
-                f"{one_line(attempt.cell.variant)} routes examples by their task, and has no parameters for a task that "
-                "it did not train"
+                f"{one_line(attempt.cell.variant)} routes examples by their task, and has no parameters for a task "
+                "that it did not train"
             )
-            return ProbeEvaluation(scores={n: ProbeScore(before=s, after=None, refusal=reason) for n, s in before.items()})
+            return ProbeEvaluation(
+                scores={n: ProbeScore(before=s, after=None, refusal=reason) for n, s in before.items()}
+            )
         after = self._score(attempt.model, lm_tasks)
         scores = {name: ProbeScore(before=score, after=after.scores[name]) for name, score in before.items()}
         return ProbeEvaluation(scores=scores, samples=tuple(after.samples))

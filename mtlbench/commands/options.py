@@ -34,7 +34,9 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
     click.option(
-        "--model", metavar="NAME", help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id; a,b is a sweep."
+        "--model",
+        metavar="NAME",
+        help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id; a,b is a sweep.",
     ),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
     click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
@@ -79,9 +81,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="WEIGHTS",
         help="Loss over a step: rows, tasks, weights:TASK=W,...  [default: as each method declares]",
     ),
-    click.option(
-        "--train-rows", type=_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."
-    ),
+    click.option("--train-rows", type=_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."),
     click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
     click.option(
         "--holdout", type=float, metavar="SHARE", help="Evaluate on this share of the training split instead."

@@ -46,7 +46,14 @@ def report(
     published = tables_named(vs) if vs else ()
     reports, named = reports_named(formats), title or ""
     study = write_reports(
-        store, reports, to, reference=reference, draws=bootstrap, title=named, calibration=calibration, tell=show_written
+        store,
+        reports,
+        to,
+        reference=reference,
+        draws=bootstrap,
+        title=named,
+        calibration=calibration,
+        tell=show_written,
     )
     for table in published:
         for line in versus_lines(table, study):

@@ -83,8 +83,8 @@ def _unmoved(requests: Requests) -> Iterator[str]:
     own = {c.name for part in requests.parts for c in read_methods(part.methods) if c.method.learning_rate is not None}
     if own:
         yield (
-            f"--learning-rate is the rate of methods that set none. {', '.join(sorted(own))} set their own, so every value "
-            "of the sweep gives them the same numbers."
+            f"--learning-rate is the rate of methods that set none, and {', '.join(sorted(own))} sets its own: every "
+            "value of the sweep gives it the same numbers."
         )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.record import Costs, Record, TaskScore
 from mtlbench.api.study import Entry, Problem, Row, RowCosts, spread
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.text import one_line
+
+if TYPE_CHECKING:
+    from mtlbench.statistics.draws import AnswersOfRecords
 
 
 def rows_of_variant(
@@ -158,3 +161,30 @@ def grouped(cells: Iterable[Cell], by: Callable[[Cell], str]) -> list[list[Cell]
     for cell in cells:
         groups.setdefault(by(cell), []).append(cell)
     return [groups[name] for name in sorted(groups)]
+
+
+def with_calibration(
+    rows: Sequence[Row], answers: AnswersOfRecords, *, metrics: Mapping[str, Sequence[str]]
+) -> tuple[Row, ...]:
+    """The rows with the calibration of their records, for the tasks of ``metrics``: full name to metrics of the score.
+
+    Tasks whose score divides log-likelihoods by the choices' lengths have none: predictions do not hold the lengths.
+    """
+    tasks = [task for task, names in metrics.items() if not _by_length(names)]
+
+    def calibrated(row: Row) -> Row:
+        by_seed = {
+            record.cell.seed: {
+                task: found for task in tasks if task in stored and (found := stored[task].calibration) is not None
+            }
+            for record in row.records
+            if (stored := answers.get(id(record)))
+        }
+        return replace(row, calibration={seed: found for seed, found in by_seed.items() if found})
+
+    return tuple(map(calibrated, rows))
+
+
+def _by_length(metrics: Sequence[str]) -> bool:
+    names = {metric.partition(",")[0] for metric in metrics}
+    return "acc_norm" in names and "acc" not in names

@@ -11,11 +11,10 @@ from mtlbench.api.record import Provenance, Record
 from mtlbench.api.study import Flag, Predictions, Row, Steps, Study, Table, no_predictions, no_steps
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError, did_you_mean
-from mtlbench.results.calibration import with_calibration
 from mtlbench.results.circumstances import circumstances, row_check_notes
 from mtlbench.results.degenerate import below_base, evidence_of
 from mtlbench.results.multitask import REFERENCES, method_of, reference_row, with_ranks, with_reference
-from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best
+from mtlbench.results.rows import by_average, grouped, rows_of_variant, with_best, with_calibration
 from mtlbench.results.shareable import shareable, shared_names
 from mtlbench.results.tuned import (
     TunedCells,
@@ -82,11 +81,9 @@ def study_of(
     answers = {number: stored.answers for number, stored in evidence.items() if stored.answers is not None}
     flags = {number: stored.flags for number, stored in evidence.items()}
     tables = tuple(
-        with_calibration(
-            _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws), answers
-        )
-        for table in tables
+        _tested(_flagged(table, flags=flags), reference=reference, answers=answers, draws=draws) for table in tables
     )
+    tables = tuple(replace(t, rows=with_calibration(t.rows, answers, metrics=t.metrics)) for t in tables)
     warning = [f"The tables have different protocols ({', '.join(differing)}): compare rows inside a table only."]
     counts = {status: sum(r.status == status for r in by_key.values()) for status in ("ok", "failed", "skipped")}
     return Study(

@@ -1,5 +1,6 @@
 """``scores.csv``, one line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row
-and task compared with the reference; ``forgetting.csv`` per row and probe task, and ``sweeps.csv`` per row and value of a swept field, where there are any."""
+and task compared with the reference. Where there are any, ``forgetting.csv``, per row and probe task, and
+``sweeps.csv``, per row and value of a swept field."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
-from mtlbench.results.probing import forgetting, probed, refusal, untrained
-from mtlbench.results.sweeps import sweeps_in
+from mtlbench.results.analyses.probing import forgetting, probed, refusal, untrained
+from mtlbench.results.analyses.sweeps import sweeps_in
 from mtlbench.results.tuned import tuning_text
 
 Value = str | int | float | None

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
+from mtlbench.results.analyses.sweeps import SweptField, sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
@@ -20,8 +22,6 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
-from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
-from mtlbench.results.sweeps import SweptField, sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped

@@ -8,7 +8,9 @@ from unicodedata import combining, east_asian_width
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
+from mtlbench.results.analyses.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.circumstances import equal_for_all_rows
 from mtlbench.results.columns import (
     NumberColumn,
@@ -19,8 +21,6 @@ from mtlbench.results.columns import (
     over_tasks_legend,
 )
 from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
-from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
-from mtlbench.results.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 
 

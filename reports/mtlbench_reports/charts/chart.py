@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 
 from mtlbench.api.study import Row, Table
-from mtlbench.results.sweeps import SweptField
+from mtlbench.results.analyses.sweeps import SweptField
 from mtlbench_reports.charts.style import Look
 from mtlbench_reports.charts.swept import Settings
 

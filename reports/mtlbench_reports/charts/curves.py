@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 
 from mtlbench.api.study import Entry
-from mtlbench.results.sweeps import SweepPoint, SweptField
+from mtlbench.results.analyses.sweeps import SweepPoint, SweptField
 from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.scales import brief, value_axis
 from mtlbench_reports.charts.sheet import Sheet, legend_height, legend_width, short
@@ -97,7 +97,7 @@ def _x_axis(axes: Axes, sweep: SweptField) -> None:
 
 
 def _y_axis(axes: Axes, entries: Sequence[Entry]) -> None:
-    """An interval over two seeds may be wider than all scores: the means and their spread fill at least half the axis."""
+    """An interval over two seeds may be wider than all scores: means and spreads fill at least half the axis."""
     values = [entry.scores.mean + side * (entry.scores.sd or 0.0) for entry in entries for side in (-1, 1)]
     ends = [end for entry in entries if entry.interval for end in (entry.interval.low, entry.interval.high)]
     low, high = min(values), max(values)
@@ -110,8 +110,8 @@ def _caption(sweep: SweptField, lines: dict[str, list[_Placed]]) -> str:
     text = f"Points: means over seeds; everything but {sweep.field} is equal. "
     if any(entry.interval for entry in entries):
         text += (
-            "Bars: 95 % intervals of the mean over new seeds, and over new examples where predictions are stored, cut at "
-            "the frame; they stand side by side to be seen. "
+            "Bars: 95 % intervals of the mean over new seeds, and over new examples where predictions are stored, cut "
+            "at the frame; they stand side by side to be seen. "
         )
     else:
         text += "No intervals: one seed. "

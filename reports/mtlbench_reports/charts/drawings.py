@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mtlbench.api.study import Study, Table
 from mtlbench.files.copies import in_copies
-from mtlbench.results.sweeps import sweeps_in
+from mtlbench.results.analyses.sweeps import sweeps_in
 from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.critical import critical
 from mtlbench_reports.charts.curves import curves

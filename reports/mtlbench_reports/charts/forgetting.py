@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 
 from mtlbench.api.study import Row
+from mtlbench.results.analyses.probing import NOTHING_TO_FORGET, Forgetting, probed, refusal, untrained_texts
+from mtlbench.results.analyses.probing import forgetting as forgetting_of
 from mtlbench.results.formatting import MAJORITY, points, short_names
-from mtlbench.results.probing import NOTHING_TO_FORGET, Forgetting, probed, refusal, untrained_texts
-from mtlbench.results.probing import forgetting as forgetting_of
 from mtlbench_reports.charts.chart import Chart, ChartInput, OmittedChart
 from mtlbench_reports.charts.scales import plain
 from mtlbench_reports.charts.sheet import Sheet, short, text_width
@@ -80,8 +80,8 @@ def _panel(
 
 def _caption(data: ChartInput, shown: Sequence[Row]) -> str:
     text = (
-        "Score of the untrained backbone (in brackets) minus score after training, means over seeds; right of the line, "
-        "something was forgotten."
+        "Score of the untrained backbone (in brackets) minus score after training, means over seeds; right of the "
+        "line, something was forgotten."
     )
     if any(MAJORITY in before for before in untrained_texts(data.table)):
         text += f" {NOTHING_TO_FORGET}."

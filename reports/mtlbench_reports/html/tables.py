@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from mtlbench.api.study import Entry, Row, Study, Table
-from mtlbench.results.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
+from mtlbench.results.analyses.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.columns import (
     NumberColumn,
     cost_columns,
@@ -16,8 +18,6 @@ from mtlbench.results.columns import (
     over_tasks_columns,
 )
 from mtlbench.results.formatting import NONE, flags, interval, legend, marks, mean, metrics_of, short_names, troubles
-from mtlbench.results.probing import forgetting_columns, forgetting_legend, probed
-from mtlbench.results.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.tuned import tuning_columns, tuning_legend, tuning_text
 from mtlbench_reports.html.markup import Markup, el, escaped, join
 
@@ -117,7 +117,9 @@ def sweeps(study: Study) -> list[Markup | None]:
     """A section for each swept field; a row links to the first table that has it."""
     sections = []
     for sweep in sweeps_in(study.tables):
-        where = {row.label: f"#table-{at}" for at, table in reversed([*enumerate(study.tables, 1)]) for row in table.rows}
+        where = {
+            row.label: f"#table-{at}" for at, table in reversed([*enumerate(study.tables, 1)]) for row in table.rows
+        }
         columns = _columns(sweep.title, sweep_columns(sweep), sweep.rows, where, note=sweep_legend(sweep))
         sections.append(el("section", el("h2", sweep.title), columns) if columns else None)
     return sections

@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mtlbench.api.study import Calibration, Row, Spread, Table, spread
 from mtlbench.results.columns import NumberColumn
 from mtlbench.results.formatting import NONE, short_names
 
-if TYPE_CHECKING:
-    from mtlbench.statistics.draws import AnswersOfRecords
-
 LEGEND = (
-    "Calibration, mean ± standard deviation over seeds, lower is better. ECE: expected calibration error with 15 bins of "
-    "equal width over the probability of the chosen answer (Guo et al. 2017), from 0 to 1. Brier: squared distance of "
+    "Calibration, mean ± standard deviation over seeds, lower is better. ECE: expected calibration error with 15 bins "
+    "of equal width over the probability of the chosen answer (Guo et al. 2017), from 0 to 1. Brier: squared distance of "
     "the probabilities to the right answer, summed over the choices (Brier 1950), from 0 to 2. Probabilities: softmax "
     "over the choices' log-likelihoods, not divided by their lengths, as acc chooses."
 )
 """What the columns mean."""
 _Number = Callable[[Calibration], float | None]
-
-
-def with_calibration(table: Table, answers: AnswersOfRecords) -> Table:
-    """The table with the calibration of its rows. Tasks whose score divides log-likelihoods by the choices' lengths
-    have none: the predictions do not hold the lengths."""
-    tasks = [task for task in table.tasks if not _by_length(table.metrics.get(task, ()))]
-
-    def calibrated(row: Row) -> Row:
-        by_seed = {
-            record.cell.seed: {
-                task: found for task in tasks if task in stored and (found := stored[task].calibration) is not None
-            }
-            for record in row.records
-            if (stored := answers.get(id(record)))
-        }
-        return replace(row, calibration={seed: found for seed, found in by_seed.items() if found})
-
-    return replace(table, rows=tuple(map(calibrated, table.rows)))
-
-
-def _by_length(metrics: Sequence[str]) -> bool:
-    names = {metric.partition(",")[0] for metric in metrics}
-    return "acc_norm" in names and "acc" not in names
 
 
 def calibrated_rows(table: Table) -> list[Row]:

@@ -14,7 +14,6 @@ from mtlbench.results.formatting import MAJORITY, NONE, points, short_names
 from mtlbench.results.rows import at_majority
 from mtlbench.text import one_line, sentences
 
-
 NOTHING_TO_FORGET = f"{MAJORITY} {AT_MAJORITY}, so there is nothing to forget"
 """Meaning of the mark after a score of the untrained backbone."""
 
@@ -101,8 +100,8 @@ def forgetting_legend(table: Table) -> str:
     within = any(one.interval for row in rows if (one := forgetting(row, tasks)))
     marked = any(MAJORITY in text for text in before.values())
     return sentences(
-        "Forgetting on tasks that were never trained on: score of the untrained backbone minus score after training, in "
-        f"points{', mean over seeds with its 95 % interval' if within else ''}; negative where training helped",
+        "Forgetting on tasks that were never trained on: score of the untrained backbone minus score after training, "
+        f"in points{', mean over seeds with its 95 % interval' if within else ''}; negative where training helped",
         f"Untrained: {', '.join(f'{name} {text}' for name, text in before.items())}"
         + (f"; {NOTHING_TO_FORGET}" if marked else ""),
         *dict.fromkeys(f"{NONE} {reason}" for row in rows if (reason := refusal(row))),
@@ -116,7 +115,9 @@ def untrained_texts(table: Table) -> list[str]:
 
 def _untrained(rows: Iterable[Row], task: str) -> str:
     scores = [score for row in rows for record in row.records for name, score in record.probe.items() if name == task]
-    values = sorted({f"{score.before.score:.1f}".replace("-", "−") for score in scores}, key=lambda text: (len(text), text))
+    values = sorted(
+        {f"{score.before.score:.1f}".replace("-", "−") for score in scores}, key=lambda text: (len(text), text)
+    )
     return f"{' or '.join(values)}{MAJORITY if _at_majority(scores) else ''}"
 
 

@@ -149,6 +149,6 @@ def sweep_legend(sweep: SweptField) -> str:
     """What the columns of a sweep are."""
     return (
         f"{sweep.title}. Average score in percent at each value, everything else equal: mean ± standard deviation over "
-        "seeds, with its 95 % interval where there is one. Compare rows inside a column; the table of each value has the "
-        "tests."
+        "seeds, with its 95 % interval where there is one. Compare rows inside a column; the table of each value has "
+        "the tests."
     )
