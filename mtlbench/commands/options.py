@@ -11,20 +11,23 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Several(click.ParamType):
-    """A number, or several with commas, which are a sweep: ``100`` or ``(100, 300)``."""
+def _several(kind: type[int] | type[float]) -> dict[str, Any]:
+    """The words of an option that takes a number, or several with commas, which are a sweep: 100 or (100, 300)."""
+    noun = "integer" if kind is int else "float"
 
-    def __init__(self, kind: click.ParamType) -> None:
-        self._kind, self.name = kind, f"{kind.name}[,{kind.name}...]"
+    def read(_: click.Context, param: click.Parameter, text: str | None) -> Any:
+        numbers = []
+        for part in text.split(",") if text is not None else ():
+            try:
+                numbers.append(kind(part))
+            except ValueError:
+                raise click.BadParameter(f"{part.strip()!r} is not a valid {noun}.", param=param) from None
+        return tuple(numbers) if len(numbers) > 1 else next(iter(numbers), None)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        numbers = tuple(self._kind.convert(part.strip(), param, ctx) for part in value.split(","))
-        return numbers if len(numbers) > 1 else numbers[0]
+    return {"callback": read, "metavar": f"{noun.upper()}[,...]"}
 
 
-_INTEGERS, _FLOATS = _Several(click.INT), _Several(click.FLOAT)
+_INTEGERS, _FLOATS = _several(int), _several(float)
 
 REQUEST: tuple[Callable[[Any], Any], ...] = (
     click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
@@ -52,8 +55,8 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--protocol", "name", metavar="NAME", help="A named protocol or a TOML file; options win.  [default: standard]"
     ),
-    click.option("--epochs", type=_FLOATS, help="Passes over the joint training rows; 1,3 is a sweep.  [default: 3]"),
-    click.option("--steps", type=_INTEGERS, help="Optimizer steps, instead of epochs; 50,100 is a sweep."),
+    click.option("--epochs", **_FLOATS, help="Passes over the joint training rows; 1,3 is a sweep.  [default: 3]"),
+    click.option("--steps", **_INTEGERS, help="Optimizer steps, instead of epochs; 50,100 is a sweep."),
     click.option("--batch-size", type=int, help="Rows per optimizer step.  [default: 32]"),
     click.option("--micro-batch", type=int, help="Rows per forward pass.  [default: the whole batch]"),
     click.option("--max-length", type=int, help="Longest row in tokens.  [default: 256]"),
@@ -62,7 +65,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--learning-rate",
-        type=_FLOATS,
+        **_FLOATS,
         help="Peak learning rate where a method sets none; 1e-4,1e-3 is a sweep.  [default: 1e-3]",
     ),
     click.option(
@@ -81,7 +84,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="WEIGHTS",
         help="Loss over a step: rows, tasks, weights:TASK=W,...  [default: as each method declares]",
     ),
-    click.option("--train-rows", type=_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."),
+    click.option("--train-rows", **_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."),
     click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
     click.option(
         "--holdout", type=float, metavar="SHARE", help="Evaluate on this share of the training split instead."

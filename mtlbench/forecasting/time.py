@@ -204,11 +204,14 @@ def token_forecast_of(cell: Cell, *, bench: Bench, architecture: str) -> TokenFo
         tokens += round(planned * budget.batch_size * length)
     drawn = _drawn_steps(train_counts, lengths_of_stage, budget)
     scored = [choose_rows(len(lm.validation_docs()), protocol.eval_rows) for lm in prepared.lm_tasks.values()]
+    probed = sum(len(choose_rows(len(lm.validation_docs()), protocol.eval_rows)) for lm in prepared.probe.values())
+    # nothing of a probe task is tokenised here: its rows count as rows of the trained tasks
+    of_probe = probed * sum(mean) / len(mean)
     return TokenForecast(
         steps=steps,
         train_tokens=tokens,
-        eval_rows=sum(map(len, scored)),
-        eval_tokens=round(sum(len(rows) * mean[task] for task, rows in enumerate(scored))),
+        eval_rows=sum(map(len, scored)) + probed,
+        eval_tokens=round(sum(len(rows) * mean[task] for task, rows in enumerate(scored)) + of_probe),
         longest=max((max(values) for values in lengths.values()), default=0),
         tasks_per_step=sum(map(len, drawn)) / len(drawn),
         largest_share=sum(max(step.values()) / sum(step.values()) for step in drawn) / len(drawn),

@@ -132,12 +132,13 @@ class _Calibrations:
         self._column, self._likeliest, self._correct = column, likeliest, correct
         values = column["loglikelihoods"]
         self._offsets = np.from_dlpack(values.offsets).astype(np.int64)
-        self._values = np.from_dlpack(values.flatten().cast("float64"))
+        self._values: Numbers = np.asarray(np.from_dlpack(values.flatten().cast("float64")), dtype=np.float64)
 
     def of(self, rows: slice) -> Calibration | None:
         counts = np.diff(self._offsets[rows.start : rows.stop + 1])
         first, last = self._offsets[[rows.start, rows.stop]] - self._offsets[0]
-        likelihoods, correct = self._values[first:last], self._correct[rows]
+        likelihoods: Numbers = self._values[first:last]
+        correct = self._correct[rows]
         return calibration(likelihoods, counts, correct=correct, right=self._right(rows, counts))
 
     def _right(self, rows: slice, counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,9 +10,9 @@ from mtlbench.results.formatting import NONE, short_names
 
 LEGEND = (
     "Calibration, mean ± standard deviation over seeds, lower is better. ECE: expected calibration error with 15 bins "
-    "of equal width over the probability of the chosen answer (Guo et al. 2017), from 0 to 1. Brier: squared distance of "
-    "the probabilities to the right answer, summed over the choices (Brier 1950), from 0 to 2. Probabilities: softmax "
-    "over the choices' log-likelihoods, not divided by their lengths, as acc chooses."
+    "of equal width over the probability of the chosen answer (Guo et al. 2017), from 0 to 1. Brier: squared distance "
+    "of the probabilities to the right answer, summed over the choices (Brier 1950), from 0 to 2. Probabilities: "
+    "softmax over the choices' log-likelihoods, not divided by their lengths, as acc chooses."
 )
 """What the columns mean."""
 _Number = Callable[[Calibration], float | None]

@@ -30,7 +30,9 @@ def forgetting(data: ChartInput) -> Iterator[Chart | OmittedChart]:
         yield OmittedChart(name=_NAME, title=_TITLE, reason="no row has scores of every probe task after training")
         return
     before = untrained_texts(data.table)
-    panels = [(name, (task,), text) for name, task, text in zip(short_names(tasks), tasks, before, strict=True)]
+    panels: list[tuple[str, tuple[str, ...], str]] = [
+        (name, (task,), text) for name, task, text in zip(short_names(tasks), tasks, before, strict=True)
+    ]
     panels = [*panels, ("mean", tasks, "")] if len(tasks) > 1 else panels
     columns = min(_COLUMNS, len(panels))
     labels = [short(row.label, width=2.2) for row in rows]
