@@ -59,7 +59,8 @@ def sweep_lines(sweeps: Sweeps, *, cells: int) -> list[str]:
     for values in sweeps.values():
         combinations *= len(values)
     named = " x ".join(f"{name} {', '.join(map(_value, values))}" for name, values in sweeps.items())
-    return [f"sweep: {named}: {combinations} combinations of {cells // combinations} cells"]
+    each = cells // combinations
+    return [f"sweep: {named}: {combinations} combinations of {each} cell{'' if each == 1 else 's'}"]
 
 
 def _models(text: str) -> tuple[str, ...]:
