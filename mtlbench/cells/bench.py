@@ -47,7 +47,7 @@ class Prepared:
     rows: Sequence[TokenRow]
     """Training rows of all tasks."""
     checks: Mapping[str, RowCheck]
-    """Full task name to what was counted of its rows."""
+    """Full name of each task, probe tasks included, to what was counted of its rows."""
     cached: int = 0
     """Rows whose tokens were read from the cache on disk."""
     probe: Mapping[str, ConfigurableTask] = field(default_factory=dict)
@@ -154,6 +154,7 @@ class Bench:
             tasks = {name: every_task[name] for name in cell.tasks}
             lm_tasks = {name: every_lm_task[name] for name in cell.tasks}
             rows: list[TokenRow] = []
+            questions: set[int] = set()
             checks: dict[str, RowCheck] = {}
             tokenised = Tokenised(backbone)
             chat = ChatPrompts(backbone.tokenizer) if protocol.chat_template else None
@@ -174,8 +175,19 @@ class Bench:
                 )
                 rows += trained
                 checks[name] = _check_of(facts, scored)
+                questions |= {row.question for row in facts} if protocol.probe else set()
                 logger.info("%s: %d training rows", name, len(wanted))
-                for sentence in checks[name].sentences(name, max_length=length) if checks[name].warns else ():
+            probed = {name: every_lm_task[name] for name in protocol.probe_tasks}
+            for name, lm_task in probed.items():
+                evaluated = choose_rows(len(lm_task.validation_docs()), protocol.eval_rows)
+                evaluation_golds(lm_task, evaluated)  # labels
+                scored = tokenised.evaluation(
+                    every_task[name], lm_task, evaluated, max_length=protocol.max_length, chat=chat
+                )
+                repeated = sum(row.question in questions for row in scored)
+                checks[name] = RowCheck(train=counts_of(()), evaluation=counts_of(scored), repeated=repeated)
+            for name, check in checks.items():
+                for sentence in check.sentences(name, max_length=protocol.max_length) if check.warns else ():
                     logger.warning("%s", sentence)
             self._prepared[key] = Prepared(
                 tasks=tasks,
@@ -183,7 +195,7 @@ class Bench:
                 rows=rows,
                 checks=checks,
                 cached=tokenised.cached,
-                probe={name: every_lm_task[name] for name in protocol.probe_tasks},
+                probe=probed,
                 metrics={name: task.metrics for name, task in every_task.items()},
                 chat="" if chat is None or chat.takes_system else "no system turn, which the template refuses",
             )

@@ -109,6 +109,21 @@ def test_the_predictions_after_training_are_stored(records, folder):
     assert of == {"base": trained | set(PROBE.split(",")), "lora": trained | set(PROBE.split(",")), "mtl_lora": trained}
 
 
+def test_truncated_rows_of_a_probe_are_counted_like_those_of_a_task(tmp_path, records, bench):
+    long = make_plan(
+        Request(
+            methods="base",
+            tasks="glue/rte",
+            protocol={**WORDS, "max_length": 24, "probe": "glue/mrpc", "eval_rows": 20},
+        )
+    ).cells[0]
+    prepared = bench.prepared(long, bench.backbone(long))
+    check = prepared.checks["glue/mrpc"]
+    assert check.train.rows == 0 and check.evaluation is not None
+    assert check.evaluation.rows == 20 and check.evaluation.cut > 0
+    assert {"glue/rte", "glue/sst2", "glue/cola", "superglue/copa"} == set(records["lora"].notes["row_checks"])
+
+
 def test_the_report_shows_it_apart_from_the_scores(records, folder):
     from mtlbench.plugins import load_report
 

@@ -66,9 +66,7 @@ def test_brier_is_that_of_scikit_learn():
 
 def test_the_right_choice_of_earlier_predictions_is_found_where_they_show_it():
     def found(chosen, counts, correct, texts, golds):
-        return right_choices(
-            np.array(chosen), np.array(counts), np.array(correct), texts=texts, golds=golds
-        ).tolist()
+        return right_choices(np.array(chosen), np.array(counts), np.array(correct), texts=texts, golds=golds).tolist()
 
     assert found([0, 1], [2, 2], [False, True], ["x", "y"], ["?", "y"]) == [1, 1]
     labels = found([0, 1, 2], [3, 3, 3], [False, True, False], ["a", "b", "c"], ["c", "b", "b"])

@@ -14,7 +14,6 @@ from mtlbench.plugins import load_report
 from mtlbench.results.analyses.sweeps import sweep_columns, sweeps_in
 from mtlbench.results.study import study_of
 
-
 TASKS = ("glue/rte", "glue/sst2", "glue/qnli")
 
 
