@@ -27,8 +27,9 @@ from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
 
 T = TypeVar("T")
-_SCORES, _NUMBERS = 7, 11
-"""Maximum columns of scores, and of other numbers, that fit a page; a wider table continues below."""
+_SCORES, _NUMBERS, _INTERVALS = 7, 11, 4
+"""Maximum columns of scores, of other numbers, and of numbers with intervals that fit a page; a wider table continues
+below."""
 _LINES = 40
 """Maximum lines of a float that fit a page; a longer table continues in another float."""
 _LABEL = 26
@@ -52,7 +53,7 @@ class Latex(Report):
         sections = [f"% {escaped(line)}" for line in (study.title, counts(study.counts), *study.notes)]
         for number, sweep in enumerate(sweeps_in(study.tables), start=1):
             caption, label = escaped(sweep_legend(sweep)), f"sweep-{number}-{sweep.field.replace('_', '-')}"
-            sections += _plain(sweep.rows, sweep_columns(sweep), caption, label, _without_notes(sweep))
+            sections += _plain(sweep.rows, sweep_columns(sweep), caption, label, _without_notes(sweep), most=_INTERVALS)
         for number, table in enumerate(study.tables, start=1):
             prefix = f"{number}-" if len(study.tables) > 1 else ""
             sections += _sections(table, prefix=prefix, calibration=study.shows_calibration)
@@ -95,10 +96,11 @@ def _sections(table: Table, *, prefix: str, calibration: bool) -> Iterator[str]:
         caption = escaped(sentences(f"Against {table.reference}" if table.reference else "", over_tasks_legend(over)))
         yield from _plain(ranked, over, f"{title}. {caption}", f"{prefix}tasks", table)
         caption = escaped(forgetting_legend(table))
-        yield from _plain(probed(table), forgetting_columns(table), f"{title}. {caption}", f"{prefix}forgetting", table)
+        columns, caption = forgetting_columns(table), f"{title}. {caption}"
+        yield from _plain(probed(table), columns, caption, f"{prefix}forgetting", table, most=_INTERVALS)
         if calibration:
             columns, caption = calibration_columns(table), f"{title}. {escaped(LEGEND)}"
-            yield from _plain(calibrated_rows(table), columns, caption, f"{prefix}calibration", table)
+            yield from _plain(calibrated_rows(table), columns, caption, f"{prefix}calibration", table, most=_SCORES)
         costly = [row for row in rows if row.costs]
         caption = "Costs: means over seeds; the peak memory is the highest."
         yield from _plain(costly, cost_columns(table), f"{title}. {caption}", f"{prefix}costs", table)
@@ -114,13 +116,19 @@ def _without_notes(sweep: SweptField) -> Table:
 
 
 def _plain(
-    rows: Sequence[Row], columns: Sequence[NumberColumn], caption: str, label: str, table: Table
+    rows: Sequence[Row],
+    columns: Sequence[NumberColumn],
+    caption: str,
+    label: str,
+    table: Table,
+    *,
+    most: int = _NUMBERS,
 ) -> Iterator[str]:
     if columns and rows:
         latex_columns = [
             _LatexColumn(head=escaped(column.name), text=partial(_column_text, column)) for column in columns
         ]
-        yield from _floats(rows, latex_columns, caption, label, table, most=_NUMBERS)
+        yield from _floats(rows, latex_columns, caption, label, table, most=most)
 
 
 def _floats(
