@@ -12,7 +12,9 @@ import pytest
 from mtlbench.store import RunFolder
 
 CLI = [sys.executable, "-m", "mtlbench"]
-SMALL = ("--methods", "lora", "--steps", "3", "--batch-size", "8", "--train-rows", "30", "--eval-rows", "8")
+SMALL = (
+    "--no-base", "--methods", "lora", "--steps", "3", "--batch-size", "8", "--train-rows", "30", "--eval-rows", "8",
+)  # fmt: skip
 FORBID = """
 import os, socket, sys
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl, nn
+from mtlbench import Method, Setup, Trainer, Value, hookimpl, nn
 from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class AdaLora(Method):
         "Zhang et al. 2023, arXiv:2303.10512, Algorithm 1; QingruZhang/AdaLoRA; "
         "huggingface/peft 0.21.2: peft.tuners.adalora"
     )
+    size_field: ClassVar[str] = "init_rank"
 
     init_rank: int = 12
     """Triplets per layer at the start."""
@@ -72,6 +73,10 @@ class AdaLora(Method):
         check(self, "beta1", holds=0 < self.beta1 < 1, allowed="above 0 and below 1")
         check(self, "beta2", holds=0 < self.beta2 < 1, allowed="above 0 and below 1")
         check(self, "orthogonal", holds=0 <= self.orthogonal < float("inf"), allowed="a number of at least 0")
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """The budget at the end keeps its share of the one at the start, which is what trains."""
+        return {"init_rank": size, "target_rank": max(1, round(size * self.target_rank / self.init_rank))}
 
     def refuse(self, setup: Setup) -> str | None:
         if setup.total_steps < 2:

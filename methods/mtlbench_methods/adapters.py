@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.settings import check
+from mtlbench_methods.settings import backbone_width, check
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class Houlsby(Method):
         "Houlsby et al. 2019, arXiv:1902.00751; adapter-hub/adapters:src/adapters/configuration/adapter_config.py "
         "(DoubleSeqBnConfig)"
     )
+    size_field: ClassVar[str] = "reduction"
     blocks: ClassVar[tuple[int, ...]] = (0, 1)
     """Places that have one: attention, feed-forward block."""
 
@@ -59,6 +61,10 @@ class Houlsby(Method):
     @property
     def identity_at_start(self) -> bool:
         return self.zero_start
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """``size`` is the bottleneck, as far as whole reductions reach it."""
+        return {"reduction": max(1, backbone_width(setup) // size)}
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
 

@@ -38,6 +38,7 @@ class CPoly(Method):
         "Wang et al. 2024, arXiv:2312.03248; TaoSunVoyage/peft@fde7b65:src/peft/tuners/poly (huggingface/peft#1297)"
     )
     task_routed: ClassVar[bool] = True
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 2
     common: int = 3

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.settings import check
+from mtlbench_methods.settings import backbone_width, check
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class Hyperformer(Method):
     task_routed: ClassVar[bool] = True
     identity_at_start: ClassVar[bool] = False
     """What it generates is small at the start, not zero."""
+    size_field: ClassVar[str] = "reduction"
     shared: ClassVar[bool] = False
     """One set of linear maps for both blocks."""
 
@@ -55,6 +57,10 @@ class Hyperformer(Method):
     def __post_init__(self) -> None:
         for name in ("reduction", "task_width", "hidden", "projected"):
             check(self, name, holds=getattr(self, name) >= 1, allowed="a whole number of at least 1")
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """``size`` is the bottleneck, as far as whole reductions reach it."""
+        return {"reduction": max(1, backbone_width(setup) // size)}
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch

@@ -26,6 +26,7 @@ class Lora(Method):
 
     name: ClassVar[str] = "lora"
     source: ClassVar[str] = "Hu et al. 2022, arXiv:2106.09685, eq. 3; huggingface/peft 0.21.2: peft.tuners.lora"
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 16
     alpha: float = 32.0

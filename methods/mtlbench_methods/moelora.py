@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, hookimpl, nn
+from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ class MoeLora(Method):
 
     The experts share the total rank: each has ``rank / experts``. Every layer has its own gate, as in the tables of the
     MTL-LoRA paper; the original paper has one gate for all layers (``shared_gate``). Defaults follow the MTL-LoRA
-    authors' script: 8 experts of rank 1, dropout 0.05, attention projections only.
+    authors' script: 8 experts of rank 1, dropout 0.05, attention projections only. It is the row ``MoELoRA`` of PEML's
+    Tables 2 and 6; ``MOE-LoRA`` of its Tables 4 and 9 is another one, ``molora``.
     """
 
     name: ClassVar[str] = "moelora"
@@ -35,6 +36,7 @@ class MoeLora(Method):
         "pUmpKin-Co/MTL-LoRA@7848a70:src/adapter/moelora.py"
     )
     task_routed: ClassVar[bool] = True
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 8
     """Of all experts together."""
@@ -62,6 +64,10 @@ class MoeLora(Method):
         )
         check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
         check(self, "masks", holds=self.masks in ("one", "per_expert"), allowed="one or per_expert")
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """``size`` is the rank of each expert."""
+        return {"rank": size * self.experts}
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch

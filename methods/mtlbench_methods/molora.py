@@ -24,15 +24,19 @@ class MoLora(Method):
     """``y = W x + b + alpha/rank sum_e p_e B_e A_e dropout(x)`` with ``p = softmax(G x)`` for every token.
 
     Every expert has the full rank, and all of them compute (``top_k`` keeps the k largest shares of a token and
-    normalises them again, as MoLA does). The default of 4 experts of rank 2 is the ``MOE-LoRA`` of the C-Poly tables;
-    whether its gate read the token or the task is not known, so ``gate=task`` offers the other form: ``p`` from a
-    learned embedding of the task. ``alpha / rank`` is 4 as in the reference code.
+    normalises them again, as MoLA does). ``alpha / rank`` is 4 as in the reference code.
+
+    The default of 4 experts of rank 2 is the row ``MOE-LoRA`` of C-Poly's tables, which PEML's Tables 4 and 9 copy. Its
+    gate is not published. It is taken as this one, by token: C-Poly's reviewers name MoLoRA as the work that the row
+    goes back to, and gated by task it would differ little from Poly, the next row. ``gate=task`` is that other reading:
+    ``p`` from a learned embedding of the task. The rows ``MoELoRA`` of PEML's Tables 2 and 6 are ``moelora``.
     """
 
     name: ClassVar[str] = "molora"
     source: ClassVar[str] = (
         "Zadouri et al. 2023, arXiv:2309.05444; for-ai/parameter-efficient-moe@e2683fe:src/molora.py"
     )
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 2
     """Of each expert."""

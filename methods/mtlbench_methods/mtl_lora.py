@@ -32,6 +32,7 @@ class MtlLora(Method):
     name: ClassVar[str] = "mtl_lora"
     source: ClassVar[str] = "Yang et al. 2025, arXiv:2410.09437; pUmpKin-Co/MTL-LoRA@7848a70:src/adapter/mlora.py"
     task_routed: ClassVar[bool] = True
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 8
     alpha: float = 16.0

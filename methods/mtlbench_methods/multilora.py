@@ -28,6 +28,7 @@ class MultiLora(Method):
 
     name: ClassVar[str] = "multilora"
     source: ClassVar[str] = "Wang et al. 2023, arXiv:2311.11501; pUmpKin-Co/MTL-LoRA@7848a70:src/adapter/multilora.py"
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 32
     """Of each module."""

@@ -51,6 +51,19 @@ EXAMPLES: Final = {
 }
 """Settings that fit projections 32 to 64 wide, where peft's defaults do not."""
 
+_BY_RANK = (
+    "DEFT", "DELORA", "GLORA", "HIRA", "HRA", "LOHA", "LOKR", "LORA", "MISS", "PEANUT", "PSOFT", "PVERA",
+    "SUPERTUNING", "VERA",
+)  # fmt: skip
+SIZES: Final = {
+    **dict.fromkeys(_BY_RANK, "r"),
+    **dict.fromkeys(("FOURIERFT", "WAVEFT"), "n_frequency"),
+    "TINYLORA": "u",
+    "UNILORA": "theta_d_length",
+}
+"""The option with which the number of trained parameters rises. Others have none that may be any whole number, or
+cannot be counted without weights."""
+
 ELSEWHERE: Final = frozenset({"C3A", "FOURIERFT", "FROD", "UNILORA", "VBLORA"})
 """Tuners that do not start at the backbone: random updates, and in FRoD weights rebuilt from their decomposition."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.peft_catalog import EXAMPLES, KEYS_AND_VALUES, OWN_TARGETS, PAPERS, VALUES
+from mtlbench_methods.peft_catalog import EXAMPLES, KEYS_AND_VALUES, OWN_TARGETS, PAPERS, SIZES, VALUES
 from mtlbench_methods.peft_options import (
     check_options,
     make_config,
@@ -66,6 +66,10 @@ class Peft(Method):
         check_options(self.type, dict(self.options), label=self._label)
         if self.type == "LN_TUNING":
             check(self, "target", holds=self.target == "default", allowed="default: it trains normalisation layers")
+
+    @property
+    def size_field(self) -> str | None:
+        return SIZES.get(self.type)
 
     @property
     def identity_at_start(self) -> bool:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Composite, Method, Value, hookimpl
+from mtlbench import Composite, Method, Setup, Value, hookimpl
 from mtlbench.errors import RequestError
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.peml_tables import TABLES
-from mtlbench_methods.prefixnas import CANDIDATES, PrefixNas
-from mtlbench_methods.settings import check
+from mtlbench_methods.prefixnas import CANDIDATES, WIDEST, PrefixNas
+from mtlbench_methods.settings import backbone_width, check
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,7 @@ class Peml(Composite):
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
     identity_at_start: ClassVar[bool] = False
     composable: ClassVar[bool] = False
+    size_field: ClassVar[str] = "width"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**PRESETS, **TABLES}
 
     prefix_length: int = 20
@@ -136,6 +137,11 @@ class Peml(Composite):
     @property
     def task_routed(self) -> bool:
         return self.per_task
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """Width of the encoder and rank of LoRA together, in the ratio that they have by default on this backbone."""
+        width = self.width or min(WIDEST, backbone_width(setup))
+        return {"width": size, "rank": max(1, round(size * self.rank / width))}
 
     def parts(self) -> tuple[Method, ...]:
         prefix = {f.name: getattr(self, f.name) for f in dataclasses.fields(PrefixNas) if hasattr(self, f.name)}

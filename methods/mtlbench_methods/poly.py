@@ -42,6 +42,7 @@ class Poly(Method):
         "microsoft/mttl@c66b20d:mttl/models/modifiers/poly.py"
     )
     task_routed: ClassVar[bool] = True
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 2
     skills: int = 4

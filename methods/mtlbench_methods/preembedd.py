@@ -23,6 +23,8 @@ class PreEmbedd(PrefixMethod):
     name: ClassVar[str] = "preembedd"
     source: ClassVar[str] = "PEML, arXiv:2605.14055, section 7.1: baseline PreEmbedd; no public code is known"
 
+    size_field: ClassVar[str] = "width"
+
     learning_rate: float | None = 1e-3
     width: int | None = None
     """Width of the embedding; ``None`` is the backbone's hidden size, at most 1024."""

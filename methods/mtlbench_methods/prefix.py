@@ -30,6 +30,10 @@ class Prefix(PrefixMethod):
         check(self, "reparam", holds=self.reparam in ("none", "mlp"), allowed="none or mlp")
         check(self, "hidden", holds=self.hidden >= 1, allowed="a whole number of at least 1")
 
+    @property
+    def size_field(self) -> str:
+        return "prefix_length" if self.reparam == "none" else "hidden"
+
     def encoder(self, slots: nn.PrefixSlots, hidden: int, setup: Setup, draw: torch.Generator) -> torch.nn.Module:
 
         if self.reparam == "none":

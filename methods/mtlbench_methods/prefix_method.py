@@ -30,6 +30,10 @@ class PrefixMethod(Method):
     """
 
     @property
+    def size_field(self) -> str | None:
+        return "prefix_length"
+
+    @property
     def identity_at_start(self) -> bool:
         """A prefix takes attention from the first step on, even one of zeros."""
         return False

@@ -37,6 +37,7 @@ class PrefixNas(PrefixMethod):
     name: ClassVar[str] = "prefixnas"
     resumable: ClassVar[bool] = True
     weighting: ClassVar[str] = "tasks"
+    size_field: ClassVar[str] = "width"
     source: ClassVar[str] = "PEML, arXiv:2605.14055, eq. 4 to 13 and Algorithm 1; no public code is known"
 
     layers: int = 6

@@ -33,6 +33,7 @@ class Progressive(Method):
     resumable: ClassVar[bool] = True
     composable: ClassVar[bool] = False
     """Its parameters are others after the warm-up."""
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 16
     alpha: float = 32.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mtlbench import Method
+from mtlbench import Method, Setup
 from mtlbench.errors import RequestError
 
 
@@ -17,6 +17,11 @@ def check(method: Method, setting: str, *, holds: bool, allowed: str) -> None:
     """
     if not holds:
         raise RequestError(f"{method.name}[{setting}={getattr(method, setting)}]: {setting} must be {allowed}.")
+
+
+def backbone_width(setup: Setup) -> int:
+    """The hidden size of the backbone: what its first projection reads."""
+    return setup.shapes[setup.target_modules[0]][1]
 
 
 def check_low_rank(method: Any) -> None:

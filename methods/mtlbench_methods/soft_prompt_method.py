@@ -35,6 +35,7 @@ class SoftPromptMethod(Method):
     identity_at_start: ClassVar[bool] = False
     """A prompt takes attention from the first step on."""
     adapts: ClassVar[str] = "input"
+    size_field: ClassVar[str] = "prompt_length"
 
     learning_rate: float | None = None
     """``None`` takes 0.3 times the root mean square of the token embeddings, at most 0.3: what Lester et al. take on

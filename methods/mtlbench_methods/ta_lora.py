@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mtlbench import Method, Setup, Trainer, hookimpl, nn
+from mtlbench import Method, Setup, Trainer, Value, hookimpl, nn
 from mtlbench.errors import PluginError
 from mtlbench_methods.prefix_method import PrefixMethod, encoder_of
 from mtlbench_methods.settings import check
@@ -82,6 +83,10 @@ class TaLora(PrefixMethod):
             self, "start", holds=self.start == "zero" or self.prompt_share > 0, allowed="zero where prompt_share is 0"
         )
         check(self, "orthogonality", holds=0 <= self.orthogonality < float("inf"), allowed="a number of at least 0")
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """A prompt is longer than its rank."""
+        return {"prefix_length": self.rank + size}
 
     @property
     def identity_at_start(self) -> bool:

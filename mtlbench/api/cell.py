@@ -107,7 +107,10 @@ class Protocol:
     evals_per_run: int = 4
     """How often the validation loss is computed during training; 0 never stops early."""
     patience: int = 2
-    """Training stops after this many consecutive validation losses without a better one."""
+    """Training stops after this many consecutive scores of the validation split without a better one."""
+    select_by: str = _added("loss", before="loss")
+    """What the score of the validation split is: ``loss``, or ``metric``, the mean of the tasks' own metrics. The state
+    with the best one is kept."""
     dtype: str = "auto"
     """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
     attention: str = "auto"

@@ -194,6 +194,21 @@ class Method(ABC):
         return "rows"
 
     @property
+    def size_field(self) -> str | None:
+        """The setting that says how large the method is, such as ``rank``: what ``--match-parameters`` moves. ``None``
+        if there is none, and the method is then run as it is. A class attribute, or a property."""
+        return None
+
+    def sized(self, size: int, setup: Setup) -> Mapping[str, Value]:
+        """The settings of the method at ``size``, a whole number from 1 on, on the backbone of ``setup``.
+
+        The number of trained parameters must not fall as ``size`` rises. The default is ``size`` for
+        :attr:`size_field`. Override it where the size is the inverse or a multiple of a setting, or where several
+        settings move together.
+        """
+        return {} if self.size_field is None else {self.size_field: size}
+
+    @property
     def task_routed(self) -> bool:
         """Whether the output of a row depends on its task id: a class attribute, or a property where it depends on
         settings. The default is no."""

@@ -51,6 +51,7 @@ class Costs:
     """What the cell cost. Times in seconds, memory in bytes."""
 
     trainable_parameters: int
+    """What is left of them after training, without what a search or a budget of ranks drops."""
     backbone_parameters: int
     inference_parameters: int = 0
     """Parameters and buffers the method adds at inference, after merging and collapsing."""
@@ -106,10 +107,15 @@ class Notes(TypedDict, total=False):
     """What is remembered of a training. Modules of a method may add keys of their own, which JSON can hold."""
 
     parameters_attached: int
+    """That require gradients after ``attach``."""
+    parameters_at_once: int
+    """The largest number trained in one stage of training; earlier versions did not write it."""
     best_step: int | None
     stopped_early: bool
     stop_losses: list[Any]
     """Pairs of step and loss on the early-stopping split."""
+    stop_scores: list[Any]
+    """Pairs of step and mean of the tasks' metrics in percent on that split, where the protocol selects by metric."""
     validation_examples: dict[str, int]
     """Task to its examples in that split; earlier versions did not write it."""
     rows_per_task: dict[str, int]

@@ -106,6 +106,7 @@ class RowCosts:
     """Costs of a row's cells, over the seeds with scores. Times in seconds, memory in bytes."""
 
     trainable_parameters: Spread
+    """What is left after training."""
     trainable_percent: float
     """Trainable parameters in percent of the backbone's."""
     inference_parameters: Spread
@@ -117,6 +118,8 @@ class RowCosts:
     tokens_per_second: Spread
     train_seconds: Spread
     total_seconds: Spread
+    trained_at_once: Spread | None = None
+    """The largest number of parameters trained at once; ``None`` where it is what is left, or is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

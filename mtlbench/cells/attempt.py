@@ -28,7 +28,7 @@ from mtlbench.store import RunFolder
 from mtlbench.training.batches import collator_of
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import EVERY_S, CheckpointPolicy
-from mtlbench.training.loop import Loop, OnStep, TrainingJob
+from mtlbench.training.loop import Loop, Metric, OnStep, TrainingJob
 from mtlbench.training.splits import Splits, budget_steps, carve, phases
 
 
@@ -61,13 +61,14 @@ class CellAttempt:
 
     Args:
         on_step: As :class:`~mtlbench.training.loop.Loop` has it.
+        metric: As :class:`~mtlbench.training.loop.TrainingJob` has it, used where the protocol selects by metric.
         begun: When the cell was begun, in seconds of the performance counter.
 
     Raises:
         MtlbenchError: something that the cell needs is not there or changed.
     """
 
-    def __init__(self, cell: Cell, around: TrainingContext, *, on_step: OnStep, begun: float) -> None:
+    def __init__(self, cell: Cell, around: TrainingContext, *, on_step: OnStep, metric: Metric, begun: float) -> None:
         self.cell, self._around, self._begun = cell, around, begun
         self._was_reset = False
         bench = around.bench
@@ -81,7 +82,7 @@ class CellAttempt:
         self.model: nn.Module = self.backbone.fresh()
         self.recovery = self._recovery()
         self._first, *self._later = phases(self.splits, cell.protocol)
-        self.loop = self._loop(on_step)
+        self.loop = self._loop(on_step, metric)
 
     @cached_property
     def setup(self) -> Setup:
@@ -216,7 +217,7 @@ class CellAttempt:
         # The first process may have removed checkpoints that did not fit: the others look when it is through.
         return ranks.first_then_others(look, digest=lambda recovery: recovery.goes_on_from)
 
-    def _loop(self, on_step: OnStep) -> Loop:
+    def _loop(self, on_step: OnStep, metric: Metric) -> Loop:
         around, backbone = self._around, self.backbone
         job = TrainingJob(
             model=self.model,
@@ -228,5 +229,6 @@ class CellAttempt:
             collator=collator_of(backbone, around.bench.device),
             seed=self.cell.seed,
             autocast=around.bench.dtypes(self.cell)[1],
+            metric=metric if self.cell.protocol.select_by == "metric" else None,
         )
         return Loop(job, on_step=on_step, recovery=self.recovery, ranks=around.ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from mtlbench.backbones.machine import free_memory
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
-from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
+from mtlbench.cells.cost import Peak, folder_bytes, pruned_count, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
 from mtlbench.cells.scoring import Scorer
@@ -25,6 +26,7 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
+from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, collator_of
 from mtlbench.training.checkpoints.model_state import Unusable
 from mtlbench.training.checkpoints.recovery import EVERY_S
@@ -131,7 +133,10 @@ class _Run:
     def record(self) -> Record:
         cell = self.cell
         self.checks = {}
-        attempt = self.attempt = CellAttempt(cell, self.around, on_step=self._stepped, begun=self.begun)
+        attempt = self.attempt = CellAttempt(
+            cell, self.around, on_step=self._stepped, metric=self._metric, begun=self.begun
+        )
+        scorer = self.scorer = Scorer(attempt, self.around)
         reason = attempt.attach()
         if reason is not None:
             return Record(cell=cell, status="skipped", failure=refusal(reason))
@@ -148,14 +153,13 @@ class _Run:
         attempt.fit(trains=bool(before))
         peak = attempt.peak()
         model.eval()
-        trainable = trainable_count(model)
+        trainable = trainable_count(model) - pruned_count(model)
         if before:
             self._check("trained", guards.trained(before, trainable_state(model)))
             self._reload(attempt, sample)
         reach("cell.saved")
         method.finish(model)
         evaluated = time.perf_counter()
-        scorer = self.scorer = Scorer(attempt, self.around)
         evaluation = scorer.tasks()
         eval_seconds = time.perf_counter() - evaluated
         probe = scorer.probe()
@@ -227,6 +231,10 @@ class _Run:
         if self.scorer is not None and self.scorer.token_budget < token_budget(self.bench.device):
             disturbances["eval_tokens_per_batch"] = self.scorer.token_budget
         return disturbances
+
+    def _metric(self, rows: Sequence[TokenRow]) -> float:
+        assert self.scorer is not None
+        return self.scorer.metric(rows)
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("cell.step")

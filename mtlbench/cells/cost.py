@@ -54,6 +54,12 @@ def trainable_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def pruned_count(model: nn.Module) -> int:
+    """Parameters that require gradients and yet are no part of the result, as modules that prune them say."""
+    counts = (getattr(module, "pruned_parameters", None) for module in model.modules())
+    return sum(int(count()) for count in counts if callable(count))
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0

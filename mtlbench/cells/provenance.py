@@ -41,6 +41,7 @@ def notes_of(
     """
     notes: Notes = {
         "parameters_attached": attached,
+        "parameters_at_once": done.parameters,
         "best_step": done.best_step,
         "stopped_early": done.stopped_early,
         "stop_losses": done.stop_losses,
@@ -52,6 +53,8 @@ def notes_of(
         "row_checks": {task: check.to_json() for task, check in checks.items()},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }
+    if done.stop_scores:
+        notes["stop_scores"] = done.stop_scores
     if done.steps:
         of_task = Counter(row.task for row in stop)
         notes["validation_examples"] = {task: of_task[at] for at, task in enumerate(tasks)}

@@ -1,23 +1,27 @@
-"""Scoring a cell: its tasks after training, and its probe tasks before and after."""
+"""Scoring a cell: its tasks after training, in training on rows kept from it, and its probe tasks before and after."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from mtlbench.api.record import ProbeScore
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import token_budget
+from mtlbench.data.lm_task import scored_on_training
 from mtlbench.evaluation.evaluate import Evaluation, evaluate
 from mtlbench.text import one_line
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
+    from mtlbench.tokens.encode import TokenRow
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,23 @@ class Scorer:
         lm_tasks = self.attempt.prepared.lm_tasks
         return self._score(self.attempt.model, {name: lm_tasks[name] for name in self.attempt.cell.scored})
 
+    def metric(self, rows: Sequence[TokenRow]) -> float:
+        """Mean over the tasks of ``rows`` of their metrics on these training examples, in percent.
+
+        A metric that is undefined counts 0, as a constant answer's correlation does. Random states stay as they are,
+        so that training goes on as it would have without it.
+        """
+        device, prepared = self.around.bench.device, self.attempt.prepared
+        docs: dict[str, list[int]] = {}
+        names = list(prepared.tasks)
+        for row in rows:
+            docs.setdefault(names[row.task], []).append(row.doc)
+        lm_tasks = {name: scored_on_training(prepared.lm_tasks[name], sorted(of)) for name, of in docs.items()}
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            found = self._score(self.attempt.model, lm_tasks, every_row=True)
+        scores = [score.score for score in found.scores.values()]
+        return sum(score if math.isfinite(score) else 0.0 for score in scores) / len(scores)
+
     def probe(self) -> ProbeEvaluation:
         """The probe tasks, by the untrained backbone and by the trained model.
 
@@ -73,7 +94,9 @@ class Scorer:
         scores = {name: ProbeScore(before=score, after=after.scores[name]) for name, score in before.items()}
         return ProbeEvaluation(scores=scores, samples=tuple(after.samples))
 
-    def _score(self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask]) -> Evaluation:
+    def _score(
+        self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask], *, every_row: bool = False
+    ) -> Evaluation:
         """Score tasks; where memory runs out, again with half the tokens at once, until one row is left.
 
         The longest rows come first, so that little is computed twice.
@@ -82,7 +105,7 @@ class Scorer:
         while True:
             try:
                 with self.around.ranks.in_step(model):
-                    return self._evaluate(model, lm_tasks)
+                    return self._evaluate(model, lm_tasks, None if every_row else self.attempt.cell.protocol.eval_rows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.token_budget == 1:
                     raise
@@ -90,7 +113,9 @@ class Scorer:
                 logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
             free_memory(device)
 
-    def _evaluate(self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask]) -> Evaluation:
+    def _evaluate(
+        self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask], eval_rows: int | None
+    ) -> Evaluation:
         attempt, protocol = self.attempt, self.attempt.cell.protocol
         trained = {name: number for number, name in enumerate(attempt.prepared.tasks)}
         return evaluate(
@@ -104,6 +129,6 @@ class Scorer:
             routing=attempt.routing,
             max_length=protocol.max_length,
             token_budget=self.token_budget,
-            eval_rows=protocol.eval_rows,
+            eval_rows=eval_rows,
             chat_template=protocol.chat_template,
         )

@@ -47,7 +47,10 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
         "--tune", metavar="LEVEL", help="Tune every method equally, beside its default: quick, standard or paper."
     ),
     click.option("--tune-trials", type=int, metavar="N", help="Trials of each method.  [default: 6, 12, 30 by level]"),
-    click.option("--no-base", is_flag=True, help="With --tune: leave out the row of the untrained backbone."),
+    click.option("--no-base", is_flag=True, help="Do not add the row of the untrained backbone, base."),
+    click.option(
+        "--match-parameters", metavar="BUDGET", help="Size every method to a budget: 0.5% of the backbone, 1e6, 500k."
+    ),
     click.option("--tuning", metavar="FILES", help="Searches that the settings come from: files of mtlbench tune."),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASKS-MODEL]"),
 )
@@ -101,6 +104,11 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--evals-per-run", type=int, help="Scores of the early-stopping split; 0 never stops.  [default: 4]"),
     click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
+    click.option(
+        "--select-by",
+        metavar="WHAT",
+        help="Keep the state that held-out rows score best: loss or metric.  [default: loss]",
+    ),
     click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
     click.option("--attention", help="auto (sdpa where the backbone has it), sdpa or eager.  [default: auto]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),

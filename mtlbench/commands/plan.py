@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mtlbench.commands.options import DEVICES, PROTOCOL, REQUEST, with_options
-from mtlbench.commands.shared import check_tuned, devices_from, searches_from, show_notes, tuned_plan
+from mtlbench.commands.shared import devices_from, planned, show_notes
 
 
 @click.command()
@@ -26,25 +26,23 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     For a backbone in a folder, it also tells which methods do not fit it, which loads torch but no weights.
     """
     from mtlbench.backbones.names import is_embedded
-    from mtlbench.planning.plan import plan_of
     from mtlbench.planning.request import check_devices
     from mtlbench.planning.sweeps import sweep_lines
     from mtlbench.results.status import plan_lines
     from mtlbench.store import RunFolder
 
     devices = devices_from(options)
-    tuned = tuned_plan(options)
-    searches = [] if tuned else searches_from(options)
-    made = tuned.plan if tuned else plan_of(options)
-    check_tuned(made, searches)
+    requested = planned(options)
+    made, tuned = requested.plan, requested.tuned
     check_devices(devices, made.cells)
-    show_notes(made)
+    matched = [line for matching in requested.matchings for line in matching.lines()]
+    show_notes(made, but=matched)
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
     cells = RunFolder(path).known_as(made.cells)
     for line in plan_lines(cells, records, folder=path):
         click.echo(line)
-    for line in tuned.lines() if tuned else sweep_lines(made.sweeps, cells=len(cells)):
+    for line in (*matched, *(tuned.lines() if tuned else sweep_lines(made.sweeps, cells=len(cells)))):
         click.echo(line)
     local = [cell for cell in made.cells if not is_embedded(cell.model) and Path(cell.model).is_dir()]
     if local and not (parameters or forecast):

@@ -12,13 +12,11 @@ import click
 from mtlbench.commands.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import (
     DRAWS,
-    check_tuned,
     limits_from,
+    planned,
     reports_named,
-    searches_from,
     show_notes,
     show_written,
-    tuned_plan,
 )
 
 
@@ -37,7 +35,6 @@ def run(
     from mtlbench.executors.options import executor_of
     from mtlbench.executors.runner import run as run_cells
     from mtlbench.observers.trackers import trackers_named
-    from mtlbench.planning.plan import plan_of
     from mtlbench.planning.presets import preset_reports
     from mtlbench.planning.request import check_devices
     from mtlbench.plugins import load_observer, offers
@@ -46,10 +43,8 @@ def run(
 
     reports = reports_named(formats or preset_reports(options["preset"]))
     limits = limits_from(options)
-    tuned = tuned_plan(options)
-    searches = [] if tuned else searches_from(options)
-    plan = tuned.plan if tuned else plan_of(options)
-    check_tuned(plan, searches)
+    requested = planned(options)
+    plan, tuned = requested.plan, requested.tuned
     check_devices(limits["devices"], plan.cells)
     starter = executor_of(executor)
     starter.check(device)
@@ -60,7 +55,7 @@ def run(
     folder = RunFolder(out or plan.default_folder)
     observers |= trackers_named(track, folder.path)
     folder.preflight()
-    folder.put_searches(searches)
+    folder.put_searches(requested.searches)
     limits |= {"device": device, "workers": workers}
     if tuned:
         from mtlbench.tuning.comparison import run_tuned

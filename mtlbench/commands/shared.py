@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,18 @@ if TYPE_CHECKING:
     from mtlbench.api.executor import DevicesPerCell
     from mtlbench.api.report import Report
     from mtlbench.api.tuning import TunedMethod
+    from mtlbench.forecasting.matching import Matching
     from mtlbench.planning.plan import Plan
     from mtlbench.results.documents import Written
     from mtlbench.store import RunFolder
     from mtlbench.tuning.comparison import TunedPlan
 
 
-def show_notes(plan: Plan) -> None:
-    """Print the notes of a plan to standard error, apart from the result."""
+def show_notes(plan: Plan, *, but: Sequence[str] = ()) -> None:
+    """Print the notes of a plan to standard error, apart from the result; none of ``but``, which are shown there."""
     for note in plan.notes:
-        click.echo(note, err=True)
+        if note not in but:
+            click.echo(note, err=True)
 
 
 def show_written(written: Written) -> None:
@@ -31,22 +34,55 @@ def show_written(written: Written) -> None:
     click.echo(f"wrote {', '.join(map(str, written.paths))}", err=True)
 
 
-def tuned_plan(options: dict[str, Any]) -> TunedPlan | None:
-    """Take the options of ``--tune`` out of a command's: the plan they make, ``None`` without them."""
-    from mtlbench.errors import RequestError
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What a command that makes a table is asked for."""
 
-    level, trials, without_base = (options.pop(name) for name in ("tune", "tune_trials", "no_base"))
-    if level is None and trials is None:
-        if without_base:
-            raise RequestError("--no-base belongs to --tune: otherwise base is run only where --methods names it.")
-        return None
-    from mtlbench.planning.request import read_requests
-    from mtlbench.planning.sweeps import refuse_sweep
-    from mtlbench.tuning.comparison import plan_tuned
-    from mtlbench.tuning.effort import read_effort
+    plan: Plan
+    tuned: TunedPlan | None
+    """With ``--tune``."""
+    searches: Sequence[TunedMethod]
+    """Of ``--tuning``."""
+    matchings: Sequence[Matching]
+    """Of ``--match-parameters``."""
 
-    refuse_sweep(options, "--tune")
-    return plan_tuned(read_requests(options), read_effort(level or "standard", trials), base=not without_base)
+
+def planned(options: dict[str, Any]) -> Planned:
+    """The plan of a command's options. The untrained backbone is a row unless ``--no-base`` says otherwise, sizes are
+    matched to a budget, and then methods are tuned.
+
+    Raises:
+        RequestError: saying what is wrong.
+    """
+    from mtlbench.planning.plan import plan_requests
+    from mtlbench.planning.request import read_requests, with_base
+
+    level, trials, without_base, budget = (
+        options.pop(name) for name in ("tune", "tune_trials", "no_base", "match_parameters")
+    )
+    tune = level is not None or trials is not None
+    if tune:
+        from mtlbench.planning.sweeps import refuse_sweep
+
+        refuse_sweep(options, "--tune")
+    searches = [] if tune else searches_from(options)
+    requests = read_requests(options)
+    matchings: Sequence[Matching] = ()
+    if budget is not None:
+        from mtlbench.forecasting.matching import match_parameters, read_budget
+
+        requests, matchings = match_parameters(requests, read_budget(budget))
+    if not without_base:
+        requests = with_base(requests)
+    tuned = None
+    if tune:
+        from mtlbench.tuning.comparison import plan_tuned
+        from mtlbench.tuning.effort import read_effort
+
+        tuned = plan_tuned(requests, read_effort(level or "standard", trials))
+    plan = tuned.plan if tuned else plan_requests(requests)
+    check_tuned(plan, searches)
+    return Planned(plan=plan, tuned=tuned, searches=searches, matchings=matchings)
 
 
 def searches_from(options: dict[str, Any]) -> list[TunedMethod]:
@@ -82,7 +118,7 @@ def check_tuned(plan: Plan, searches: Sequence[TunedMethod]) -> None:
 
     found = [(search.method, dict(search.settings)) for search in searches if search.winner]
     for cell in plan.cells if searches else ():
-        if (cell.method, dict(cell.settings)) not in found:
+        if cell.protocol.tuning != "none" and (cell.method, dict(cell.settings)) not in found:
             known = "; ".join(f"{name}: {settings}" for name, settings in found)
             raise RequestError(f"--tuning: {cell.variant} has not the settings of a search. Found were {known}.")
 

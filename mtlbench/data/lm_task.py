@@ -6,12 +6,13 @@ is read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +72,14 @@ def load_lm_task(task: Task, splits: Mapping[str, datasets.Dataset], *, name: st
         if metric.partition(",")[0] not in known:
             raise PluginError(f"Task {name!r} names the metric {metric!r}. {did_you_mean(metric, known)}")
     return lm_task
+
+
+def scored_on_training(lm_task: ConfigurableTask, docs: Sequence[int]) -> ConfigurableTask:
+    """The same task, scored on these training examples: prompts and metrics are those of the evaluation."""
+    scored = copy.copy(lm_task)
+    rows = lm_task.training_docs().select(docs)
+    scored.dataset = {**lm_task.dataset, lm_task.config.validation_split: rows}
+    return scored
 
 
 def yaml_path(task: Task) -> Path:

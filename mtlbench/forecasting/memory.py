@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtlbench.api.cell import Cell
+from mtlbench.api.method import Setup
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import BackboneSize, backbone_size, empty_backbone
 from mtlbench.cells.cost import trainable_count
@@ -41,16 +43,18 @@ def count_parameters(cell: Cell) -> ParameterCounts:
         RequestError: the method refuses the backbone, or the backbone's configuration is unavailable.
     """
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
+    return counts_on(model, cell, architecture=architecture)
+
+
+def counts_on(model: nn.Module, cell: Cell, *, architecture: str) -> ParameterCounts:
+    """The same on an empty backbone at hand, to which the method stays attached.
+
+    Raises:
+        RequestError: the method refuses the backbone.
+    """
     size = backbone_size(model)
     method = build(cell.method, cell.settings)
-    setup = setup_of(
-        model,
-        cell,
-        architecture=architecture,
-        train_rows=[1] * len(cell.tasks),
-        total_steps=cell.protocol.steps or 1000,
-        routing=Routing(),
-    )
+    setup = empty_setup(model, cell, architecture=architecture)
     reason = method.refuse(setup)
     if reason is not None:
         raise RequestError(reason)
@@ -64,6 +68,18 @@ def count_parameters(cell: Cell) -> ParameterCounts:
         dropped=dropped,
         backbone_size=size,
         architecture=architecture,
+    )
+
+
+def empty_setup(model: nn.Module, cell: Cell, *, architecture: str) -> Setup:
+    """What a method knows of a cell on an empty backbone."""
+    return setup_of(
+        model,
+        cell,
+        architecture=architecture,
+        train_rows=[1] * len(cell.tasks),
+        total_steps=cell.protocol.steps or 1000,
+        routing=Routing(),
     )
 
 

@@ -72,7 +72,15 @@ def plan_of(options: Mapping[str, Any]) -> Plan:
     Raises:
         RequestError: as :func:`~mtlbench.planning.request.read_requests` and :func:`make_plan` raise it.
     """
-    requests = read_requests(options)
+    return plan_requests(read_requests(options))
+
+
+def plan_requests(requests: Requests) -> Plan:
+    """One plan of all requests of a command.
+
+    Raises:
+        RequestError: as :func:`make_plan` raises it.
+    """
     plan = join_plans([make_plan(request) for request in requests.parts], notes=requests.notes)
     notes = tuple(_unmoved(requests)) if "learning_rate" in requests.sweeps else ()
     return replace(plan, sweeps=requests.sweeps, notes=(*plan.notes, *notes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ from mtlbench.api.executor import DevicesPerCell
 from mtlbench.backbones.names import check_model, is_embedded
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.presets import Preset, open_preset
+from mtlbench.planning.settings import split_methods
 from mtlbench.planning.sweeps import Sweeps, requests_of, sweeps_of
+from mtlbench.plugins import offers
+
+UNTRAINED = "base"
+"""The method that trains nothing: the backbone as it is, against which every row is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,26 @@ def read_requests(options: Mapping[str, Any]) -> Requests:
             "everything else equal. Name one with --data."
         )
     return Requests(parts=tuple(parts), notes=opened.notes, sweeps=sweeps)
+
+
+def with_base(requests: Requests) -> Requests:
+    """The untrained backbone as a row of every request, for commands that make a table; once where it is named.
+
+    Beside settings that come from a search it is a request of its own, as nothing of it was searched.
+    """
+    if UNTRAINED not in offers("methods"):
+        return requests
+    return replace(requests, parts=tuple(part for one in requests.parts for part in _with_base(one)))
+
+
+def _with_base(request: Request) -> Iterator[Request]:
+    if any(name == UNTRAINED for name, _ in split_methods(request.methods)):
+        yield request
+    elif "tuning" in request.protocol:
+        rest = {name: value for name, value in request.protocol.items() if name != "tuning"}
+        yield from (request, replace(request, methods=UNTRAINED, protocol=rest))
+    else:
+        yield replace(request, methods=f"{UNTRAINED},{request.methods}")
 
 
 def _request(options: Mapping[str, Any]) -> Request:

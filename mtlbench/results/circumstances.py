@@ -9,6 +9,7 @@ from mtlbench.api.cell import Protocol
 from mtlbench.api.record import Record
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.study import Row, Table
+from mtlbench.results.training_flags import last_entropies
 from mtlbench.text import memory, one_line, seeds_label
 
 
@@ -39,7 +40,12 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             "Other programs used memory of the device when these cells ran, so their times are not comparable: "
             f"{_value_list(shared)}."
         )
-
+    searches = {row.label: [e for record in _done(row) for e in last_entropies(record).values()] for row in rows}
+    if decided := "; ".join(f"{label} {_range(entropies)}" for label, entropies in searches.items() if entropies):
+        yield (
+            "How decided the search of an architecture was, as the entropy of the mixtures at its last cut, 1 for "
+            f"uniform ones: {decided}."
+        )
     for name, sentence in _OF_BACKBONES.items():
         for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
             yield f"{sentence}: {text} ({', '.join(who)})."
@@ -67,6 +73,11 @@ def row_check_notes(records: Sequence[Record]) -> Iterable[str]:
         worst = max(found, key=lambda check: (check.cut + check.repeated, str(check)))
         for sentence in worst.sentences(task, max_length=max(lengths)):
             yield sentence if len(set(found)) == 1 else f"{sentence} Other cells have fewer."
+
+
+def _range(numbers: Sequence[float]) -> str:
+    low, high = f"{min(numbers):.3f}", f"{max(numbers):.3f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _done(row: Row) -> list[Record]:
@@ -129,7 +140,8 @@ def equal_for_all_rows(table: Table) -> str:
         f"loss weighted by {p.task_weighting}" if p.task_weighting != "method" else "",
         "batches drawn from the mixture" if p.batching == "drawn" else "batches of rows of similar length",
         f"{p.optimizer}, learning rate {p.learning_rate:g} ({p.schedule}) where a method sets none",
-        f"early stopping ({p.evals_per_run} scores a run, patience {p.patience})"
+        f"early stopping{' by the metrics of the tasks' if p.select_by == 'metric' else ''} "
+        f"({p.evals_per_run} scores a run, patience {p.patience})"
         if p.evals_per_run
         else "no early stopping",
         f"computed in {dtypes.pop().removeprefix('torch.')}" if len(dtypes) == 1 else "",

@@ -23,12 +23,16 @@ class NumberColumn:
 
 
 def cost_columns(table: Table) -> list[NumberColumn]:
-    """Means over seeds; the peak memory is the highest. None where no row has costs."""
+    """Means over seeds; the peak memory is the highest. None where no row has costs.
+
+    What is trainable is what is left after training; where more was trained at once, that is a column too.
+    """
     if not any(row.costs for row in table.rows):
         return []
     kinds = sorted({row.costs.peak_memory_kind for row in table.rows if row.costs and row.costs.peak_memory_kind})
     return [
         _cost("trainable", lambda c: c.trainable_parameters.mean, "{:,.0f}".format),
+        *([_cost("trained at once", _at_once, "{:,.0f}".format)] if any(_more(row) for row in table.rows) else []),
         _cost("of backbone", lambda c: c.trainable_percent, "{:.2f}%".format),
         _cost("added at inference", lambda c: c.inference_parameters.mean, "{:,.0f}".format),
         _cost("adapter on disk", lambda c: c.adapter_bytes.mean if c.adapter_bytes else None, memory),
@@ -41,6 +45,14 @@ def cost_columns(table: Table) -> list[NumberColumn]:
         _cost("training", lambda c: c.train_seconds.mean or None, duration),
         _cost("total", lambda c: c.total_seconds.mean, duration),
     ]
+
+
+def _at_once(costs: RowCosts) -> float:
+    return (costs.trained_at_once or costs.trainable_parameters).mean
+
+
+def _more(row: Row) -> bool:
+    return row.costs is not None and row.costs.trained_at_once is not None
 
 
 def difference_columns(table: Table) -> list[NumberColumn]:

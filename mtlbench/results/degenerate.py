@@ -17,10 +17,12 @@ from mtlbench.files.copies import in_copies
 from mtlbench.results.rows import at_majority
 from mtlbench.results.training_flags import (
     FEW_TO_VALIDATE,
+    UNDECIDED,
     UNDEFINED,
     few_to_validate,
     of_training_losses,
     of_validation_losses,
+    undecided_search,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def flags_of(
     of_run = [*of_training_losses(record, steps), *of_validation_losses(record)]
     flags = [Flag(seed=seed, task=None, kind=kind, detail=detail) for kind, detail in of_run]
     flags += [Flag(seed=seed, task=t, kind=FEW_TO_VALIDATE, detail=d) for t, d in few_to_validate(record)]
+    flags += [Flag(seed=seed, task=t, kind=UNDECIDED, detail=d) for t, d in undecided_search(record)]
     for task in record.cell.scored:
         task_answers = answers.get(task) if answers else None
         flags += [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlbench.api.cell import Cell, canonical
 from mtlbench.api.record import Costs, Record, TaskScore
-from mtlbench.api.study import Entry, Problem, Row, RowCosts, spread
+from mtlbench.api.study import Entry, Problem, Row, RowCosts, Spread, spread
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.text import one_line
 
@@ -61,7 +61,7 @@ def _row(
             t: _entry([r.scores[t] for r in done if t in r.scores]) for t in tasks if any(t in r.scores for r in done)
         },
         average=Entry(scores=spread(averages), best=False, at_majority=False) if averages else None,
-        costs=_costs([record.costs for record in done if record.costs]),
+        costs=_costs([record.costs for record in done if record.costs], at_once=_at_once(done)),
         problems=_problems(own, missing=missing),
         average_seeds=tuple(record.cell.seed for record in whole),
         tuned=tuned,
@@ -83,7 +83,16 @@ def at_majority(scores: Sequence[TaskScore]) -> bool:
     return False
 
 
-def _costs(costs: Sequence[Costs]) -> RowCosts | None:
+def _at_once(records: Sequence[Record]) -> Spread | None:
+    """The most that was trained at once, where that is not what is left. Earlier versions noted what was attached."""
+    known = [r.notes.get("parameters_at_once", r.notes.get("parameters_attached")) for r in records if r.costs]
+    numbers = [number for number in known if isinstance(number, int)]
+    if not numbers or numbers == [r.costs.trainable_parameters for r in records if r.costs]:
+        return None
+    return spread(numbers)
+
+
+def _costs(costs: Sequence[Costs], *, at_once: Spread | None) -> RowCosts | None:
     if not costs:
         return None
     adapters = [c.adapter_bytes for c in costs if c.adapter_bytes]
@@ -100,6 +109,7 @@ def _costs(costs: Sequence[Costs]) -> RowCosts | None:
         tokens_per_second=spread(c.tokens_per_second for c in costs),
         train_seconds=spread(c.train_seconds for c in costs),
         total_seconds=spread(c.total_seconds for c in costs),
+        trained_at_once=at_once,
     )
 
 

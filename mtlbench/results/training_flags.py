@@ -1,4 +1,5 @@
-"""What the losses of a finished run say: nothing learnt, not a number, ended too early, validated on too little."""
+"""What a finished training says of itself: nothing learnt, not a number, ended too early, validated on too little, an
+architecture chosen without a preference."""
 
 from __future__ import annotations
 
@@ -12,12 +13,15 @@ UNDEFINED = "not a number"
 STILL = "the training loss did not fall"
 UNDERTRAINED = "undertrained: the validation loss was still falling at the last step"
 FEW_TO_VALIDATE = "too few examples to validate on"
+UNDECIDED = "the architecture search is undecided"
 _LINES = 8
 """Minimum number of log lines of a task for its losses to be judged."""
 _READ = 100
 """A longer log is subsampled to about this many lines."""
 _FALL = 0.01
 """Share by which the loss of at least one task must fall; a validation loss that falls by it at the end is falling."""
+_UNIFORM = 0.9
+"""A search is undecided where the entropy at its last cut is above this share of a uniform mixture's."""
 _FEWEST = 5
 """Fewer validation examples of a task are too few to choose the best step by."""
 
@@ -114,3 +118,25 @@ def few_to_validate(record: Record) -> Iterator[tuple[str, str]]:
     for task, count in (known or {}).items():
         if count < _FEWEST:
             yield task, f"{count}"
+
+
+def undecided_search(record: Record) -> Iterator[tuple[str | None, str]]:
+    """Searches of an architecture whose last cut followed hardly any preference, by task where each has its own."""
+    for task, entropy in last_entropies(record).items():
+        if entropy > _UNIFORM:
+            yield task or None, f"entropy at the last cut {entropy:.3g} of a uniform mixture's"
+
+
+def last_entropies(record: Record) -> dict[str, float]:
+    """How decided the searches of a record's training were: the entropy of the mixtures just before one operation was
+    left, divided by that of uniform ones; by full task name, or under ``""`` where all tasks share one search."""
+    found: dict[str, float] = {}
+    for note in record.notes.values():
+        by_task = note.get("by_task") if isinstance(note, Mapping) else None
+        for task, search in by_task.items() if isinstance(by_task, Mapping) else [("", note)]:
+            cuts = search.get("trajectory") if isinstance(search, Mapping) else None
+            last = cuts[-1] if isinstance(cuts, list | tuple) and cuts else None
+            entropy = last.get("entropy") if isinstance(last, Mapping) and last.get("keep") == 1 else None
+            if isinstance(entropy, int | float) and math.isfinite(entropy):
+                found[str(task)] = float(entropy)
+    return found

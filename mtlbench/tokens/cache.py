@@ -143,7 +143,10 @@ class Tokenised:
             return [(row.context, row.target, each) for row, each in zip(rows, facts, strict=True)]
 
         made = self._made(task, lm_task, numbers, make, max_length=max_length, evaluation=False, chat=chat)
-        rows = [TokenRow(task=index, context=context, target=target, cut=facts.cut) for context, target, facts in made]
+        rows = [
+            TokenRow(task=index, context=context, target=target, cut=facts.cut, doc=doc)
+            for doc, (context, target, facts) in zip(numbers, made, strict=True)
+        ]
         return rows, [facts for _, _, facts in made]
 
     def evaluation(

@@ -8,7 +8,7 @@ special tokens after every text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -241,6 +241,8 @@ class TokenRow:
     """Answer tokens, the only ones that contribute to the loss."""
     cut: int = 0
     """Tokens of the prompt that were cut off on the left."""
+    doc: int = field(default=-1, compare=False)
+    """Number of the example in its task's training split; -1 where it is not known."""
 
     @property
     def length(self) -> int:

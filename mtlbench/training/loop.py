@@ -46,6 +46,7 @@ READ_EVERY = 10
 """Steps between two reads of the loss by the host."""
 
 OnStep = Callable[[int, Tensor, Tensor], None]
+Metric = Callable[[Sequence[TokenRow]], float]
 
 
 class DivergedError(MtlbenchError):
@@ -69,6 +70,9 @@ class TrainingJob:
     seed: int
     autocast: torch.dtype | None = None
     """Dtype of the forward pass where it is not the backbone's own."""
+    metric: Metric | None = None
+    """The mean of the tasks' metrics in percent on some rows of the training split; where it is given, states are kept
+    by it and not by the loss."""
 
 
 class Loop:
@@ -92,6 +96,7 @@ class Loop:
     ) -> None:
         self.model, self.method, self.splits, self.protocol = job.model, job.method, job.splits, job.protocol
         self.tasks, self.seed, self.on_step, self._ranks = job.tasks, job.seed, on_step, ranks
+        self._metric = job.metric
         self._device = job.collator.device
         self._gradients = Gradients(
             model=job.model,
@@ -157,7 +162,7 @@ class Loop:
         before_step: Callable[[int], None] | None = None,
         patience_from: int = 0,
     ) -> None:
-        """Train for the budget, or until the stop split stops it; the best scored state is kept.
+        """Train for the budget, or until the stop split stops it; the first of the best scored states is kept.
 
         Every run has its own optimizer, schedule, draws of dropout and early stopping, so that runs on disjoint tasks
         which share no parameter give what separate cells with these budgets would.
@@ -239,6 +244,7 @@ class Loop:
     def _train(self, run: RunState, before_step: Callable[[int], None] | None) -> None:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.progress.parameters = max(self.progress.parameters, sum(p.numel() for p in trainable))
         self._savepoints.begin_run()
         self.progress.row_layout, self.progress.task_weighting = str(self.form), str(self._gradients.loss)
         self._mark = time.perf_counter()
@@ -363,7 +369,8 @@ class Loop:
         return {point for point in points if point >= patience_from}
 
     def _score_stop(self, stop: Sequence[TokenRow]) -> float | None:
-        """Mean over tasks of each task's mean loss on the rows ``stop``; ``None`` when the worker is asked to end."""
+        """Mean over tasks of each task's mean loss on the rows ``stop``, or minus the mean of their metrics: lower is
+        better. ``None`` when the worker is asked to end."""
         self.model.eval()
         found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.stop_requested)
         self.model.train()
@@ -372,7 +379,11 @@ class Loop:
         score = self._finite(self._ranks.broadcast_value(task_means(*found, self.tasks).item()))
         self.progress.stop_losses.append((self.progress.steps, score))
         log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
-        return score
+        if self._metric is None:
+            return score
+        mean = self._ranks.broadcast_value(self._metric(stop))
+        self.progress.stop_scores.append((self.progress.steps, mean))
+        return -mean
 
     def _finite(self, loss: float) -> float:
         if loss - loss == 0:

@@ -36,6 +36,8 @@ class TrainingProgress:
     """Token slots computed, padding included."""
     task_weighting: str = ""
     """How the losses of a step weigh: :class:`~mtlbench.training.objective.Objective` as text."""
+    parameters: int = 0
+    """The largest number that required gradients in one run."""
     row_layout: str = ""
     """``end to end``, or ``padded`` with the reason; empty before the first step."""
     tasks_of_steps: int = 0
@@ -48,6 +50,8 @@ class TrainingProgress:
     """Steps done and the method's loss, every few steps."""
     stop_losses: list[tuple[int, float]] = field(default_factory=list)
     """Steps done and the loss on the stop split: mean over tasks of each task's mean."""
+    stop_scores: list[tuple[int, float]] = field(default_factory=list)
+    """Steps done and the mean of the tasks' metrics on the stop split in percent, where states are chosen by it."""
     stages: list[RunProgress] = field(default_factory=list)
     """One per run."""
     micro_batches: list[tuple[int, int]] = field(default_factory=list)
@@ -77,7 +81,10 @@ class TrainingProgress:
             "rows_per_task": Counter(dict(map(tuple, value["rows_per_task"]))),
             "tokens_per_task": Counter(dict(map(tuple, value["tokens_per_task"]))),
             "stages": [RunProgress(**{**stage, "tasks": tuple(stage["tasks"])}) for stage in value["stages"]],
-            **{name: [tuple(pair) for pair in value[name]] for name in ("losses", "stop_losses", "micro_batches")},
+            **{
+                name: [tuple(pair) for pair in value[name]]
+                for name in ("losses", "stop_losses", "stop_scores", "micro_batches")
+            },
         }
         return cls(**{**value, **changed})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from mtlbench.api.executor import Executor
 from mtlbench.api.tuning import TunedMethod
 from mtlbench.executors.runner import INTERRUPTED, Session
 from mtlbench.planning.plan import Plan, join_plans
-from mtlbench.planning.request import Request, Requests
-from mtlbench.planning.settings import split_methods
+from mtlbench.planning.request import Requests
 from mtlbench.store import RunFolder
 from mtlbench.tuning.effort import Effort
-from mtlbench.tuning.equal import UNTRAINED, EqualStudy, make_study, run_searches
+from mtlbench.tuning.equal import EqualStudy, make_study, run_searches
 
 TRIALS = "tuning"
 """Folder of the trials in a run folder; it is a run folder of its own."""
@@ -56,22 +55,15 @@ class TunedPlan:
         ]
 
 
-def plan_tuned(requests: Requests, effort: Effort, *, base: bool = True) -> TunedPlan:
-    """Check and lay out every part of a request; with ``base``, the untrained backbone is a row of each.
+def plan_tuned(requests: Requests, effort: Effort) -> TunedPlan:
+    """Check and lay out every part of a request.
 
     Raises:
         RequestError: as :func:`make_study` raises it.
     """
-    parts = [_with_base(part) if base else part for part in requests.parts]
-    studies = tuple(make_study(part, effort) for part in parts)
+    studies = tuple(make_study(part, effort) for part in requests.parts)
     plan = join_plans([study.plan for study in studies], notes=requests.notes)
     return TunedPlan(plan=plan, effort=effort, studies=studies)
-
-
-def _with_base(request: Request) -> Request:
-    if any(name == UNTRAINED for name, _ in split_methods(request.methods)):
-        return request
-    return replace(request, methods=f"{UNTRAINED},{request.methods}")
 
 
 def run_tuned(

@@ -19,16 +19,13 @@ from mtlbench.api.tuning import STUDY, TrialScores, TunedMethod
 from mtlbench.errors import RequestError
 from mtlbench.executors.runner import FAILED, INTERRUPTED, OK
 from mtlbench.planning.plan import Plan, make_plan
-from mtlbench.planning.request import Request
+from mtlbench.planning.request import UNTRAINED, Request
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.store import RunFolder
 from mtlbench.tuning.effort import Effort
 from mtlbench.tuning.grid import common_space, rate_of, trial_settings
 from mtlbench.tuning.search import RunCells, run_missing
 from mtlbench.tuning.space import space_text
-
-UNTRAINED = "base"
-"""The method that trains nothing: scored, never tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,13 @@ def _train(cell: Cell, context: TrainingContext) -> None:
     """The steps of :func:`~mtlbench.cells.cell.run_cell` up to the end of training. As every rank has the whole
     backbone, rank 0 evaluates alone."""
     for _ in range(2):
-        attempt = CellAttempt(cell, context, on_step=lambda *step: reach("rank.step"), begun=time.perf_counter())
+        attempt = CellAttempt(
+            cell,
+            context,
+            on_step=lambda *step: reach("rank.step"),
+            metric=lambda rows: 0.0,  # that of rank 0 is taken
+            begun=time.perf_counter(),
+        )
         if attempt.attach() is not None:
             return
         try:

@@ -25,7 +25,7 @@ _SUMMARY = ("table", "title", "method", "seeds", "outcome")
 _MOVED = ("tuning", "moved by tuning", "moved low", "moved high", "held-out score", "searched")
 _COSTS = (
     "trainable_parameters", "trainable_percent", "inference_parameters", "adapter_bytes", "peak_memory",
-    "peak_memory_kind", "tokens_per_second", "train_seconds", "total_seconds",
+    "peak_memory_kind", "tokens_per_second", "train_seconds", "total_seconds", "trained_at_once",
 )  # fmt: skip
 _OVER_TASKS = (
     "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
@@ -181,6 +181,7 @@ def _forgetting(tables: Sequence[Table]) -> Iterator[CsvRow]:
 def _costs(costs: RowCosts) -> CsvRow:
     return {
         "trainable_parameters": costs.trainable_parameters.mean,
+        "trained_at_once": (costs.trained_at_once or costs.trainable_parameters).mean,
         "trainable_percent": costs.trainable_percent,
         "inference_parameters": costs.inference_parameters.mean,
         "adapter_bytes": costs.adapter_bytes.mean if costs.adapter_bytes else None,

@@ -75,7 +75,9 @@ def test_a_cell_runs_on_it_and_is_exported_and_a_folder_with_it_is_the_same(tmp_
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
     write_gguf(Path("model/tiny.gguf"), eight_bit=True)
-    words = "run --methods lora --tasks glue/rte --data demo --steps 2 --train-rows 32 --eval-rows 4 --device cpu"
+    words = (
+        "run --no-base --methods lora --tasks glue/rte --data demo --steps 2 --train-rows 32 --eval-rows 4 --device cpu"
+    )
     done = CliRunner().invoke(cli, [*words.split(), "--model", "model/tiny.gguf", "--out", "run"])
     assert done.exit_code == 0, done.output
     (record,) = (json.loads(path.read_text()) for path in Path("run/records").glob("*.json"))

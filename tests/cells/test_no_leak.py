@@ -54,12 +54,16 @@ def ran(data: Path, out: Path, methods: str = "lora", **words: object) -> tuple[
     return record, load_file(path)
 
 
-@pytest.mark.parametrize("methods", ["lora", "prefixnas[layers=2,prefix_length=3,width=16]"])
-def test_other_evaluation_rows_change_the_scores_and_nothing_else(folders, tmp_path, methods):
-    (one, weights), (other, again) = (ran(data, tmp_path / data.name, methods) for data in folders)
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [("lora", {}), ("prefixnas[layers=2,prefix_length=3,width=16]", {}), ("lora", {"select_by": "metric"})],
+)
+def test_other_evaluation_rows_change_the_scores_and_nothing_else(folders, tmp_path, methods, words):
+    (one, weights), (other, again) = (ran(data, tmp_path / data.name, methods, **words) for data in folders)
     assert one.cell.protocol.data != other.cell.protocol.data and one.key != other.key
     assert one.notes["stop_losses"] == other.notes["stop_losses"] and one.notes["stop_losses"]
     assert one.notes["best_step"] == other.notes["best_step"]
+    assert one.notes.get("stop_scores") == other.notes.get("stop_scores")
     assert set(one.notes["validation_examples"]) == set(one.cell.tasks) and all(
         one.notes["validation_examples"].values()
     )

@@ -15,7 +15,7 @@ from mtlbench.cells.failure import lost
 from mtlbench.store import RunFolder
 
 RUN = (
-    "run", "--methods", "lora", "--tasks", "glue/rte", "--seeds", "0,1", "--steps", "4", "--train-rows", "32",
+    "run", "--no-base", "--methods", "lora", "--tasks", "glue/rte", "--seeds", "0,1", "--steps", "4", "--train-rows", "32",
     "--eval-rows", "16", "--batch-size", "8", "--workers", "1", "--device", "cpu",
 )  # fmt: skip
 

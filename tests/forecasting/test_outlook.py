@@ -19,7 +19,7 @@ from mtlbench.errors import RequestError
 from mtlbench.forecasting.forecast import Target, VariantForecast, check_fits, forecast_lines, forecasts
 from mtlbench.store import RunFolder
 
-WORDS = ["--methods", "lora,full", "--tasks", "glue/rte,glue/sst2", "--train-rows", "200", "--epochs", "1"]
+WORDS = ["--methods", "lora,full", "--no-base", "--tasks", "glue/rte,glue/sst2", "--train-rows", "200", "--epochs", "1"]
 TARGET = Target(device="cpu", memory=64 * 2**30, workers=1)
 
 

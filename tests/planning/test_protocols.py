@@ -25,6 +25,9 @@ HASHES = {
     "peml_holdout": "32671cbff9c5",
     "peml_holdout_300": "86af93ace934",
     "peml_holdout_500": "c99004d2efa4",
+    "peml_metric": "c750ce598dbf",
+    "peml_metric_300": "6152240ae6eb",
+    "peml_metric_500": "5dbae097f1f8",
     "peml_validation": "51f88d4e9985",
     "standard": "e74b4f865006",
 }
@@ -169,6 +172,8 @@ def test_names_that_lead_nowhere_are_refused(tmp_path: Path):
     ("words", "message"),
     [
         ({"held_out": 0.0}, "held_out=0 leaves no rows to stop early on"),
+        ({"select_by": "metric", "evals_per_run": 0}, "select_by=metric chooses among scores of the validation split"),
+        ({"select_by": "acc"}, "select_by must be one of loss, metric, got 'acc'"),
         ({"k_shot": "16", "eval_from_train": 0.2}, "more labels than the shots"),
         ({"k_shot": "0"}, "k_shot='0' must be K"),
         ({"k_shot": "16:task"}, "k_shot='16:task' must be K"),

@@ -100,6 +100,17 @@ def test_rows_of_ta_loras_ablation_are_those_of_its_preset():
     assert ours == wanted and len(wanted) == 4
 
 
+@pytest.mark.parametrize("name", ["peml/table-4", "peml/table-9"])
+def test_moe_lora_is_routed_by_token_in_ledger_and_preset_alike(name):
+    opened = open_preset(name, {})
+    (part,), (table,) = opened.parts, tables_named(name)
+    in_preset = {method for method, _ in split_methods(part["methods"])}
+    assert {row.method for row in table.rows} == in_preset
+    (row,) = [row for row in table.rows if row.name == "MOE-LoRA"]
+    assert row.method == "molora" and load_method("molora").with_settings({}).settings()["gate"] == "token"
+    assert any("MOE-LoRA" in note for note in table.notes) and any("molora" in note for note in opened.notes)
+
+
 def test_a_paper_is_one_file(tmp_path):
     path = paper_file(tmp_path)
     assert tables_named(f"{path}/table-1")[0].rows[0].values == (0.9,)

@@ -40,7 +40,7 @@ def invoke(*words: object) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("after")
-    words = ["--methods", "lora,mtl_lora,peml", *SMALL, "--seeds", "0,1", "--out", "run"]
+    words = ["--no-base", "--methods", "lora,mtl_lora,peml", *SMALL, "--seeds", "0,1", "--out", "run"]
     trackers = [name for name in ("tensorboard", "wandb", "mlflow") if _installed(name)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")

@@ -14,7 +14,7 @@ from mtlbench.api.study import AT_MAJORITY, TaskAnswers
 from mtlbench.results.degenerate import BELOW_BASE, CONSTANT, ONE_CLASS, UNPARSED, flags_of
 from mtlbench.results.formatting import flags
 from mtlbench.results.study import study_of
-from mtlbench.results.training_flags import FEW_TO_VALIDATE, STILL, UNDEFINED, UNDERTRAINED
+from mtlbench.results.training_flags import FEW_TO_VALIDATE, STILL, UNDECIDED, UNDEFINED, UNDERTRAINED
 
 RECORD = done(cell(tasks=("a/x",)), 70.0)
 
@@ -129,6 +129,34 @@ def test_too_few_examples_to_validate_on_are_named_by_task():
     assert found(few) == [("a/x", FEW_TO_VALIDATE)], "two of 40 rows, in records that do not say it"
     assert found(few, validation_examples={"a/x": 30}) == found(replace(PROTOCOL, train_rows=200)) == []
     assert found(replace(few, evals_per_run=0)) == found(replace(few, held_out=0.0)) == [], "nothing is chosen by it"
+
+
+def searched(entropy, *, keep=1, by_task=False):
+    one = {"trajectory": [{"step": 3, "keep": 6, "entropy": 0.99}, {"step": 6, "keep": keep, "entropy": entropy}]}
+    return replace(RECORD, notes={"prefix_nas": {"by_task": {"a/x": one}} if by_task else one})
+
+
+def test_a_search_that_followed_no_preference_at_its_last_cut_is_undecided():
+    assert kinds(searched(0.95)) == [(None, UNDECIDED)] and kinds(searched(0.9)) == []
+    assert kinds(searched(0.95, by_task=True)) == [("a/x", UNDECIDED)]
+    assert kinds(searched(0.95, keep=3)) == [], "the last cut was not reached"
+    assert (
+        kinds(searched(math.nan))
+        == kinds(searched("high"))
+        == kinds(replace(RECORD, notes={"x": {"by_task": 3}}))
+        == []
+    )
+    (flag,) = flags_of(searched(0.987), answers=None, steps=())
+    assert flag.detail == "entropy at the last cut 0.987 of a uniform mixture's"
+
+
+def test_tables_say_how_decided_each_search_was():
+    seeds = [
+        replace(searched(entropy), cell=cell("peml", at, tasks=("a/x",))) for at, entropy in enumerate((0.5, 0.75))
+    ]
+    (table,) = study_of([*seeds, done(cell("lora", tasks=("a/x",)), 70.0)]).tables
+    (note,) = [note for note in table.notes if note.startswith("How decided the search")]
+    assert note.endswith("1 for uniform ones: peml 0.500 to 0.750.")
 
 
 def test_rows_below_the_untrained_backbone_are_flagged_by_seed():

@@ -181,6 +181,19 @@ def test_a_seed_without_a_score_for_a_task_is_in_no_average():
     assert "lora, seed 1: no score for glue/cola, so it is in no average." in table.notes
 
 
+def test_what_was_trained_at_once_has_a_column_where_it_is_not_what_is_left():
+    def names(*notes):
+        rows = [done(cell(f"m{at}"), 70.0, 20.0, notes=note) for at, note in enumerate(notes)]
+        (table,) = study_of(rows).tables
+        return {c.name: [c.text(row) for row in table.rows] for c in cost_columns(table)}
+
+    left = COSTS.trainable_parameters
+    assert "trained at once" not in names({}, {"parameters_at_once": left, "parameters_attached": left + 1})
+    found = names({}, {"parameters_at_once": 90_000}, {"parameters_attached": 80_000})
+    assert found["trainable"] == ["25,000"] * 3
+    assert found["trained at once"] == ["25,000", "90,000", "80,000"], "earlier versions noted what was attached"
+
+
 def test_costs_are_spreads_over_the_seeds_that_gave_scores():
     records = [
         done(cell(seed=0), 60.0, 20.0),

@@ -18,7 +18,7 @@ MIX = "superglue,commonsense,glue/rte,mmlu/anatomy,mmlu_5shot/anatomy,mmlu_auxil
 
 
 def run(folder: Path, *words: str) -> list[Record]:
-    command = [sys.executable, "-m", "mtlbench", "run", "--workers", "1", "--out", "out", *words]
+    command = [sys.executable, "-m", "mtlbench", "run", "--no-base", "--workers", "1", "--out", "out", *words]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=600)
     assert done.returncode == 0, done.stderr

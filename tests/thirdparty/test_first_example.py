@@ -55,7 +55,6 @@ def test_it_is_listed_checked_and_trained(project, tmp_path, installed):
     assert "my-method 0.1.0 (my_method)" in mtlbench("list", "methods")
     checked = mtlbench("check", "my_method,my_method[rank=4]")
     assert "failed" not in checked and "ok" in checked
-    mtlbench(
-        "run", "--methods", "my_method", "--tasks", "glue/rte", "--train-rows", "32", "--eval-rows", "8", "--steps", "2"
-    )
+    small = ("--tasks", "glue/rte", "--train-rows", "32", "--eval-rows", "8", "--steps", "2")
+    mtlbench("run", "--methods", "my_method", "--no-base", *small)
     assert "my_method" in mtlbench("report")

@@ -54,7 +54,7 @@ def test_it_keeps_every_promise_of_a_suite(command):
 
 def test_it_trains_and_scores_beside_one_of_ours(command, tmp_path):
     words = ("--methods", "lora", "--tasks", "weather,glue/rte", "--steps", "2", "--eval-rows", "4", "--workers", "1")
-    done = command("run", *words, "--out", "out")
+    done = command("run", *words, "--no-base", "--out", "out")
     assert done.returncode == 0, done.stderr
     (record,) = RunFolder(tmp_path / "out").records().values()
     assert set(record.scores) == {"weather/mood", "weather/follows", "glue/rte"}

@@ -188,7 +188,9 @@ def test_the_cache_of_the_hub_refuses_only_what_it_knows(tmp_path, monkeypatch):
 def test_a_cell_trains_and_scores_with_it(tmp_path, monkeypatch, lm_tasks):
     monkeypatch.chdir(tmp_path)
     _, tokenizer = write_gguf(Path("chat.gguf"))
-    words = "run --methods lora --tasks glue/rte --data demo --steps 2 --train-rows 32 --eval-rows 4 --device cpu"
+    words = (
+        "run --no-base --methods lora --tasks glue/rte --data demo --steps 2 --train-rows 32 --eval-rows 4 --device cpu"
+    )
     more = ("--model", "chat.gguf", "--out", "run", "--held-out", "0", "--evals-per-run", "0", "--chat-template")
     done = CliRunner().invoke(cli, [*words.split(), *more])
     assert done.exit_code == 0, done.output

@@ -205,7 +205,6 @@ def test_a_reference_names_a_method_whatever_its_settings(tmp_path: Path) -> Non
         (("--methods", "base", "--tune", "quick"), "there is nothing to tune"),
         (("--methods", "lora", "--tune", "quick", "--eval-from-train", "0.5"), "--eval-from-train cannot be given"),
         (("--methods", "lora", "--tuning", "by hand"), "There is no search 'by hand'"),
-        (("--methods", "lora", "--no-base"), "--no-base belongs to --tune"),
         (("--methods", "lora", "--tune", "quick", "--k-shot", "4"), "Tune with --train-rows"),
     ],
 )

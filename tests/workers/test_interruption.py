@@ -163,7 +163,7 @@ def test_a_failure_in_evaluation_does_not_repeat_the_training(
 
 
 def test_the_first_interrupt_of_a_run_drains_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    words = ["run", "--methods", METHODS, "--tasks", "glue/rte,glue/cola", "--workers", "1"]
+    words = ["run", "--no-base", "--methods", METHODS, "--tasks", "glue/rte,glue/cola", "--workers", "1"]
     for name, value in PROTOCOL.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, **QUIET, "MTLBENCH_CHECKPOINT_S": "inf"}

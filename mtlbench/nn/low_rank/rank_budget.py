@@ -173,6 +173,14 @@ class RankBudget(nn.Module):
             self._keep = self._best(budget)
             self._mask()
 
+    def pruned_parameters(self) -> int:
+        """Parameters of the triplets that fell out: trained at the start, and no part of the result."""
+        if self._keep is None:
+            return 0
+        sizes = [layer.down.shape[1] + layer.up.shape[0] + 1 for layer in self._layers.values()]
+        dropped: list[int] = (~self._keep).sum(1).tolist()
+        return sum(size * count for size, count in zip(sizes, dropped, strict=True))
+
     def close(self) -> None:
         """Note the final ranks and let go of the layers."""
         self._ranks = {name: int((layer.values != 0).sum()) for name, layer in self._layers.items()}

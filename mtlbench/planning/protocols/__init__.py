@@ -55,6 +55,7 @@ _OPTIONS = {
     "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
     "batching": ("drawn", "by_length"),
+    "select_by": ("loss", "metric"),
     "dtype": ("auto", "float32", "bfloat16"),
     "attention": ("auto", "sdpa", "eager"),
 }
@@ -268,6 +269,11 @@ def _check_together(protocol: Protocol) -> None:
     if protocol.held_out == 0 and protocol.evals_per_run:
         raise RequestError(
             "held_out=0 leaves no rows to stop early on: set evals_per_run=0 with it, or give held_out a share."
+        )
+    if protocol.select_by != "loss" and not protocol.evals_per_run:
+        raise RequestError(
+            f"select_by={protocol.select_by} chooses among scores of the validation split, and evals_per_run=0 takes "
+            "none: set evals_per_run to how many there are in a run."
         )
     if protocol.k_shot:
         read_k_shot(protocol.k_shot)
