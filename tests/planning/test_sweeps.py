@@ -75,7 +75,7 @@ def asked(*words: str) -> tuple[int, str]:
 
 
 def test_the_command_counts_the_cells_and_names_the_values():
-    code, output = asked("plan", "--methods", "lora", "--epochs", "0.5,1", "--seeds", "0,1")
+    code, output = asked("plan", "--methods", "lora", "--no-base", "--epochs", "0.5,1", "--seeds", "0,1")
     assert code == 0, output
     assert "4 cells: 4 to run" in output and "sweep: epochs 0.5, 1: 2 combinations of 2 cells" in output
     assert "lora seed 1, epochs=0.5" in output
