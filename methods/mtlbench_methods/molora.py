@@ -27,6 +27,11 @@ class MoLora(Method):
     normalises them again, as MoLA does). The default of 4 experts of rank 2 is the ``MOE-LoRA`` of the C-Poly tables;
     whether its gate read the token or the task is not known, so ``gate=task`` offers the other form: ``p`` from a
     learned embedding of the task. ``alpha / rank`` is 4 as in the reference code.
+
+    ``balance`` adds that multiple of ``E sum_e f_e P_e`` to the loss of a step, averaged over the adapted linears:
+    ``f_e`` is the expert's part of the experts that tokens keep (their first choice where all are kept) and ``P_e`` its
+    mean probability, over all tokens of the step without padding (Fedus et al. 2022, arXiv:2101.03961, eq. 4 to 6, who
+    take 0.01). The reference code has this loss in ``src/routing.py``, for each sequence, and never adds it.
     """
 
     name: ClassVar[str] = "molora"
@@ -44,6 +49,8 @@ class MoLora(Method):
     """Experts that a token keeps; 0 keeps all."""
     task_width: int = 64
     """Width of the task embeddings with ``gate=task``."""
+    balance: float = 0.0
+    """Weight of the load-balance loss."""
     dropout: float = 0.0
     target: str = "all"
     """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
@@ -55,9 +62,21 @@ class MoLora(Method):
         check(self, "top_k", holds=0 <= self.top_k <= self.experts, allowed=f"from 0 to experts={self.experts}")
         check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
 
+        check(self, "balance", holds=0 <= self.balance < float("inf"), allowed="a number of at least 0")
+
     @property
     def task_routed(self) -> bool:
         return self.gate == "task"
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return self.balance > 0
+
+    def auxiliary_loss(self, sums: Mapping[str, nn.RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+        import torch
+
+        losses = [nn.load_balance(layer.values, layer.tokens) for layer in sums.values()]
+        return self.balance * torch.stack(losses).mean()
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
@@ -100,12 +119,13 @@ def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, rank: int, 
     else:
         logits = (tasks @ router.t()).index_select(0, rows.tasks).unsqueeze(1)
     shares = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    report = nn.routing_report(shares, shares.topk(top_k or 1, dim=-1).indices) if rows.reports else None
     if top_k:
         kept = shares.topk(top_k, dim=-1)
         shares = torch.zeros_like(shares).scatter(-1, kept.indices, kept.values)
         shares = shares / shares.sum(-1, keepdim=True)
     gate = shares.repeat_interleave(rank, dim=-1)
-    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale)
+    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale, report=report)
 
 
 @hookimpl

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         layer_of,
     )
     from mtlbench.nn.linears import projection_names, replace_module, select_linears
-    from mtlbench.nn.losses import hidden_state_mse, kl_divergence, task_means
+    from mtlbench.nn.losses import hidden_state_mse, kl_divergence, load_balance, routing_report, task_means
     from mtlbench.nn.low_rank.dora import DoraFactors, DoraLinear, MergedDoraLinear, export_dora, merge_dora
     from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
     from mtlbench.nn.low_rank.export import export_lora
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from mtlbench.nn.prefixes.nas import PREFIX_OPERATIONS, PrefixNAS, PrefixOperation, SearchedLayer
     from mtlbench.nn.prefixes.prompts import PromptProjections
     from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchSchedule
+    from mtlbench.nn.row_sums import RowSums, report
     from mtlbench.nn.soft_prompts.prompt import (
         PromptInput,
         PromptSource,
@@ -129,6 +130,7 @@ __all__ = [
     "RankBudget",
     "RankSchedule",
     "ReparameterisedPrefix",
+    "RowSums",
     "SearchSchedule",
     "SearchedLayer",
     "SkillRouter",
@@ -178,6 +180,7 @@ __all__ = [
     "kaiming_uniform",
     "kl_divergence",
     "layer_of",
+    "load_balance",
     "merge_dora",
     "merge_low_rank",
     "mix_skills",
@@ -190,8 +193,10 @@ __all__ = [
     "prompt_similarity",
     "remove_module",
     "replace_module",
+    "report",
     "restore_norm_dtypes",
     "router_name",
+    "routing_report",
     "save_merged",
     "seeded_generator",
     "select_linears",
@@ -205,7 +210,7 @@ __all__ = [
 _NAMES = {
     "attachments": "attach_module attach_state find_module find_state get_module get_state remove_module",
     "linears": "projection_names replace_module select_linears",
-    "losses": "hidden_state_mse kl_divergence task_means",
+    "losses": "hidden_state_mse kl_divergence load_balance routing_report task_means",
     "blocks.adapters": "Adapter AdapterBank adapter_forward",
     "blocks.branching": "BranchingLinear TaskGradients branch_counts group_tasks",
     "blocks.hypernet": "GeneratedAdapter Hypernet StackHypernet",
@@ -219,6 +224,7 @@ _NAMES = {
     "low_rank.rank_budget": "RankBudget RankSchedule TripletLinear",
     "low_rank.skills": "ExpertDropoutLinear SkillRouter SkillUsage init_router_logits init_skills mix_skills "
     "mixing_weights router_name select_skills",
+    "row_sums": "RowSums report",
     "parameters": "kaiming_uniform optimizer_groups seeded_generator",
     "prefixes.attention": "gated_prefix_attention",
     "prefixes.encoders": "DirectPrefix ReparameterisedPrefix TaskPrefixes",
