@@ -111,21 +111,30 @@ class MoLora(Method):
 
 def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, rank: int, top_k: int, scale: float) -> nn.Factors:
     """``down [experts * rank, in]`` and ``up [out, experts * rank]`` hold all experts; ``router [experts, width]``."""
+    router, tasks = parameters["router"], parameters.get("tasks")
+    shares = token_shares(rows.x if tasks is None else tasks, router)
+    if tasks is not None:
+        shares = shares.index_select(0, rows.tasks).unsqueeze(1)
+    report = nn.routing_report(shares, shares.topk(top_k or 1, dim=-1).indices) if rows.reports else None
+    gate = (kept(shares, top_k) if top_k else shares).repeat_interleave(rank, dim=-1)
+    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale, report=report)
+
+
+def token_shares(x: Tensor, router: Tensor) -> Tensor:
+    """``softmax(router x) [..., experts]`` of ``x [..., width]``, at least float32."""
     import torch
 
-    router, tasks = parameters["router"], parameters.get("tasks")
-    if tasks is None:
-        logits = torch.nn.functional.linear(rows.x, router.to(rows.x.dtype))
-    else:
-        logits = (tasks @ router.t()).index_select(0, rows.tasks).unsqueeze(1)
-    shares = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    report = nn.routing_report(shares, shares.topk(top_k or 1, dim=-1).indices) if rows.reports else None
-    if top_k:
-        kept = shares.topk(top_k, dim=-1)
-        shares = torch.zeros_like(shares).scatter(-1, kept.indices, kept.values)
-        shares = shares / shares.sum(-1, keepdim=True)
-    gate = shares.repeat_interleave(rank, dim=-1)
-    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale, report=report)
+    logits = torch.nn.functional.linear(x, router.to(x.dtype))
+    return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def kept(shares: Tensor, top_k: int) -> Tensor:
+    """The ``top_k`` largest of the shares ``[..., experts]``, which then sum to one again; zeros elsewhere."""
+    import torch
+
+    largest = shares.topk(top_k, dim=-1)
+    few = torch.zeros_like(shares).scatter(-1, largest.indices, largest.values)
+    return few / few.sum(-1, keepdim=True)
 
 
 @hookimpl

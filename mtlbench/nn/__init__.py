@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mtlbench.nn.losses import hidden_state_mse, kl_divergence, load_balance, routing_report, task_means
     from mtlbench.nn.low_rank.dora import DoraFactors, DoraLinear, MergedDoraLinear, export_dora, merge_dora
     from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
+    from mtlbench.nn.low_rank.expert_block import ExpertBlock, ExpertShape, adapt_blocks
     from mtlbench.nn.low_rank.export import export_lora
     from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank, gated_product
     from mtlbench.nn.low_rank.layer import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         adapt,
         merge_low_rank,
     )
+    from mtlbench.nn.low_rank.masks import ParameterMasks
     from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
     from mtlbench.nn.low_rank.skills import (
         ExpertDropoutLinear,
@@ -107,7 +109,9 @@ __all__ = [
     "DirectPrefix",
     "DoraFactors",
     "DoraLinear",
+    "ExpertBlock",
     "ExpertDropoutLinear",
+    "ExpertShape",
     "FactoredPrompts",
     "Factors",
     "FactorsFunction",
@@ -120,6 +124,7 @@ __all__ = [
     "MergedDoraLinear",
     "MergedLinear",
     "MixedPrompts",
+    "ParameterMasks",
     "PrefixNAS",
     "PrefixOperation",
     "PrefixShape",
@@ -148,6 +153,7 @@ __all__ = [
     "TransferPrompts",
     "TripletLinear",
     "adapt",
+    "adapt_blocks",
     "adapter_forward",
     "add_task_shift",
     "attach_module",
@@ -218,9 +224,11 @@ _NAMES = {
     "blocks.sublayers": "AfterBlock AfterLinear Sublayer block_width ends_block find_sublayers insert_after layer_of",
     "low_rank.dora": "DoraFactors DoraLinear MergedDoraLinear export_dora merge_dora",
     "low_rank.dropout": "dropout_mask dropout_seed",
+    "low_rank.expert_block": "ExpertBlock ExpertShape adapt_blocks",
     "low_rank.export": "export_lora",
     "low_rank.fused": "Factors LowRankBranch fused_low_rank gated_product",
     "low_rank.layer": "BatchRows FactorsFunction LowRankLinear MergedLinear adapt merge_low_rank",
+    "low_rank.masks": "ParameterMasks",
     "low_rank.rank_budget": "RankBudget RankSchedule TripletLinear",
     "low_rank.skills": "ExpertDropoutLinear SkillRouter SkillUsage init_router_logits init_skills mix_skills "
     "mixing_weights router_name select_skills",

@@ -7,7 +7,7 @@ works one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,22 @@ _GATED: Mapping[str, tuple[str, str, str, str, str | None]] = {
     **{f"{family}DenseGatedActDense": _T5_LIKE for family in ("T5", "MT5", "UMT5")},
 }
 """Class of a block that computes ``down(act(gate(x)) * up(x))`` to the names of its parts, the last its dropout."""
+
+
+class GatedParts(NamedTuple):
+    """Names of the parts of a gated feed-forward block."""
+
+    gate: str
+    up: str
+    down: str
+    activation: str
+    dropout: str | None
+
+
+def gated_parts(block: nn.Module) -> GatedParts | None:
+    """The parts of ``block``, or ``None`` where it is no such block."""
+    names = _GATED.get(type(block).__name__)
+    return None if names is None else GatedParts(*names)
 
 
 class Member(Protocol):
