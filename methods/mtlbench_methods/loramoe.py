@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mtlbench import RowSums
+
 
 @dataclass(frozen=True)
 class KnowledgeTasks:
@@ -106,7 +108,7 @@ class LoraMoe(Method):
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return nn.optimizer_groups(model, learning_rate, no_decay=("router",))
 
-    def auxiliary_loss(self, sums: Mapping[str, nn.RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
         import torch
 
         kinds = nn.get_state(model, KnowledgeTasks).by_task
@@ -115,7 +117,7 @@ class LoraMoe(Method):
         return self.balance * torch.stack([constraint(layer, knowledge, delta=delta) for layer in sums.values()]).sum()
 
 
-def constraint(sums: nn.RowSums, knowledge: Tensor, *, delta: float) -> Tensor:
+def constraint(sums: RowSums, knowledge: Tensor, *, delta: float) -> Tensor:
     """The constraint of one linear.
 
     Args:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mtlbench import RowSums
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixLora(Method):
@@ -92,7 +94,7 @@ class MixLora(Method):
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return nn.optimizer_groups(model, learning_rate, no_decay=("router",))
 
-    def auxiliary_loss(self, sums: Mapping[str, nn.RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
         import torch
 
         values, tokens = (torch.cat([getattr(own, name) for own in sums.values()]) for name in ("values", "tokens"))

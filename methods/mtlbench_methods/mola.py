@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mtlbench import RowSums
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoLa(Method):
@@ -87,10 +89,10 @@ class MoLa(Method):
     def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return nn.optimizer_groups(model, learning_rate, no_decay=("router",))
 
-    def auxiliary_loss(self, sums: Mapping[str, nn.RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
         import torch
 
-        layers: dict[tuple[str, int], list[nn.RowSums]] = {}
+        layers: dict[tuple[str, int], list[RowSums]] = {}
         for name, own in sums.items():
             layers.setdefault(nn.layer_of(name), []).append(own)
         losses = [

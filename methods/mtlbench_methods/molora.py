@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mtlbench import RowSums
+
 
 ROUTER = ("router", "tasks")
 
@@ -72,7 +74,7 @@ class MoLora(Method):
     def has_auxiliary_loss(self) -> bool:
         return self.balance > 0
 
-    def auxiliary_loss(self, sums: Mapping[str, nn.RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
         import torch
 
         losses = [nn.load_balance(layer.values, layer.tokens) for layer in sums.values()]

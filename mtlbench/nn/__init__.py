@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from mtlbench.nn.prefixes.nas import PREFIX_OPERATIONS, PrefixNAS, PrefixOperation, SearchedLayer
     from mtlbench.nn.prefixes.prompts import PromptProjections
     from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchSchedule
-    from mtlbench.nn.row_sums import RowSums, report
+    from mtlbench.nn.row_sums import report
     from mtlbench.nn.soft_prompts.prompt import (
         PromptInput,
         PromptSource,
@@ -135,7 +135,6 @@ __all__ = [
     "RankBudget",
     "RankSchedule",
     "ReparameterisedPrefix",
-    "RowSums",
     "SearchSchedule",
     "SearchedLayer",
     "SkillRouter",
@@ -232,7 +231,7 @@ _NAMES = {
     "low_rank.rank_budget": "RankBudget RankSchedule TripletLinear",
     "low_rank.skills": "ExpertDropoutLinear SkillRouter SkillUsage init_router_logits init_skills mix_skills "
     "mixing_weights router_name select_skills",
-    "row_sums": "RowSums report",
+    "row_sums": "report",
     "parameters": "kaiming_uniform optimizer_groups seeded_generator",
     "prefixes.attention": "gated_prefix_attention",
     "prefixes.encoders": "DirectPrefix ReparameterisedPrefix TaskPrefixes",

@@ -17,8 +17,6 @@ from torch import Tensor
 from mtlbench.api.routing import RowSums
 from mtlbench.nn.packing import Packing
 
-__all__ = ["RowSums", "TokenRows", "collecting", "collects", "packed_rows", "padded_rows", "report"]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:

@@ -64,8 +64,8 @@ def test_it_starts_as_the_backbone_where_the_router_is_uniform_and_when_switched
 def test_factors_are_drawn_as_large_as_the_repository_draws_them_and_heads_differ():
     model, _ = attached(tiny_causal, RLora(rank=4, gamma=16.0), noise=0.0)
     size = 4**0.25 / 4
-    ups = torch.cat([layer.up.flatten() * layer.out_features**0.5 for layer in layers(model)])
-    downs = torch.cat([layer.down.flatten() * layer.in_features**0.5 for layer in layers(model)])
+    ups = torch.cat([layer.up.detach().flatten() * layer.out_features**0.5 for layer in layers(model)])
+    downs = torch.cat([layer.down.detach().flatten() * layer.in_features**0.5 for layer in layers(model)])
     assert float(ups.std()) == pytest.approx(size, rel=0.1) and float(downs.std()) == pytest.approx(size, rel=0.1)
     layer = layers(model)[0]
     assert float((layer.up[:, 0] - layer.up[:, 1]).abs().max()) > 0
