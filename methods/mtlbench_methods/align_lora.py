@@ -113,7 +113,8 @@ def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, scale: floa
 
     down, report = parameters["down"], None
     if rows.reports and rows.input is not None:
-        low = torch.nn.functional.linear(rows.x.to(down.dtype), down)
+        low = torch.nn.functional.linear(rows.x, down.to(rows.x.dtype))
+        low = low.to(torch.promote_types(low.dtype, torch.float32))
         report = torch.cat([low, low.square()], dim=-1)
     return nn.Factors(down=down, up=parameters["up"], scale=scale, report=report)
 

@@ -108,6 +108,7 @@ class Lori(Method):
             for up in ups.values():
                 up.zero_()
         trainer.run(share=(steps - first) / steps)
+        masks.release()
 
     def export(self, model: torch.nn.Module, folder: Path, *, task: int | None = None) -> None:
         """For one task, as a LoRA of the same rank."""

@@ -57,8 +57,13 @@ def test_the_loss_of_a_step_has_the_distance_of_every_linear_and_its_gradient():
     )
     layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
     seen = []
-    for layer in layers:
-        layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0] @ layer.down.T))
+    handles = [
+        layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0] @ layer.down.T)) for layer in layers
+    ]
+    with setup.routing.of(batch.tasks):
+        model(**batch.inputs)
+    for handle in handles:
+        handle.remove()
     gradients = Gradients(model=model, method=METHOD, routing=setup.routing, autocast=None)
     loss, losses, _ = gradients.step([batch])
     tasks = batch.tasks.repeat_interleave(batch.inputs["input_ids"].shape[1])

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class ParameterMasks(nn.Module):
-    """Masks of parameters that have one entry for each task; they hold everything until :meth:`choose` is called.
+    """Masks of parameters that have one entry for each task; they apply from :meth:`choose` to :meth:`release`.
 
-    They are buffers, so that checkpoints have them; adapters need none, as what is masked is zero.
+    They are buffers, so that checkpoints have them. Adapters need none: once training is over, what was masked is zero.
 
     Args:
         shapes: Of the parameters by name, ``[tasks, ...]``; names may have dots.
@@ -39,10 +39,14 @@ class ParameterMasks(nn.Module):
         for task in range(tasks):
             flat = torch.cat([value[task].detach().abs().flatten() for value in values.values()])
             kept = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, flat.topk(count).indices, True)
-            for name, part in zip(values, kept.split(sizes), strict=True):
+            for name, part in zip(values, torch.split(kept, sizes), strict=True):
                 mask = self.get_buffer(self._names[name])
                 mask[task].copy_(part.view(mask.shape[1:]))
         self.on = True
+
+    def release(self) -> None:
+        """Let the parameters be what they are from here on."""
+        self.on = False
 
     def notes(self) -> Mapping[str, Any]:
         """``active_parameters``: the elements that one task may use."""
