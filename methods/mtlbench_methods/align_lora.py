@@ -39,8 +39,9 @@ class AlignLora(Lora):
     Follows the repository's ``KL_Trainer``; the paper was not at hand, and its other distance (MMD) is not offered.
     Defaults are those of the training script: rank 8, alpha 32, dropout 0.1, feed-forward projections, weight 0.2.
     Deviation: mean and variance are over all tokens of a task's rows in the step, without padding; the code takes them
-    over rows for each position of padded rows, which needs several rows of one length of every task. ``A x`` is without
-    dropout. As after LoRA, nothing is left to compute at inference.
+    over rows for each position of padded rows, which needs several rows of one length of every task. The decoder of an
+    encoder-decoder is left out: its tokens may all be one, whose distribution has no width. ``A x`` is without dropout.
+    As after LoRA, nothing is left to compute at inference.
     """
 
     name: ClassVar[str] = "align_lora"
@@ -72,7 +73,9 @@ class AlignLora(Lora):
                 "down": nn.kaiming_uniform((self.rank, base.in_features), base.in_features, draw),
                 "up": torch.zeros(base.out_features, self.rank),
             }
-            return nn.LowRankLinear(base, parameters, of, dropout=self.dropout, reads_input=self.align > 0)
+            answers = setup.architecture == "seq2seq" and "decoder" in nn.layer_of(name)[0].split(".")
+            aligned = self.align > 0 and not answers
+            return nn.LowRankLinear(base, parameters, of, dropout=self.dropout, reads_input=aligned)
 
         nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
 
