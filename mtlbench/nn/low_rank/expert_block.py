@@ -57,12 +57,8 @@ class ExpertBlock(nn.Module):
         parts = gated_parts(block)
         if parts is None:
             raise ValueError(f"a {type(block).__name__} is no gated feed-forward block that is known")
-        self.shape, self.name, self._linears, self._dropout = (
-            shape,
-            name,
-            (parts.gate, parts.up, parts.down),
-            parts.dropout,
-        )
+        self.shape, self.name, self._dropout = shape, name, parts.dropout
+        self._linears = (parts.gate, parts.up, parts.down)
         for child, module in block.named_children():
             self.add_module(child, module)
         self._activation: Callable[[Tensor], Tensor] = getattr(block, parts.activation)
