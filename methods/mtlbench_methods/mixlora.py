@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 class MixLora(Method):
     """``FFN(x) = sum_e p_e FFN_e(x)`` over the ``top_k`` largest of ``softmax(G x)``, which then sum to one.
 
-    Expert ``e`` is the block with ``W + alpha/rank B_e A_e`` in the place of each of its three projections, on an input
-    with dropout; attention projections have a plain LoRA of the same rank. The products with the frozen weights are
-    shared by the experts of a token. The loss of a step has ``balance`` times ``top_k E sum_e f_e P_e``, where ``f_e``
-    is the expert's part of all choices and ``P_e`` its mean probability, over all tokens and blocks together.
+    Expert ``e`` is the block with ``W + alpha/rank B_e A_e`` in the place of each of its projections, on an input with
+    dropout; attention projections have a plain LoRA of the same rank. The products with the frozen weights are shared
+    by the experts of a token. The loss of a step has ``balance`` times ``top_k E sum_e f_e P_e``, where ``f_e`` is the
+    expert's part of all choices and ``P_e`` its mean probability, over all tokens and blocks together.
 
     Follows the repository; of the paper only its abstract was at hand. Defaults are those of the README: rank 8, alpha
     16, dropout 0.05, 8 experts, 2 of them for a token, balance 0.01 (where a configuration names none, the code takes
     0.001). ``A`` is Kaiming-uniform, ``B`` zero, the router normal with a standard deviation of 0.02. The README adapts
     ``q_proj+v_proj`` in its example; that all attention projections are meant is assumed. Deviation: all rows of a step
-    count together in the balance loss, where the code takes those of a micro-batch. Backbones need gated feed-forward
-    blocks, such as Llama's or those of T5 1.1.
+    count together in the balance loss, where the code takes those of a micro-batch. Backbones need feed-forward blocks
+    that are known by their class: those of Llama and its like, Phi and T5.
     """
 
     name: ClassVar[str] = "mixlora"
@@ -77,8 +77,8 @@ class MixLora(Method):
         blocks = nn.adapt_blocks(model, shape, draw=lambda name: nn.seeded_generator(setup.seed, name))
         if not blocks:
             raise RequestError(
-                "mixlora: this backbone has no gated feed-forward blocks that are known, whose experts it could mix. "
-                "Take a Llama-, Mistral-, Qwen-, Gemma- or T5-1.1-like backbone, or another mixture, such as mola."
+                "mixlora: this backbone has no feed-forward blocks that are known, whose experts it could mix. "
+                "Take a Llama-, Mistral-, Qwen-, Gemma-, Phi- or T5-like backbone, or another mixture, such as mola."
             )
 
         def make(name: str, base: torch.nn.Linear) -> nn.LowRankLinear:

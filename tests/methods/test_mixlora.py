@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from mtlbench.errors import RequestError
 from mtlbench.nn.low_rank.expert_block import ExpertBlock
-from mtlbench.testing import setup_for, tiny_causal
+from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.gradients import Gradients
 from mtlbench_methods.mixlora import MixLora
@@ -22,8 +22,15 @@ def blocks(model):
 
 
 def linears(block):
-    """The names of the gate, the up- and the down-projection: of a Llama, or of a T5."""
+    """The names of the first one or two projections, and the last: of a Llama, a T5 1.1, a T5."""
+    if hasattr(block, "wi"):
+        return "wi", None, "wo"
     return ("gate_proj", "up_proj", "down_proj") if hasattr(block, "gate_proj") else ("wi_0", "wi_1", "wo")
+
+
+def plain_seq2seq(seed):
+    """As the first T5: without a gate."""
+    return tiny_seq2seq(seed, feed_forward_proj="relu")
 
 
 def slow(block, x, method):
@@ -41,12 +48,13 @@ def slow(block, x, method):
     kept = kept / kept.sum(-1, keepdim=True)
     y = torch.zeros_like(x)
     for e in range(method.experts):
-        product = block._activation(updated(gate, e, x)) * updated(up, e, x)
+        product = block._activation(updated(gate, e, x))
+        product = product if up is None else product * updated(up, e, x)
         y = y + kept[..., e : e + 1] * updated(down, e, product)
     return y
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", [*BUILDERS, plain_seq2seq])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_outputs_and_gradients_are_those_of_whole_experts(build, dtype, tolerance):
     model, setup = attached(build, METHOD)
@@ -59,17 +67,17 @@ def test_outputs_and_gradients_are_those_of_whole_experts(build, dtype, toleranc
         y = compute(given)
         trained = [p for p in block.parameters() if p.requires_grad]
         found.append([y, *torch.autograd.grad(y.square().sum(), [given, *trained])])
-    assert len(found[0]) == 9
+    assert len(found[0]) == 2 + 2 * len([name for name in linears(block) if name]) + 1
     for ours, theirs in zip(*found, strict=True):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", [*BUILDERS, plain_seq2seq])
 def test_parameters_are_as_many_as_the_formula_says(build):
     model, setup = attached(build, METHOD)
     want = 0
     for name, block in blocks(model).items():
-        shapes = [setup.shapes[f"{name}.{linear}"] for linear in linears(block)]
+        shapes = [setup.shapes[f"{name}.{linear}"] for linear in linears(block) if linear]
         want += 4 * 3 * sum(map(sum, shapes)) + 4 * shapes[0][1]
     attention = [n for n in setup.target_modules if "attn" in n.lower() or "attention" in n.lower()]
     want += sum(3 * sum(setup.shapes[name]) for name in attention)
@@ -110,11 +118,11 @@ def test_dropout_is_on_the_updates_alone_and_in_training_alone():
     torch.testing.assert_close(block.eval()(x), noisy)
 
 
-def test_a_backbone_without_gated_blocks_is_refused_with_what_would_do():
+def test_a_backbone_without_known_blocks_is_refused_with_what_would_do():
     model = tiny_causal(0)
     for layer in model.model.layers:
         layer.mlp = torch.nn.Sequential(layer.mlp.up_proj, torch.nn.ReLU(), layer.mlp.down_proj)
-    with pytest.raises(RequestError, match=r"gated feed-forward blocks.*mola"):
+    with pytest.raises(RequestError, match=r"no feed-forward blocks.*mola"):
         METHOD.attach(model, setup_for(model))
 
 

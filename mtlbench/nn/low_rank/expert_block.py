@@ -1,7 +1,7 @@
-"""A gated feed-forward block as a sparse mixture of low-rank experts.
+"""A feed-forward block as a sparse mixture of low-rank experts.
 
 Every expert is the whole block with low-rank updates of its three projections. The frozen projections are computed once
-for all experts: the first two read the same input, and the last one, being linear, reads the weighted sum of what the
+for all experts: the first ones read the same input, and the last one, being linear, reads the weighted sum of what the
 chosen experts put into it.
 """
 
@@ -19,7 +19,7 @@ from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 from mtlbench.nn.losses import routing_report
 from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
-from mtlbench.nn.low_rank.siblings import gated_parts
+from mtlbench.nn.low_rank.siblings import block_parts
 from mtlbench.nn.parameters import kaiming_uniform
 from mtlbench.nn.row_sums import collects, report
 
@@ -54,16 +54,17 @@ class ExpertBlock(nn.Module):
 
     def __init__(self, block: nn.Module, shape: ExpertShape, *, name: str, draw: torch.Generator) -> None:
         super().__init__()
-        parts = gated_parts(block)
+        parts = block_parts(block)
         if parts is None:
-            raise ValueError(f"a {type(block).__name__} is no gated feed-forward block that is known")
+            raise ValueError(f"a {type(block).__name__} is no feed-forward block that is known")
         self.shape, self.name, self._dropout = shape, name, parts.dropout
-        self._linears = (parts.gate, parts.up, parts.down)
+        self._first = (parts.gate,) if parts.up is None else (parts.gate, parts.up)
+        self._down = parts.down
         for child, module in block.named_children():
             self.add_module(child, module)
         self._activation: Callable[[Tensor], Tensor] = getattr(block, parts.activation)
         wide = shape.experts * shape.rank
-        for linear_name in self._linears:
+        for linear_name in (*self._first, parts.down):
             base = self._linear(linear_name)
             device = base.weight.device
             down = kaiming_uniform((wide, base.in_features), base.in_features, draw)
@@ -84,26 +85,28 @@ class ExpertBlock(nn.Module):
         if collects():
             report(self.name, routing_report(shares, kept.indices), shape=(x.shape[0], x.shape[1]))
         weights = (kept.values / kept.values.sum(-1, keepdim=True)).to(x.dtype)
-        gate, up, down = self._linears
-        opened, wide = self._linear(gate)(x), self._linear(up)(x)
-        hidden = self._lower(x, gate, up)
-        frozen = self._linear(down)
+        shared = [self._linear(name)(x) for name in self._first]
+        hidden = self._lower(x, *self._first)
+        frozen = self._linear(self._down)
         joined: Tensor | None = None
         joined_low: Tensor | None = None
         for choice in range(self.shape.top_k):
             own = self._of_expert(kept.indices[..., choice], hidden[0])
-            product = self._activation(self._raised(opened, hidden[0] * own, gate)) * self._raised(
-                wide, hidden[1] * own, up
+            opened, *gated = (
+                self._raised(y, low * own, name) for y, low, name in zip(shared, hidden, self._first, strict=True)
             )
+            product = self._activation(opened)
+            for other in gated:
+                product = product * other
             if self._dropout is not None:
                 product = nn.functional.dropout(product, getattr(self, self._dropout).p, self.training)
                 product = product.to(frozen.weight.dtype)  # T5 may keep this one linear in float32
             weight = weights[..., choice, None].to(product.dtype)
-            low = self._lower(product, down)[0] * own.to(product.dtype) * weight
+            low = self._lower(product, self._down)[0] * own.to(product.dtype) * weight
             joined = product * weight if joined is None else joined + product * weight
             joined_low = low if joined_low is None else joined_low + low
         assert joined is not None and joined_low is not None
-        return self._raised(frozen(joined), joined_low, down)
+        return self._raised(frozen(joined), joined_low, self._down)
 
     def _linear(self, name: str) -> Any:
         return getattr(self, name)
@@ -126,12 +129,12 @@ class ExpertBlock(nn.Module):
 
 
 def adapt_blocks(model: nn.Module, shape: ExpertShape, *, draw: Callable[[str], torch.Generator]) -> list[str]:
-    """Put an :class:`ExpertBlock` in the place of every gated feed-forward block; their names.
+    """Put an :class:`ExpertBlock` in the place of every feed-forward block that is known by its class; their names.
 
     Args:
         draw: Gives the generator of the initial values of the block with a name.
     """
-    names = [name for name, module in model.named_modules() if gated_parts(module) is not None]
+    names = [name for name, module in model.named_modules() if block_parts(module) is not None]
     for name in names:
         replace_module(model, name, ExpertBlock(model.get_submodule(name), shape, name=name, draw=draw(name)))
     return names

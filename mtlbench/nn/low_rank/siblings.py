@@ -29,20 +29,28 @@ _GATED: Mapping[str, tuple[str, str, str, str, str | None]] = {
 """Class of a block that computes ``down(act(gate(x)) * up(x))`` to the names of its parts, the last its dropout."""
 
 
-class GatedParts(NamedTuple):
-    """Names of the parts of a gated feed-forward block."""
+_PLAIN: Mapping[str, tuple[str, None, str, str, str | None]] = {
+    "PhiMLP": ("fc1", None, "fc2", "activation_fn", None),
+    **{f"{family}DenseActDense": ("wi", None, "wo", "act", "dropout") for family in ("T5", "MT5", "UMT5")},
+}
+"""The same of blocks that compute ``down(act(gate(x)))``."""
+
+
+class BlockParts(NamedTuple):
+    """Names of the parts of a feed-forward block ``down(act(gate(x)) * up(x))``, or without ``up``."""
 
     gate: str
-    up: str
+    up: str | None
     down: str
     activation: str
     dropout: str | None
 
 
-def gated_parts(block: nn.Module) -> GatedParts | None:
-    """The parts of ``block``, or ``None`` where it is no such block."""
-    names = _GATED.get(type(block).__name__)
-    return None if names is None else GatedParts(*names)
+def block_parts(block: nn.Module) -> BlockParts | None:
+    """The parts of ``block``, or ``None`` where it is no feed-forward block that is known by its class."""
+    kind = type(block).__name__
+    names = _GATED.get(kind) or _PLAIN.get(kind)
+    return None if names is None else BlockParts(*names)
 
 
 class Member(Protocol):
