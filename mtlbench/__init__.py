@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Answers, Method, ReadOut, Setup, SetupTask, Stateful, Trainer, Value
     from mtlbench.api.report import Ledger, Report
-    from mtlbench.api.routing import Routing
+    from mtlbench.api.routing import Routing, RowSums
     from mtlbench.api.task import Task, TaskSuite
     from mtlbench.composition import Composite
 
@@ -31,6 +31,7 @@ __all__ = [
     "ReadOut",
     "Report",
     "Routing",
+    "RowSums",
     "Setup",
     "SetupTask",
     "Stateful",
@@ -61,6 +62,7 @@ _HOMES = {
     "Value": "api.method",
     "Report": "api.report",
     "Routing": "api.routing",
+    "RowSums": "api.routing",
     "Task": "api.task",
     "TaskSuite": "api.task",
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtlbench.api.method import Answers
+    from mtlbench.api.routing import RowSums
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,15 @@ class Composite(Method):
     def weighting(self) -> str:
         """That of the first part which declares another than the usual one."""
         return next((part.weighting for part in self.parts() if part.weighting != "rows"), "rows")
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return any(part.has_auxiliary_loss for part in self.parts())
+
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: nn.Module) -> Tensor:
+        """The sum of those of the parts. One part adapts weights, so that what layers report is that part's."""
+        terms = [part.auxiliary_loss(sums, tasks, model) for part in self.parts() if part.has_auxiliary_loss]
+        return sum(terms[1:], terms[0])
 
     def owns_loss(self) -> bool:
         return any(part.owns_loss() for part in self.parts())

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mtlbench import Method, Setup, hookimpl, nn
-from mtlbench_methods.settings import check_low_rank
+from mtlbench_methods.settings import check, check_low_rank
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,11 @@ class Lora(Method):
 
     The defaults are the LoRA baseline of the PEML paper: rank 16, alpha 32, dropout 0.1 on every projection. ``A`` is
     drawn as in peft (Kaiming-uniform, where the LoRA paper says Gaussian), ``B`` starts at zero.
+
+    ``b_rate_ratio`` above 1 is LoRA+ (Hayou et al. 2024, arXiv:2402.12354;
+    nikhil-ghosh-berkeley/loraplus@58fec99:lora_plus.py): ``B`` learns that many times faster than ``A``. The paper
+    recommends 16 (2^4) together with a lower rate of ``A`` than LoRA's. The official code's rate of adapted embeddings
+    has no counterpart, as embeddings are not adapted here.
     """
 
     name: ClassVar[str] = "lora"
@@ -35,9 +40,12 @@ class Lora(Method):
     """Divide ``alpha`` by the root of the rank (Kalajdzievski 2023)."""
     target: str = "all"
     """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
+    b_rate_ratio: float = 1.0
+    """Learning rate of ``B`` as a multiple of that of ``A``; 1 is LoRA, 16 what LoRA+ recommends."""
 
     def __post_init__(self) -> None:
         check_low_rank(self)
+        check(self, "b_rate_ratio", holds=0 < self.b_rate_ratio < float("inf"), allowed="a number above 0")
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
@@ -54,6 +62,15 @@ class Lora(Method):
             return nn.LowRankLinear(base, parameters, partial(factors, scale=scale), dropout=self.dropout)
 
         nn.adapt(model, nn.select_linears(setup.target_modules, self.target), make)
+
+    def param_groups(self, model: torch.nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """One group, or with ``b_rate_ratio`` the up-projections in one of their own."""
+        if self.b_rate_ratio == 1:
+            return super().param_groups(model, learning_rate)
+        named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters() if p.requires_grad]
+        fast = [p for name, p in named if name.partition("_")[0] == "up"]
+        others = [p for name, p in named if name.partition("_")[0] != "up"]
+        return [{"params": others, "lr": learning_rate}, {"params": fast, "lr": self.b_rate_ratio * learning_rate}]
 
     def finish(self, model: torch.nn.Module) -> None:
         """Merge: nothing is left to compute at inference."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mtlbench import RowSums
+
 
 ROUTER = ("router", "tasks")
 
@@ -30,6 +32,11 @@ class MoLora(Method):
     gate is not published. It is taken as this one, by token: C-Poly's reviewers name MoLoRA as the work that the row
     goes back to, and gated by task it would differ little from Poly, the next row. ``gate=task`` is that other reading:
     ``p`` from a learned embedding of the task. The rows ``MoELoRA`` of PEML's Tables 2 and 6 are ``moelora``.
+
+    ``balance`` adds that multiple of ``E sum_e f_e P_e`` to the loss of a step, averaged over the adapted linears:
+    ``f_e`` is the expert's part of the experts that tokens keep (their first choice where all are kept) and ``P_e`` its
+    mean probability, over all tokens of the step without padding (Fedus et al. 2022, arXiv:2101.03961, eq. 4 to 6, who
+    take 0.01). The reference code has this loss in ``src/routing.py``, for each sequence, and never adds it.
     """
 
     name: ClassVar[str] = "molora"
@@ -48,6 +55,8 @@ class MoLora(Method):
     """Experts that a token keeps; 0 keeps all."""
     task_width: int = 64
     """Width of the task embeddings with ``gate=task``."""
+    balance: float = 0.0
+    """Weight of the load-balance loss."""
     dropout: float = 0.0
     target: str = "all"
     """``all``, ``attention``, or last parts of names joined by ``+``, such as ``q_proj+v_proj``."""
@@ -59,9 +68,21 @@ class MoLora(Method):
         check(self, "top_k", holds=0 <= self.top_k <= self.experts, allowed=f"from 0 to experts={self.experts}")
         check(self, "task_width", holds=self.task_width >= 1, allowed="a whole number of at least 1")
 
+        check(self, "balance", holds=0 <= self.balance < float("inf"), allowed="a number of at least 0")
+
     @property
     def task_routed(self) -> bool:
         return self.gate == "task"
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        return self.balance > 0
+
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: torch.nn.Module) -> Tensor:
+        import torch
+
+        losses = [nn.load_balance(layer.values, layer.tokens) for layer in sums.values()]
+        return self.balance * torch.stack(losses).mean()
 
     def attach(self, model: torch.nn.Module, setup: Setup) -> None:
         import torch
@@ -96,20 +117,30 @@ class MoLora(Method):
 
 def factors(parameters: Mapping[str, Tensor], rows: nn.BatchRows, *, rank: int, top_k: int, scale: float) -> nn.Factors:
     """``down [experts * rank, in]`` and ``up [out, experts * rank]`` hold all experts; ``router [experts, width]``."""
+    router, tasks = parameters["router"], parameters.get("tasks")
+    shares = token_shares(rows.x if tasks is None else tasks, router)
+    if tasks is not None:
+        shares = shares.index_select(0, rows.tasks).unsqueeze(1)
+    report = nn.routing_report(shares, shares.topk(top_k or 1, dim=-1).indices) if rows.reports else None
+    gate = (kept(shares, top_k) if top_k else shares).repeat_interleave(rank, dim=-1)
+    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale, report=report)
+
+
+def token_shares(x: Tensor, router: Tensor) -> Tensor:
+    """``softmax(router x) [..., experts]`` of ``x [..., width]``, at least float32."""
     import torch
 
-    router, tasks = parameters["router"], parameters.get("tasks")
-    if tasks is None:
-        logits = torch.nn.functional.linear(rows.x, router.to(rows.x.dtype))
-    else:
-        logits = (tasks @ router.t()).index_select(0, rows.tasks).unsqueeze(1)
-    shares = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    if top_k:
-        kept = shares.topk(top_k, dim=-1)
-        shares = torch.zeros_like(shares).scatter(-1, kept.indices, kept.values)
-        shares = shares / shares.sum(-1, keepdim=True)
-    gate = shares.repeat_interleave(rank, dim=-1)
-    return nn.Factors(down=parameters["down"], up=parameters["up"], gate=gate, scale=scale)
+    logits = torch.nn.functional.linear(x, router.to(x.dtype))
+    return torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def kept(shares: Tensor, top_k: int) -> Tensor:
+    """The ``top_k`` largest of the shares ``[..., experts]``, which then sum to one again; zeros elsewhere."""
+    import torch
+
+    largest = shares.topk(top_k, dim=-1)
+    few = torch.zeros_like(shares).scatter(-1, largest.indices, largest.values)
+    return few / few.sum(-1, keepdim=True)
 
 
 @hookimpl

@@ -35,5 +35,5 @@ def check_low_rank(method: Any) -> None:
         method,
         "target",
         holds=all(word.isidentifier() for word in words),
-        allowed="all, attention, or last parts of projection names joined by '+', such as q_proj+v_proj",
+        allowed="all, attention, ffn, or last parts of projection names joined by '+', such as q_proj+v_proj",
     )

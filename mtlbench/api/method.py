@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mtlbench.api.routing import Routing
+    from mtlbench.api.routing import Routing, RowSums
 
 Value = bool | int | float | str | None
 """A setting's value: what fits in JSON as a scalar."""
@@ -209,6 +209,12 @@ class Method(ABC):
         return {} if self.size_field is None else {self.size_field: size}
 
     @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether :meth:`auxiliary_loss` is part of a step's loss, so that what layers report is collected: a class
+        attribute, or a property where it depends on settings. The default is no."""
+        return False
+
+    @property
     def task_routed(self) -> bool:
         """Whether the output of a row depends on its task id: a class attribute, or a property where it depends on
         settings. The default is no."""
@@ -262,6 +268,19 @@ class Method(ABC):
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A scalar that does not depend on the rows (orthogonality, entropy), or ``None``."""
         return None
+
+    def auxiliary_loss(self, sums: Mapping[str, RowSums], tasks: Tensor, model: nn.Module) -> Tensor:
+        """A scalar added to the loss of a step, from what layers reported of their tokens (balance of experts).
+
+        It is defined over all rows of the step, however many passes and processes compute them. It may depend on the
+        parameters through ``sums`` only. Steps of several passes compute each forward twice for it.
+
+        Args:
+            sums: By name of the layer, sums over the tokens of each row of the step, in the order of ``tasks``; see
+                ``nn.Factors.report`` and ``nn.report``. Padding is not counted.
+            tasks: Task ids ``[rows]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has has_auxiliary_loss and no auxiliary_loss")
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimizer step and before gradients are cleared (rank budgets, schedules, pruning)."""

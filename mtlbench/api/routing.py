@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RowSums:
+    """What one layer reported of its tokens, for :meth:`~mtlbench.api.method.Method.auxiliary_loss`."""
+
+    values: Tensor
+    """Sums over the tokens of each row ``[rows, reported]``, at least float32."""
+    tokens: Tensor
+    """Tokens of each row that the layer saw ``[rows]``."""
 
 
 class Packing(Protocol):

@@ -96,7 +96,8 @@ class MeasuredMethod:
         return measured_rows(self.row, vocabulary=vocabulary, count=count)
 
     def batch(self, rows: list[TokenRow]) -> Batch:
-        return collator_of(self.backbone, self.device).padded(rows)
+        apart = 0 if self.method.has_auxiliary_loss else None
+        return collator_of(self.backbone, self.device).padded(rows, apart=apart)
 
 
 class _Clock:

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
         layer_of,
     )
     from mtlbench.nn.linears import projection_names, replace_module, select_linears
-    from mtlbench.nn.losses import hidden_state_mse, kl_divergence, task_means
+    from mtlbench.nn.losses import hidden_state_mse, kl_divergence, load_balance, routing_report, task_means
     from mtlbench.nn.low_rank.dora import DoraFactors, DoraLinear, MergedDoraLinear, export_dora, merge_dora
     from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
+    from mtlbench.nn.low_rank.expert_block import ExpertBlock, ExpertShape, adapt_blocks
     from mtlbench.nn.low_rank.export import export_lora
     from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank, gated_product
     from mtlbench.nn.low_rank.layer import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         adapt,
         merge_low_rank,
     )
+    from mtlbench.nn.low_rank.masks import ParameterMasks
     from mtlbench.nn.low_rank.rank_budget import RankBudget, RankSchedule, TripletLinear
     from mtlbench.nn.low_rank.skills import (
         ExpertDropoutLinear,
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from mtlbench.nn.prefixes.nas import PREFIX_OPERATIONS, PrefixNAS, PrefixOperation, SearchedLayer
     from mtlbench.nn.prefixes.prompts import PromptProjections
     from mtlbench.nn.prefixes.search import ArchitectureSearch, SearchSchedule
+    from mtlbench.nn.row_sums import report
     from mtlbench.nn.soft_prompts.prompt import (
         PromptInput,
         PromptSource,
@@ -106,7 +109,9 @@ __all__ = [
     "DirectPrefix",
     "DoraFactors",
     "DoraLinear",
+    "ExpertBlock",
     "ExpertDropoutLinear",
+    "ExpertShape",
     "FactoredPrompts",
     "Factors",
     "FactorsFunction",
@@ -119,6 +124,7 @@ __all__ = [
     "MergedDoraLinear",
     "MergedLinear",
     "MixedPrompts",
+    "ParameterMasks",
     "PrefixNAS",
     "PrefixOperation",
     "PrefixShape",
@@ -146,6 +152,7 @@ __all__ = [
     "TransferPrompts",
     "TripletLinear",
     "adapt",
+    "adapt_blocks",
     "adapter_forward",
     "add_task_shift",
     "attach_module",
@@ -178,6 +185,7 @@ __all__ = [
     "kaiming_uniform",
     "kl_divergence",
     "layer_of",
+    "load_balance",
     "merge_dora",
     "merge_low_rank",
     "mix_skills",
@@ -190,8 +198,10 @@ __all__ = [
     "prompt_similarity",
     "remove_module",
     "replace_module",
+    "report",
     "restore_norm_dtypes",
     "router_name",
+    "routing_report",
     "save_merged",
     "seeded_generator",
     "select_linears",
@@ -205,7 +215,7 @@ __all__ = [
 _NAMES = {
     "attachments": "attach_module attach_state find_module find_state get_module get_state remove_module",
     "linears": "projection_names replace_module select_linears",
-    "losses": "hidden_state_mse kl_divergence task_means",
+    "losses": "hidden_state_mse kl_divergence load_balance routing_report task_means",
     "blocks.adapters": "Adapter AdapterBank adapter_forward",
     "blocks.branching": "BranchingLinear TaskGradients branch_counts group_tasks",
     "blocks.hypernet": "GeneratedAdapter Hypernet StackHypernet",
@@ -213,12 +223,15 @@ _NAMES = {
     "blocks.sublayers": "AfterBlock AfterLinear Sublayer block_width ends_block find_sublayers insert_after layer_of",
     "low_rank.dora": "DoraFactors DoraLinear MergedDoraLinear export_dora merge_dora",
     "low_rank.dropout": "dropout_mask dropout_seed",
+    "low_rank.expert_block": "ExpertBlock ExpertShape adapt_blocks",
     "low_rank.export": "export_lora",
     "low_rank.fused": "Factors LowRankBranch fused_low_rank gated_product",
     "low_rank.layer": "BatchRows FactorsFunction LowRankLinear MergedLinear adapt merge_low_rank",
+    "low_rank.masks": "ParameterMasks",
     "low_rank.rank_budget": "RankBudget RankSchedule TripletLinear",
     "low_rank.skills": "ExpertDropoutLinear SkillRouter SkillUsage init_router_logits init_skills mix_skills "
     "mixing_weights router_name select_skills",
+    "row_sums": "report",
     "parameters": "kaiming_uniform optimizer_groups seeded_generator",
     "prefixes.attention": "gated_prefix_attention",
     "prefixes.encoders": "DirectPrefix ReparameterisedPrefix TaskPrefixes",

@@ -43,8 +43,8 @@ def shapes_of(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, in
 def select_linears(names: Sequence[str], target: str) -> tuple[str, ...]:
     """The names that ``target`` asks for.
 
-    ``target`` is ``all``, ``attention`` (every projection of an attention block), or last parts of names joined by
-    ``+``, such as ``q_proj+v_proj``.
+    ``target`` is ``all``, ``attention`` (every projection of an attention block), ``ffn`` (all others), or last parts
+    of names joined by ``+``, such as ``q_proj+v_proj``.
 
     Raises:
         RequestError: when nothing has such a name.
@@ -56,11 +56,13 @@ def select_linears(names: Sequence[str], target: str) -> tuple[str, ...]:
         )
     if target == "all":
         return tuple(names)
-    if target == "attention":
-        chosen = tuple(n for n in names if "attn" in n.lower() or "attention" in n.lower())
+    if target in ("attention", "ffn"):
+        attention = tuple(n for n in names if "attn" in n.lower() or "attention" in n.lower())
+        chosen = attention if target == "attention" else tuple(n for n in names if n not in attention)
         if not chosen:
+            blocks = "attention" if target == "attention" else "feed-forward"
             raise RequestError(
-                "target='attention': this backbone has no projections in attention blocks. Take target=all, or name "
+                f"target={target!r}: this backbone has no projections in {blocks} blocks. Take target=all, or name "
                 f"some of {', '.join(sorted({name.rpartition('.')[2] for name in names}))} joined by '+'."
             )
         return chosen
@@ -70,7 +72,7 @@ def select_linears(names: Sequence[str], target: str) -> tuple[str, ...]:
     if unknown:
         raise RequestError(
             f"target={target!r}: this backbone has no projection named {', '.join(map(repr, unknown))}. "
-            f"Known: all, attention, or any of {', '.join(known)} joined by '+'."
+            f"Known: all, attention, ffn, or any of {', '.join(known)} joined by '+'."
         )
     return tuple(name for name in names if name.rpartition(".")[2] in wanted)
 

@@ -25,6 +25,32 @@ def task_means(row_losses: Tensor, tasks: Tensor, tasks_count: int, *, weights: 
     return (means * weights).sum() / (weights * present).sum()
 
 
+def routing_report(shares: Tensor, chosen: Tensor) -> Tensor:
+    """What :func:`load_balance` reads, for ``Factors.report``: ``[rows, 1 or length, 2 * experts]``.
+
+    Args:
+        shares: The router's probabilities of each token, before any are left out ``[rows, 1 or length, experts]``.
+        chosen: Numbers of the experts that the token goes to ``[rows, 1 or length, chosen]``.
+    """
+    counts = torch.zeros_like(shares).scatter(-1, chosen, 1.0)
+    return torch.cat([shares, counts], dim=-1)
+
+
+def load_balance(values: Tensor, tokens: Tensor) -> Tensor:
+    """``E sum_e f_e P_e``: a scalar that is 1 for routers that use all experts alike, and ``E`` for one expert alone.
+
+    ``f_e`` is the expert's part of all choices, which has no gradient, and ``P_e`` its mean probability (Fedus et al.
+    2022, arXiv:2101.03961, eq. 4 to 6).
+
+    Args:
+        values: Sums of :func:`routing_report` over the tokens of each row ``[rows, 2 * experts]``.
+        tokens: Tokens of each row ``[rows]``.
+    """
+    shares, counts = values.sum(0).chunk(2)
+    part = counts.detach() / counts.detach().sum().clamp(min=1)
+    return len(shares) * (part * shares).sum() / tokens.sum().clamp(min=1)
+
+
 def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """``KL(teacher || student)`` of each token ``[tokens]``, from logits ``[tokens, vocabulary]``."""
     own, taught = (_wide(logits).log_softmax(-1) for logits in (student, teacher))

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.errors import RequestError
 from mtlbench.nn.packing import Packing
+from mtlbench.nn.row_sums import TokenRows, packed_rows, padded_rows
+from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.planning.mixing import read_mixing
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.packing import lay_out, pack, put
@@ -153,6 +155,20 @@ class Batch:
         return self.tasks.shape[0]
 
 
+def token_rows(batch: Batch, model: nn.Module) -> TokenRows:
+    """The row of each token that layers of ``model`` see; nothing waits for the device."""
+    if batch.packing is not None:
+        return packed_rows(batch.packing)
+    prompt = soft_prompt_of(model)
+    slots = prompt.source.length if prompt is not None and prompt.on else 0
+    answers = torch.zeros_like(batch.tasks).index_add(0, batch.label_rows, torch.ones_like(batch.label_rows))
+    width = batch.inputs["input_ids"].shape[1]
+    if batch.contexts is not None:
+        return padded_rows([(batch.contexts + answers - 1, width)], slots=slots)
+    contexts = batch.inputs["attention_mask"].sum(1)
+    return padded_rows([(contexts, width), (answers, batch.inputs["decoder_input_ids"].shape[1])], slots=slots)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Makes batches for one backbone."""
@@ -164,9 +180,9 @@ class Collator:
     """First token of a decoder's input; ``None`` for a causal backbone."""
     device: torch.device
 
-    def padded(self, rows: Sequence[TokenRow]) -> Batch:
+    def padded(self, rows: Sequence[TokenRow], *, apart: int | None = None) -> Batch:
         """As :func:`collate` has it."""
-        return collate(rows, **vars(self))
+        return collate(rows, **vars(self), apart=apart)
 
     def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0, awkward: bool = False) -> Batch:
         """As :func:`collate_packed` has it."""
@@ -179,9 +195,19 @@ def collator_of(backbone: Backbone, device: torch.device) -> Collator:
 
 
 def collate(
-    rows: Sequence[TokenRow], *, architecture: str, pad_id: int, decoder_start_id: int | None, device: torch.device
+    rows: Sequence[TokenRow],
+    *,
+    architecture: str,
+    pad_id: int,
+    decoder_start_id: int | None,
+    device: torch.device,
+    apart: int | None = None,
 ) -> Batch:
     """``rows`` as one batch. A causal row loses its last token as input: nothing is predicted from it.
+
+    Args:
+        apart: The rows of an encoder, with so many places before each, and of its decoder have different widths, by
+            which layers that report their tokens tell them apart; ``None`` where none does.
 
     Raises:
         ValueError: for a row without context or target, or a seq2seq batch without ``decoder_start_id``.
@@ -202,6 +228,8 @@ def collate(
             raise ValueError("a seq2seq batch needs decoder_start_id")
         ids, mask = _pad([np.asarray(row.context, dtype=np.int64) for row in rows], pad_id)
         shifted, _ = _pad([np.concatenate(([decoder_start_id], target[:-1])) for target in targets], pad_id)
+        if apart is not None and shifted.shape[1] == ids.shape[1] + apart:
+            shifted = np.pad(shifted, ((0, 0), (0, 1)), constant_values=pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shifted}
         starts, width = np.zeros(len(rows), dtype=np.int64), shifted.shape[1]
         real, padded = int(mask.sum() + sizes.sum()), ids.size + shifted.size

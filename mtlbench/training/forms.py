@@ -75,7 +75,7 @@ def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], 
             return form
     log.info("rows are padded: %s", reason)
     cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
-    return RowForm(collator.padded, cut, reason)
+    return RowForm(_pads(model, method, collator), cut, reason)
 
 
 def _packs(
@@ -84,11 +84,22 @@ def _packs(
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
-        prompt = soft_prompt_of(model)
-        slots = prompt.source.length if prompt is not None and prompt.on else 0
-        return collator.packed(rows, by_task=method.task_routed, slots=slots, awkward=awkward)
+        return collator.packed(rows, by_task=method.task_routed, slots=_slots(model), awkward=awkward)
 
     return collate
+
+
+def _pads(model: nn.Module, method: Method, collator: Collator) -> Callable[[Sequence[TokenRow]], Batch]:
+    """Padded rows; where layers report their tokens, those of an encoder and a decoder can be told apart."""
+    if not method.has_auxiliary_loss:
+        return collator.padded
+    return lambda rows: collator.padded(rows, apart=_slots(model))
+
+
+def _slots(model: nn.Module) -> int:
+    """Places of a soft prompt before each row, while the model has one."""
+    prompt = soft_prompt_of(model)
+    return prompt.source.length if prompt is not None and prompt.on else 0
 
 
 def _unsuited(model: Any, method: Method, *, longest: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.method import Method
-from mtlbench.api.routing import Routing
+from mtlbench.api.routing import Routing, RowSums
 from mtlbench.errors import RequestError
-from mtlbench.training.batches import Batch
+from mtlbench.nn.row_sums import collecting
+from mtlbench.training.batches import Batch, token_rows
+from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.draws import Draws
 from mtlbench.training.loss import BatchAnswers, running
 from mtlbench.training.objective import Objective
@@ -20,6 +22,10 @@ from mtlbench.training.tail import narrow_tail
 
 Step = tuple[Tensor, Tensor, Tensor]
 """The loss, the row losses ``[rows]`` and the task ids ``[rows]``, detached."""
+Reports = Mapping[str, RowSums]
+"""What layers reported of the rows of a step, by name of the layer."""
+Auxiliary = tuple[Tensor, Mapping[str, Tensor]]
+"""The auxiliary loss of a step, detached, and its derivative by what each layer reported of each row."""
 
 
 class Gradients:
@@ -51,7 +57,8 @@ class Gradients:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
-        losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end.
+        losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end. An
+        auxiliary loss is that of all rows: what layers report is summed up in forwards before.
 
         Args:
             draws: Of several batches that are computed apart for memory only; ``None`` draws for each alone.
@@ -61,38 +68,98 @@ class Gradients:
         """
         tasks = torch.cat([batch.tasks for batch in batches])
         if len(batches) == 1:
-            with (
-                running(self.model, batches[0], self.routing),
-                narrow_tail(self.model, batches[0].answers, self.routing),
-            ):
+            with self._pass(batches[0]) as reports:
                 losses = self.forward(batches[0])
                 loss = self.loss(losses, tasks, self.model)
+                if self.has_auxiliary_loss:
+                    loss = loss + self.method.auxiliary_loss(reports, tasks, self.model)
                 torch.autograd.backward(loss)
             return loss.detach(), losses.detach(), tasks
-        return self.finish(self.differentiate(batches, self.row_weights(tasks), draws), tasks)
+        auxiliary = self.auxiliary(self.reports(batches, draws), tasks) if self.has_auxiliary_loss else None
+        losses = self.differentiate(batches, self.row_weights(tasks), draws, auxiliary)
+        return self.finish(losses, tasks, auxiliary)
 
-    def differentiate(self, batches: Sequence[Batch], weights: Tensor, draws: Draws | None = None) -> Tensor:
-        """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached."""
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether the loss has a part that is made of what layers report."""
+        return self.method.has_auxiliary_loss
+
+    @contextmanager
+    def _pass(self, batch: Batch) -> Iterator[Reports]:
+        """Inside, ``batch`` is computed; a backward belongs inside too. Gives what layers report, if that is read.
+
+        Layers that report see all tokens: the last one is then not computed at the answers alone.
+        """
+        rows = token_rows(batch, self.model) if self.has_auxiliary_loss else None
+        with (
+            running(self.model, batch, self.routing),
+            narrow_tail(self.model, batch.answers if rows is None else None, self.routing),
+            collecting(rows) as reports,
+        ):
+            yield reports
+
+    @torch.no_grad()
+    def reports(self, batches: Sequence[Batch], draws: Draws | None = None) -> Reports:
+        """What layers report of all rows of ``batches``, by forwards alone; random states are left as they were."""
+        found: list[Reports] = []
+        device = batches[0].tasks.device
+        before = draw_states(device)
+        for number, batch in enumerate(batches):
+            with nullcontext() if draws is None else draws.of(number), self._pass(batch) as reports:
+                self.forward(batch)
+            found.append(reports)
+        set_draw_states(before, device)
+        return {
+            layer: RowSums(
+                *(torch.cat([getattr(each[layer], name) for each in found]) for name in ("values", "tokens"))
+            )
+            for layer in found[0]
+        }
+
+    def auxiliary(self, reports: Reports, tasks: Tensor) -> Auxiliary:
+        """The auxiliary loss of a step in which layers reported this of all rows."""
+        leaves = {layer: sums.values.detach().requires_grad_() for layer, sums in reports.items()}
+        given = {layer: RowSums(leaves[layer], sums.tokens) for layer, sums in reports.items()}
+        with torch.enable_grad(), self.routing.of(tasks):
+            loss = self.method.auxiliary_loss(given, tasks, self.model)
+            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        known = {layer: grad for layer, grad in zip(leaves, grads, strict=True) if grad is not None}
+        return loss.detach(), known
+
+    def differentiate(
+        self,
+        batches: Sequence[Batch],
+        weights: Tensor,
+        draws: Draws | None = None,
+        auxiliary: Auxiliary | None = None,
+    ) -> Tensor:
+        """Add up the gradients of row losses times their ``weights [rows]``; the row losses, detached.
+
+        Args:
+            auxiliary: As :meth:`auxiliary` gives it, with the derivatives of these rows.
+        """
         parts = [weights.new_zeros(0)]
-        shares = torch.split(weights, [batch.rows for batch in batches])
+        sizes = [batch.rows for batch in batches]
+        shares = torch.split(weights, sizes)
+        slopes = {} if auxiliary is None else {k: torch.split(v, sizes) for k, v in auxiliary[1].items()}
         for number, (batch, weight) in enumerate(zip(batches, shares, strict=True)):
-            with (
-                nullcontext() if draws is None else draws.of(number),
-                running(self.model, batch, self.routing),
-                narrow_tail(self.model, batch.answers, self.routing),
-            ):
+            with nullcontext() if draws is None else draws.of(number), self._pass(batch) as reports:
                 losses = self.forward(batch)
-                torch.autograd.backward((losses * weight).sum())
+                total = (losses * weight).sum()
+                for layer, slope in slopes.items():
+                    total = total + (reports[layer].values * slope[number]).sum()
+                torch.autograd.backward(total)
             parts.append(losses.detach())
         return torch.cat(parts)
 
-    def finish(self, losses: Tensor, tasks: Tensor) -> Step:
+    def finish(self, losses: Tensor, tasks: Tensor, auxiliary: Auxiliary | None = None) -> Step:
         """The step with these row losses, once they are differentiated; adds what does not pass through them."""
         with self.routing.of(tasks):
             loss = self.loss(losses, tasks, self.model)
             if loss.requires_grad:
                 torch.autograd.backward(loss)
-        return loss.detach(), losses, tasks
+        loss = loss.detach() if auxiliary is None else loss.detach() + auxiliary[0]
+        return loss, losses, tasks
 
     def is_linear(self, tasks: Tensor) -> bool:
         """The loss is linear in the losses of rows of these tasks, so that micro-batches sum to its gradient.

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtlbench.api.routing import RowSums
 from mtlbench.backbones.machine import axis_seed, free_memory, is_out_of_memory
 from mtlbench.distributed.ranks import FAILED, FINE, NO_MEMORY, OtherFailed, Ranks
 from mtlbench.errors import RequestError
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
-from mtlbench.training.gradients import Gradients, Step
+from mtlbench.training.gradients import Auxiliary, Gradients, Step
 from mtlbench.training.micro_batches import MicroBatcher, fewer
 from mtlbench.training.progress import TrainingProgress
 
@@ -52,12 +53,14 @@ class RanksMicroBatcher(MicroBatcher):
         ranks = self._ranks
         tasks = torch.tensor([row.task for row in rows], device=self._device)
         losses = torch.zeros(len(rows), device=self._device)
+        auxiliary = self._auxiliary(rows, plan, tasks, progress.steps) if self.gradients.has_auxiliary_loss else None
+        own = auxiliary and (auxiliary[0], {k: v[ranks.rank :: ranks.size] for k, v in auxiliary[1].items()})
         with self._together(lambda: [real, padded, *(p.grad is not None for p in params)], len(params) + 2) as told:
             real = padded = 0
             with self._own_draws(progress.steps):
                 batches = [self.collate(part) for part in plan[ranks.rank]]
                 weights = self.gradients.row_weights(tasks)[ranks.rank :: ranks.size]
-                found = self._differentiate(batches, weights, rows, plan)
+                found = self._differentiate(batches, weights, rows, plan, own)
             real, padded = sum(b.real_tokens for b in batches), sum(b.padded_tokens for b in batches)
         if batches:
             losses[ranks.rank :: ranks.size] = found
@@ -68,13 +71,39 @@ class RanksMicroBatcher(MicroBatcher):
         for p, gradient in zip(moved, gradients, strict=True):
             p.grad = gradient
         progress.count(rows, real=sum(each[0] for each in told), padded=sum(each[1] for each in told))
-        return self.gradients.finish(losses, tasks)
+        return self.gradients.finish(losses, tasks, auxiliary)
+
+    def _auxiliary(
+        self, rows: Sequence[TokenRow], plan: list[list[Sequence[TokenRow]]], tasks: Tensor, step: int
+    ) -> Auxiliary:
+        """The auxiliary loss of all rows, of which each process computes what layers report of its own."""
+        ranks = self._ranks
+        with self._together(lambda: [], 0), self._own_draws(step):
+            batches = [self.collate(part) for part in plan[ranks.rank]]
+            passes = max(map(len, plan)) if ranks.sharded else max(1, len(batches))
+            idle = [self.collate(rows[:1])] * (passes - len(batches))
+            reports = self.gradients.reports([*batches, *idle])
+        own = len(range(ranks.rank, len(rows), ranks.size))
+        spread = []
+        for sums in reports.values():
+            for value in (sums.values, sums.tokens):
+                every = value.new_zeros(len(rows), *value.shape[1:])
+                every[ranks.rank :: ranks.size] = value[:own]
+                spread.append(every)
+        summed = ranks.all_reduce(spread)
+        whole = {k: RowSums(*summed[2 * at : 2 * at + 2]) for at, k in enumerate(reports)}
+        return self.gradients.auxiliary(whole, tasks)
 
     def _differentiate(
-        self, batches: Sequence[Batch], weights: Tensor, rows: Sequence[TokenRow], plan: list[list[Sequence[TokenRow]]]
+        self,
+        batches: Sequence[Batch],
+        weights: Tensor,
+        rows: Sequence[TokenRow],
+        plan: list[list[Sequence[TokenRow]]],
+        auxiliary: Auxiliary | None,
     ) -> Tensor:
         """Add up the gradients of this process's ``batches``, of a step of ``rows``; the row losses."""
-        return self.gradients.differentiate(batches, weights)
+        return self.gradients.differentiate(batches, weights, auxiliary=auxiliary)
 
     @torch.no_grad()
     def losses(
@@ -152,11 +181,22 @@ class ShardedMicroBatcher(RanksMicroBatcher):
         super().__init__(gradients, **{**rest, "cut": lambda lengths: [slice(0, len(lengths))]})
 
     def _differentiate(
-        self, batches: Sequence[Batch], weights: Tensor, rows: Sequence[TokenRow], plan: list[list[Sequence[TokenRow]]]
+        self,
+        batches: Sequence[Batch],
+        weights: Tensor,
+        rows: Sequence[TokenRow],
+        plan: list[list[Sequence[TokenRow]]],
+        auxiliary: Auxiliary | None,
     ) -> Tensor:
         missing = max(len(parts) for parts in plan) - len(batches)
         idle = [self.collate(rows[:1])] * missing
-        found = self.gradients.differentiate([*batches, *idle], torch.cat([weights, weights.new_zeros(missing)]))
+
+        def with_idle(by_row: Tensor) -> Tensor:
+            return torch.cat([by_row, by_row.new_zeros(missing, *by_row.shape[1:])])
+
+        if auxiliary is not None:
+            auxiliary = auxiliary[0], {k: with_idle(v) for k, v in auxiliary[1].items()}
+        found = self.gradients.differentiate([*batches, *idle], with_idle(weights), auxiliary=auxiliary)
         return found[: len(weights)]
 
     @torch.no_grad()

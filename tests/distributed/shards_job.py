@@ -26,6 +26,7 @@ CAUSAL = {
     "mtl_lora[dropout=0]": {**SHORT, "batch_size": 7, "micro_batch": 3, "checkpointing": True},
     PEML: SHORT,
     "weighing": {**SHORT, "batch_size": 3},
+    "molora[balance=0.5]": {**SHORT, "batch_size": 7, "micro_batch": 3},
 }
 SEQ2SEQ = {"lora[dropout=0]": {**SHORT, "batch_size": 3}, PEML: SHORT}
 FAILING = {**SHORT, "batch_size": 16}

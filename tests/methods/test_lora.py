@@ -17,8 +17,10 @@ from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
 from mtlbench.training.gradients import checkpointing
 from mtlbench.training.loss import row_losses
+from mtlbench.training.optimizer import make_optimizer
 from mtlbench_methods.base import Base
 from mtlbench_methods.lora import Lora
+from mtlbench_methods.lora_st import LoraSt
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
 
@@ -134,7 +136,11 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_dropout(build):
 
 @pytest.mark.parametrize(
     ("target", "last"),
-    [("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}), ("q_proj+up_proj", {"q_proj", "up_proj"})],
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("ffn", {"gate_proj", "up_proj", "down_proj"}),
+        ("q_proj+up_proj", {"q_proj", "up_proj"}),
+    ],
 )
 def test_targets(target, last):
     model, _ = attached(tiny_causal, Lora(target=target))
@@ -152,6 +158,7 @@ def test_targets(target, last):
         {"dropout": -0.1},
         {"target": ""},
         {"target": "q proj"},
+        {"b_rate_ratio": 0.0},
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(settings):
@@ -160,6 +167,26 @@ def test_a_bad_setting_is_named_with_its_value(settings):
         Lora(**settings)
     assert str(value) in str(caught.value)
     assert "must be" in str(caught.value)
+
+
+def test_lora_plus_is_a_faster_rate_of_the_up_projections():
+    model, setup = attached(tiny_causal, Lora(b_rate_ratio=16.0, dropout=0.0))
+    row_losses(model, batch_for(setup), setup.routing).mean().backward()
+    groups = Lora(b_rate_ratio=16.0).param_groups(model, 1e-3)
+    optimizer = make_optimizer("sgd", groups, learning_rate=1.0, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer.step()
+    for name, p in model.named_parameters():
+        if name in before:
+            rate = 16e-3 if name.endswith(".up") else 1e-3
+            torch.testing.assert_close(p.detach(), before[name] - rate * p.grad)
+    assert len(Lora().param_groups(model, 1e-3)) == 1
+
+
+def test_the_rates_of_lora_plus_reach_the_tasks_of_lora_st():
+    model, _ = attached(tiny_causal, LoraSt(b_rate_ratio=4.0))
+    slow, fast = LoraSt(b_rate_ratio=4.0).param_groups(model, 1e-3)
+    assert (slow["lr"], fast["lr"]) == (1e-3, 4e-3) and len(slow["params"]) == len(fast["params"]) > 0
 
 
 def test_an_unknown_target_names_the_known_ones():

@@ -26,6 +26,9 @@ METHODS = [
     "preembedd+lora",
     "prefixnas+mtl_lora",
     "mtl_lora[target=all]",
+    "molora[balance=0.5]",
+    "molora[balance=0.5,gate=task]",
+    "prompt_tuning+loramoe[balance=0.5]",
 ]
 
 
@@ -167,7 +170,7 @@ def test_the_trial_leaves_the_model_the_random_state_and_the_attention_as_they_w
 
 
 @pytest.mark.parametrize("make", [tiny_causal, tiny_seq2seq])
-@pytest.mark.parametrize("words", ["mtl_lora", "preembedd+lora", "prompt_tuning"])
+@pytest.mark.parametrize("words", ["mtl_lora", "preembedd+lora", "prompt_tuning", "molora[balance=0.5]"])
 def test_layers_computed_again_in_the_backward_see_the_packed_rows(words, make):
     method, model, setup = attached(words, make)
     collator = Collator(setup.architecture, PAD, PAD, torch.device("cpu"))

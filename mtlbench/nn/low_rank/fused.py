@@ -38,6 +38,8 @@ class Factors:
     """Multiplied into ``up [out, rank_out]``, again in the backward instead of kept: ``[out, groups]``, each column for
     the next ``rank_out / groups`` columns."""
     scale: float = 1.0
+    report: Tensor | None = None
+    """What a method's auxiliary loss gets, by token ``[rows, 1 or length, reported]``; it is no part of the output."""
 
     def whole_up(self) -> Tensor:
         """``up`` with ``up_scale`` in it."""

@@ -23,6 +23,7 @@ from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
 from mtlbench.nn.low_rank.siblings import GatedBlock, SharedInput, gated_blocks, siblings
+from mtlbench.nn.row_sums import collects, report
 
 __all__ = [
     "BatchRows",
@@ -45,6 +46,11 @@ class BatchRows:
     """Rows of the layer's input."""
     input: Tensor | None = None
     """The layer's input ``[rows, length, in]`` without dropout, where the layer was made with ``reads_input``."""
+
+    @property
+    def reports(self) -> bool:
+        """Whether the factors' ``report`` is read: not in evaluation."""
+        return collects()
 
     @property
     def tasks(self) -> Tensor:
@@ -103,6 +109,8 @@ class LowRankLinear(nn.Module):
         self.routing = routing
         self.dropout = dropout
         self.reads_input = reads_input
+        self.name = ""
+        """Of the linear, under which it reports; :func:`adapt` gives it."""
         self.shared: SharedInput | None = None
         self.known: KnownFactors | None = None
         self.in_features, self.out_features = base.in_features, base.out_features
@@ -128,7 +136,10 @@ class LowRankLinear(nn.Module):
         if self.known is not None:
             return LowRankBranch(self.base.weight, self.base.bias, self.known.of(x, self))
         rows = BatchRows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
-        return LowRankBranch(self.base.weight, self.base.bias, self.factors(rows))
+        factors = self.factors(rows)
+        if factors.report is not None:
+            report(self.name, factors.report, shape=(x.shape[0], x.shape[1]))
+        return LowRankBranch(self.base.weight, self.base.bias, factors)
 
     def stamp(self) -> tuple[Any, ...]:
         """Changes when an output computed before would be out of date."""
@@ -226,6 +237,8 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
             setattr(made[name], "overwritten", written)  # noqa: B010
         replace_module(model, name, made[name])
     low = {name: module for name, module in made.items() if isinstance(module, LowRankLinear)}
+    for name, module in low.items():
+        module.name = name
     for group in siblings(low):
         shared = SharedInput([low[name] for name in group])
         for name in group:

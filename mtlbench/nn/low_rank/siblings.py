@@ -7,7 +7,7 @@ works one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,30 @@ _GATED: Mapping[str, tuple[str, str, str, str, str | None]] = {
     **{f"{family}DenseGatedActDense": _T5_LIKE for family in ("T5", "MT5", "UMT5")},
 }
 """Class of a block that computes ``down(act(gate(x)) * up(x))`` to the names of its parts, the last its dropout."""
+
+
+_PLAIN: Mapping[str, tuple[str, None, str, str, str | None]] = {
+    "PhiMLP": ("fc1", None, "fc2", "activation_fn", None),
+    **{f"{family}DenseActDense": ("wi", None, "wo", "act", "dropout") for family in ("T5", "MT5", "UMT5")},
+}
+"""The same of blocks that compute ``down(act(gate(x)))``."""
+
+
+class BlockParts(NamedTuple):
+    """Names of the parts of a feed-forward block ``down(act(gate(x)) * up(x))``, or without ``up``."""
+
+    gate: str
+    up: str | None
+    down: str
+    activation: str
+    dropout: str | None
+
+
+def block_parts(block: nn.Module) -> BlockParts | None:
+    """The parts of ``block``, or ``None`` where it is no feed-forward block that is known by its class."""
+    kind = type(block).__name__
+    names = _GATED.get(kind) or _PLAIN.get(kind)
+    return None if names is None else BlockParts(*names)
 
 
 class Member(Protocol):
