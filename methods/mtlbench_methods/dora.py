@@ -26,6 +26,8 @@ class Dora(Method):
         "Liu et al. 2024, arXiv:2402.09353, eq. 5; NVlabs/DoRA@7e2f10a:commonsense_reasoning; "
         "huggingface/peft 0.21.2: peft.tuners.lora.dora"
     )
+    supports_quantized: ClassVar[bool] = False
+    """The norms of the rows of ``W + s B A`` are computed from ``W`` in every step."""
 
     rank: int = 16
     alpha: float = 32.0

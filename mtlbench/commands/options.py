@@ -102,6 +102,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option("--evals-per-run", type=int, help="Scores of the early-stopping split; 0 never stops.  [default: 4]"),
     click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
     click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
+    click.option("--quantize", help="Store the frozen backbone in fewer bits: nf4, fp4, int8, fp8.  [default: none]"),
     click.option("--attention", help="auto (sdpa where the backbone has it), sdpa or eager.  [default: auto]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
 )

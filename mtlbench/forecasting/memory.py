@@ -11,8 +11,10 @@ import torch
 from mtlbench.api.cell import Cell
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import BackboneSize, backbone_size, empty_backbone
+from mtlbench.backbones.quantization import kind_of
 from mtlbench.cells.cost import trainable_count
 from mtlbench.cells.rebuild import setup_of
+from mtlbench.compat import quantizable_linears
 from mtlbench.errors import RequestError
 from mtlbench.planning.settings import build
 from mtlbench.text import memory
@@ -32,6 +34,17 @@ class ParameterCounts:
     """Of these, those that an architecture search removes."""
     backbone_size: BackboneSize
     architecture: str
+    packed: int = 0
+    """Of the backbone, those that quantisation packs."""
+    packed_bytes: float = 0.0
+    """Bytes of each of these."""
+    largest_packed: int = 0
+    """Weights of the largest packed linear, which is unpacked to be multiplied by."""
+
+    def weight_bytes(self, bytes_each: int) -> int:
+        """Bytes of the frozen weights, those of ``bytes_each`` and packed ones."""
+        whole = (self.backbone - self.packed + self.largest_packed) * bytes_each
+        return whole + round(self.packed * self.packed_bytes)
 
 
 def count_parameters(cell: Cell) -> ParameterCounts:
@@ -42,6 +55,9 @@ def count_parameters(cell: Cell) -> ParameterCounts:
     """
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
     size = backbone_size(model)
+    kind = kind_of(cell.protocol.quantize, vars(model.config))
+    packed = [model.get_submodule(name) for name in quantizable_linears(model)] if kind is not None else []
+    sizes = [int(linear.in_features) * int(linear.out_features) for linear in packed]  # type: ignore[call-overload, operator]
     method = build(cell.method, cell.settings)
     setup = setup_of(
         model,
@@ -64,6 +80,9 @@ def count_parameters(cell: Cell) -> ParameterCounts:
         dropped=dropped,
         backbone_size=size,
         architecture=architecture,
+        packed=sum(sizes),
+        packed_bytes=kind.bytes_each if kind is not None else 0.0,
+        largest_packed=max(sizes, default=0),
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
-from mtlbench.backbones.names import check_model, is_embedded
+from mtlbench.backbones.names import check_model, config_of, is_embedded
+from mtlbench.backbones.quantization import label_of
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.presets import Preset, open_preset
 from mtlbench.planning.sweeps import Sweeps, requests_of, sweeps_of
@@ -135,6 +136,12 @@ def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
             "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
             "--devices-per-cell 2."
         )
+    for cell in cells if devices.shard else ():
+        if (label := label_of(cell.protocol.quantize, config_of(cell.model))) is not None:
+            raise RequestError(
+                f"--shard cuts weights in full precision, and those of {cell.model!r} are quantised ({label}). Leave "
+                "one of both out."
+            )
     for name in devices.of:
         if name not in methods:
             raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")

@@ -133,6 +133,7 @@ def equal_for_all_rows(table: Table) -> str:
         if p.evals_per_run
         else "no early stopping",
         f"computed in {dtypes.pop().removeprefix('torch.')}" if len(dtypes) == 1 else "",
+        f"backbone quantised as {p.quantize}" if p.quantize != "none" else "",
         seeds_label(*seeds) if len(seeds) == 1 else "",
         f"protocol {p.label}",
     ]
