@@ -34,7 +34,8 @@ class _Maker:
     def of(self, prompt: Tensor, *, bias: bool) -> Tensor:
         """``[tokens, kv_heads * head_dim]`` of ``prompt [tokens, width]``."""
         if is_quantized(self.linear):
-            made: Tensor = self.linear(prompt)
+            dtype = self.linear.weight.dtype  # of what torchao unpacks to; bitsandbytes takes any input
+            made: Tensor = self.linear(prompt.to(dtype) if dtype.is_floating_point else prompt)
             if self.linear.bias is not None and not bias:
                 made = made - self.linear.bias.to(made.dtype)
             return made if self.rows is None else made.index_select(-1, self.rows.to(made.device))
