@@ -15,7 +15,7 @@ from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
-from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, no_gpu_why, probe
+from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, keep_to_share, no_gpu_why, probe
 from mtlbench.backbones.names import found_model
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
@@ -86,6 +86,7 @@ class Bench:
         """Why the processor was taken although the system shows a GPU."""
         if self.device_why is not None:
             logger.warning("a GPU is not used: %s", self.device_why)
+        self.workers_per_device = keep_to_share(self.device)
         self.machine: Machine = probe(self.device)
         self.sharding = sharding
         self._data = data

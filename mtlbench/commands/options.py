@@ -119,6 +119,13 @@ WORKERS: tuple[Callable[[Any], Any], ...] = (
 
 DEVICES: tuple[Callable[[Any], Any], ...] = (
     click.option("--devices-per-cell", metavar="N", help="GPUs of a cell, also by method: 1,full=4.  [default: 1]"),
+    click.option(
+        "--workers-per-device",
+        type=click.IntRange(min=1),
+        default=1,
+        metavar="N",
+        help="Workers that share each GPU, for small backbones.  [default: 1]",
+    ),
     click.option("--shard", is_flag=True, help="Cut the frozen backbone into parts, one for each device of a cell."),
 )
 

@@ -102,8 +102,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def read_devices(text: str, *, shard: bool = False) -> DevicesPerCell:
-    """``"2"``, ``"full=4"`` or ``"1,full=4"`` as the devices of each cell.
+def read_devices(text: str, *, shard: bool = False, workers: int = 1) -> DevicesPerCell:
+    """``"2"``, ``"full=4"`` or ``"1,full=4"`` as the devices of each cell, each device with so many ``workers``.
 
     Raises:
         RequestError: the text holds no numbers of devices.
@@ -120,7 +120,7 @@ def read_devices(text: str, *, shard: bool = False) -> DevicesPerCell:
             of[name.strip()] = int(number)
         else:
             usual = int(number)
-    return DevicesPerCell(usual=usual, of=of, shard=shard)
+    return DevicesPerCell(usual=usual, of=of, shard=shard, workers=workers)
 
 
 def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
@@ -135,6 +135,11 @@ def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
         raise RequestError(
             "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
             "--devices-per-cell 2."
+        )
+    if devices.workers > 1 and (wide := next((cell for cell in cells if devices(cell) > 1), None)) is not None:
+        raise RequestError(
+            f"--workers-per-device {devices.workers} lets cells share a GPU, and {wide.method} gets {devices(wide)} of "
+            "its own by --devices-per-cell. Run it by itself, or leave one of both out."
         )
     for cell in cells if devices.shard else ():
         if (label := label_of(cell.protocol.quantize, config_of(cell.model))) is not None:

@@ -40,6 +40,13 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             f"{_value_list(shared)}."
         )
 
+    workers = _rows_by_value(rows, lambda record: record.provenance.get("workers_per_device"))
+    if workers:
+        yield (
+            "Several workers shared a device, so times are not comparable. Workers on each device: "
+            f"{_value_list(workers)}."
+        )
+
     for name, sentence in _OF_BACKBONES.items():
         for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
             yield f"{sentence}: {text} ({', '.join(who)})."
