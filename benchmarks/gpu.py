@@ -117,7 +117,9 @@ def head(sheet: Sheet, device: Any, *, toy: bool) -> None:
         except metadata.PackageNotFoundError:
             versions.append(f"no {package}")
     memory = f", {found['device_memory_gib']} GiB" if "device_memory_gib" in found else ""
-    sheet.line(f"{found['cores']} cores, {found['threads']} threads{memory}; CUDA {torch.version.cuda}; {', '.join(versions)}.")
+    sheet.line(
+        f"{found['cores']} cores, {found['threads']} threads{memory}; CUDA {torch.version.cuda}; {', '.join(versions)}."
+    )
 
 
 def steps(sheet: Sheet, device: Any, options: argparse.Namespace) -> None:

@@ -7,7 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,12 @@ class Crash(Exception):
 
 def check(sheet: Sheet, device: torch.device, *, methods: Sequence[str], toy: bool) -> None:
     """The table of methods, and the row of HFLM."""
+    check_methods(sheet, device, methods or (FEW if toy else own_methods()))
+    sheet.step("HFLM", lambda: _hflm(sheet, device), expected=10.0)
+
+
+def check_methods(sheet: Sheet, device: torch.device, methods: Sequence[str]) -> None:
+    """The table, a row for each method."""
     sheet.table(
         "Correctness",
         f"A Llama of two layers, width {SIZES['hidden_size']}. float32: largest difference of loss and gradients from "
@@ -59,9 +67,8 @@ def check(sheet: Sheet, device: torch.device, *, methods: Sequence[str], toy: bo
         "bitwise those of the undisturbed run, where the method promises it.",
         ("method", "float32", "bf16", "merged", "read back", "resumed", "held", "s"),
     )
-    for name in methods or (FEW if toy else own_methods()):
-        sheet.step(name, lambda name=name: _method(sheet, name, device), expected=3.0)  # type: ignore[misc]
-    sheet.step("HFLM", lambda: _hflm(sheet, device), expected=10.0)
+    for name in methods:
+        sheet.step(name, partial(_method, sheet, name, device), expected=3.0)
 
 
 def own_methods() -> list[str]:
@@ -130,7 +137,9 @@ def _method(sheet: Sheet, name: str, device: torch.device) -> None:
     loss, found = _case(name, device).gradients(None)
     largest = max((float(g.abs().max()) for g in gradients.values()), default=1.0)
     same = gradients.keys() == found.keys()
-    apart = max((float((found[n] - g).abs().max()) for n, g in gradients.items()), default=0.0) / largest if same else 9.0
+    apart = (
+        max((float((found[n] - g).abs().max()) for n, g in gradients.items()), default=0.0) / largest if same else 9.0
+    )
     apart = max(apart, abs(loss - wanted) / max(abs(wanted), 1e-6))
     narrow = [
         _distance(gradients, _case(name, place, dtype=torch.bfloat16).gradients(torch.bfloat16)[1])
@@ -194,10 +203,8 @@ def _resumed(name: str, device: torch.device) -> bool | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         whole = _trained(name, device, None)
-        try:
+        with suppress(Crash):
             _trained(name, device, Path(folder), crash=True)
-        except Crash:
-            pass
         resumed = _trained(name, device, Path(folder))
     return whole.keys() == resumed.keys() and all(torch.equal(whole[n], resumed[n]) for n in whole)
 
@@ -255,9 +262,10 @@ def _hflm(sheet: Sheet, device: torch.device) -> None:
         strict=True,
     )
     apart = max(abs(ours - wanted) / max(1.0, abs(wanted)) for (ours, _), (wanted, _) in pairs)
-    if held := apart <= FLOAT32:
-        pass
-    else:
+    held = apart <= FLOAT32
+    if not held:
         sheet.failed.append("HFLM")
     seconds = time.perf_counter() - begun
-    sheet.row("lora, scored as HFLM does", f"{apart:.1e}", "–", "–", "–", "–", "yes" if held else "NO", f"{seconds:.1f}")
+    sheet.row(
+        "lora, scored as HFLM does", f"{apart:.1e}", "–", "–", "–", "–", "yes" if held else "NO", f"{seconds:.1f}"
+    )

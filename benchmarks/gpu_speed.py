@@ -125,14 +125,27 @@ def measure(sheet: Sheet, device: torch.device, *, toy: bool) -> None:
     sheet.table(
         "Speed and memory",
         f"Random weights, {str(dtype).removeprefix('torch.')}, the real training loop. Matrix rate measured now: "
-        f"{rate / 1e12:.3g} TFLOP/s. MFU: FLOP of the frozen backbone, forward and to its input, a second, as a share of "
-        "that rate; a method's own FLOP are not among them. Tokens are without padding. Memory: what torch allocated at "
-        "most while training, on an accelerator, and what `plan --forecast` would say of weights, training and "
+        f"{rate / 1e12:.3g} TFLOP/s. MFU: FLOP of the frozen backbone, forward and to its input, a second, as a share "
+        "of that rate; a method's own FLOP are not among them. Tokens are without padding. Memory: what torch allocated "
+        "at most while training, on an accelerator, and what `plan --forecast` would say of weights, training and "
         "activations.",
-        ("shape", "method", "trained", "tokens/s", "step ms", "MFU", "peak GiB", "forecast GiB", "peak / forecast", "s"),
+        (
+            "shape",
+            "method",
+            "trained",
+            "tokens/s",
+            "step ms",
+            "MFU",
+            "peak GiB",
+            "forecast GiB",
+            "peak / forecast",
+            "s",
+        ),
     )
     for name, shape in TOY.items() if toy else [(name, SHAPES[name]) for name in ORDER]:
-        sheet.step(name, partial(_shape, sheet, name, shape, device=device, dtype=dtype, rate=rate), expected=shape.seconds)
+        sheet.step(
+            name, partial(_shape, sheet, name, shape, device=device, dtype=dtype, rate=rate), expected=shape.seconds
+        )
 
 
 def _shape(sheet: Sheet, name: str, shape: Shape, *, device: torch.device, dtype: torch.dtype, rate: float) -> None:

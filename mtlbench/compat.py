@@ -210,7 +210,7 @@ def sdpa_class(auto: Any, config: Any) -> bool:
 
 
 def quantizable_linears(model: Any) -> frozenset[str]:
-    """Names of the linears that transformers quantises while it loads a model (``quantizers.base``, ``quantizers_utils``).
+    """Names of the linears that transformers quantises while it loads a model (in ``transformers.quantizers``).
 
     Without it the forecast of a quantised backbone counts other layers than those that are quantised.
     """

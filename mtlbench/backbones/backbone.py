@@ -19,7 +19,7 @@ from mtlbench.backbones.layers import linears_for_conv1d
 from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
 from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.backbones.names import check_model, files_of, no_sdpa, not_generating, remote_code
-from mtlbench.backbones.quantization import NONE, check_loadable, check_not_gguf
+from mtlbench.backbones.quantization import NONE, check_loadable, check_not_gguf, nothing_quantized
 from mtlbench.backbones.quantized import (
     parameter_count,
     quantization_config,
@@ -157,6 +157,8 @@ def load_model(
     check_vocabulary(name, model, tokenizer, architecture=architecture)
     linears_for_conv1d(model)
     settle(model, dtype=dtype)
+    if quantize != NONE and not any(True for _ in quantized_linears(model)):
+        raise RequestError(nothing_quantized(name, quantize))
     return model.eval().requires_grad_(False), tokenizer, architecture
 
 

@@ -14,8 +14,8 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Checksum:
-    """Two sums over the bits of every parameter and buffer, quantised ones as they are stored: a changed bit changes the
-    first, a swap the second."""
+    """Two sums over the bits of every parameter and buffer, quantised ones as they are stored: a changed bit changes
+    the first, a swap the second."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -42,6 +42,10 @@ _TRAINABLE_TORCHAO = {"Float8WeightOnlyConfig": "fp8", "Int8WeightOnlyConfig": "
 """Configurations of torchao whose linears have a gradient of the input and change no activation."""
 
 
+_CONV1D = ("gpt2", "openai-gpt")
+"""Model types whose projections are no linears in transformers; bitsandbytes takes them, torchao does not."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """What the ``quantization_config`` of a model says of its weights."""
@@ -109,10 +113,20 @@ def check_loadable(model: str, quantize: str, config: Mapping[str, Any]) -> None
             "model that it was made from with --quantize nf4, or one saved in 4 or 8 bits with bitsandbytes, or in 8 "
             f"with torchao ({' or '.join(_TRAINABLE_TORCHAO)})."
         )
+    if quantize != NONE and KINDS[quantize].package == "torchao" and config.get("model_type") in _CONV1D:
+        raise RequestError(nothing_quantized(model, quantize))
     package = KINDS[quantize].package if quantize != NONE else "" if stored is None else stored.method
     if package and importlib.util.find_spec(package) is None:
         what = f"--quantize {quantize}" if quantize != NONE else f"The backbone {model!r} ({stored and stored.label})"
         raise RequestError(f"{what} needs {package}, which is not installed: pip install 'mtlbench[quantized]'.")
+
+
+def nothing_quantized(model: str, quantize: str) -> str:
+    """The message for a backbone without linears that this way of quantising takes."""
+    return (
+        f"--quantize {quantize} finds no linears in the blocks of {model!r} that {KINDS[quantize].package} can "
+        "quantise, as in GPT-2. Take nf4 or int8, or another backbone."
+    )
 
 
 def check_methods(model: str, label: str, methods: Sequence[tuple[str, bool]]) -> None:

@@ -133,9 +133,7 @@ class Bench:
     def _load(self, name: str, protocol: Protocol, *, dtype: torch.dtype) -> Backbone:
         attention = protocol.attention
         if self.sharding is None:
-            return load_backbone(
-                name, dtype=dtype, attention=attention, device=self.device, quantize=protocol.quantize
-            )
+            return load_backbone(name, dtype=dtype, attention=attention, device=self.device, quantize=protocol.quantize)
         from mtlbench.distributed.shards import load_sharded
 
         return load_sharded(name, dtype=dtype, attention=attention, sharding=self.sharding)

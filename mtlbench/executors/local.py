@@ -342,7 +342,8 @@ class LocalWorkers(Workers):
         """Free devices, those without faults first, and their lock files; ``None`` when too few are free."""
         busy = {(device.id, device.seat) for worker in self._workers() for device in worker.slot.devices}
         free = sorted(
-            (device for device in self._usable if (device.id, device.seat) not in busy), key=lambda d: len(self._faults[d.id])
+            (device for device in self._usable if (device.id, device.seat) not in busy),
+            key=lambda d: len(self._faults[d.id]),
         )
         if self.pool.device == "cpu":
             return (tuple(free[:width]), ()) if len(free) >= width else None
@@ -362,7 +363,7 @@ class LocalWorkers(Workers):
         return tuple(taken), tuple(held)
 
     def _lease(self, device: Device) -> tuple[int, ...] | None:
-        """The lock of a device; a copy of it where another worker of this run has it, with which it shares the device."""
+        """The lock of a device; a copy of it where another worker of this run holds it and shares the device."""
         for worker in self._workers():
             if worker.leases and any(other.id == device.id for other in worker.slot.devices):
                 return tuple(map(os.dup, worker.leases))

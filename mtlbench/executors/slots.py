@@ -109,9 +109,7 @@ def pool(
         )
     most = workers or len(cards)
     in_use = sum(width * count for width, count in shares(len(cards), demand, most=most).items())
-    return Pool(
-        device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1), shared_by=shared_by
-    )
+    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1), shared_by=shared_by)
 
 
 def check_shareable(device: str, cards: tuple[Device, ...], *, shared_by: int) -> None:

@@ -67,7 +67,9 @@ def target_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], dev
         RequestError: ``cuda`` is requested without a GPU.
     """
     demand = Counter(map(devices, todo)) or {1: 1}
-    devices_pool = pool(device, 0, demand=demand, cores=cpus(), cards=tuple(cards) if device != "cpu" else (), shared_by=devices.workers)
+    devices_pool = pool(
+        device, 0, demand=demand, cores=cpus(), cards=tuple(cards) if device != "cpu" else (), shared_by=devices.workers
+    )
     sizes = [card.memory for card in devices_pool.devices if card.memory is not None]
     memory = host_memory() if devices_pool.device == "cpu" else min(sizes, default=None)
     workers = min(len(devices_pool.devices) // min(demand), max(len(todo), 1))

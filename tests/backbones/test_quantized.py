@@ -110,7 +110,7 @@ def test_a_step_is_that_of_the_weights_which_the_quantised_ones_stand_for(kind: 
             routing = attached(model, backbone, method, settings)
             outcomes.append(step(model, routing, seq2seq=architecture == "seq2seq"))
         (plain, wanted), (logits, gradients) = outcomes
-        torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-5, msg=lambda m: f"{method}: {m}")
+        assert torch.allclose(logits, plain, rtol=1e-4, atol=1e-5), method
         assert set(gradients) == set(wanted) and len(wanted) > 0
         largest = max(float(g.abs().max()) for g in wanted.values())
         for name, gradient in gradients.items():
@@ -136,7 +136,9 @@ def test_copies_share_codes_and_scales_and_nothing_writes_into_them(kind: str, f
     with torch.no_grad():
         assert torch.equal(one(ids).logits, other(ids).logits)
     assert backbone.checksum.holds()
-    scale = [t for n, t in stored_tensors(one) if n not in dict(plain.model.named_parameters()) and t.is_floating_point()]
+    scale = [
+        t for n, t in stored_tensors(one) if n not in dict(plain.model.named_parameters()) and t.is_floating_point()
+    ]
     scale[-1].view(-1)[0] += 1
     assert not backbone.checksum.holds(), "a changed scale is a changed backbone"
 
@@ -185,6 +187,31 @@ def test_the_forecast_knows_the_bytes(kind: str, tmp_path: Path):
     assert expected < 0.5 * count_parameters(cell_without(cell)).weight_bytes(4)
 
 
+@with_bitsandbytes
+def test_transposed_projections_with_biases_are_quantised_too(tmp_path: Path):
+    from helpers.tiny_backbones import tiny_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = tiny_tokenizer(architecture="causal")
+    sizes = {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64, "bos_token_id": 2, "eos_token_id": 1}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).eval()
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(p, std=0.1)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(1))
+    for kind, apart in (("nf4", 0.2), ("int8", 0.02)):
+        backbone = loaded(tmp_path, kind, torch.bfloat16)
+        assert len(list(quantized_linears(backbone.model))) == 4
+        copy = backbone.fresh().eval()
+        attached(copy, backbone, "ta_lora", {})  # reads prompts through the fused projection and its bias
+        with torch.no_grad():
+            wanted, found = model(ids).logits, backbone.fresh().eval()(ids).logits.float()
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < apart
+        assert backbone.checksum.holds()
+
+
 def cell_without(cell: Cell) -> Cell:
     return Cell(method=cell.method, tasks=cell.tasks, model=cell.model, protocol=Protocol(steps=1))
 
@@ -226,7 +253,9 @@ def test_a_method_that_reads_weights_is_skipped_where_only_the_worker_can_know(
     folders: dict[str, Path], tmp_path: Path
 ):
     plan = make_plan(
-        Request(methods="lora", tasks="glue/rte", model=str(folders["causal"]), data="demo", protocol={"quantize": "nf4"})
+        Request(
+            methods="lora", tasks="glue/rte", model=str(folders["causal"]), data="demo", protocol={"quantize": "nf4"}
+        )
     )
     (cell,) = plan.cells
     cell = replace(cell, method="dora")

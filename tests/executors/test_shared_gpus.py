@@ -135,7 +135,10 @@ def test_measure_refuses_to_share_and_a_device_that_a_run_uses() -> None:
     rows = make_rows({"methods": "lora"})
     held = leases.take(inventory.devices()[:1])
     assert held
-    with pytest.raises(RequestError, match=f"uses the device {inventory.names[0]}"), alone_on_device(rows, inventory=inventory):
+    with (
+        pytest.raises(RequestError, match=f"uses the device {inventory.names[0]}"),
+        alone_on_device(rows, inventory=inventory),
+    ):
         pass
     leases.release(held)
     with alone_on_device(rows, inventory=inventory):

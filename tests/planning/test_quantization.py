@@ -126,6 +126,14 @@ def test_gguf_and_shards_are_in_full_precision(tmp_path: Path, everything_instal
         check_devices(DevicesPerCell(usual=2, shard=True), [cell])
 
 
+def test_a_backbone_without_linears_for_it_is_refused(folder: Path, tmp_path: Path, everything_installed: None):
+    model = says(folder, tmp_path, {})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(RequestError, match="fp8 finds no linears in the blocks of .* that torchao can quantise"):
+        plan(model, quantize="fp8")
+
+
 def test_rows_of_other_precision_are_of_another_protocol_and_earlier_keys_stay():
     assert "quantize" not in Protocol().identity()
     assert len({Protocol(quantize=kind).hash() for kind in ("none", "nf4", "fp4", "int8", "fp8")}) == 5

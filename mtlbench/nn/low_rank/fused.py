@@ -86,7 +86,9 @@ def fused_low_rank(
         quantised, in that of the input.
     """
     device, first = x.device.type, branches[0].weight
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (x if first is None else first).dtype
+    dtype = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (x if first is None else first).dtype
+    )
     plan = _Plan(
         scales=tuple(branch.factors.scale for branch in branches),
         dropout=dropout,
