@@ -126,8 +126,8 @@ def measure(sheet: Sheet, device: torch.device, *, toy: bool) -> None:
         "Speed and memory",
         f"Random weights, {str(dtype).removeprefix('torch.')}, the real training loop. Matrix rate measured now: "
         f"{rate / 1e12:.3g} TFLOP/s. MFU: FLOP of the frozen backbone, forward and to its input, a second, as a share "
-        "of that rate; a method's own FLOP are not among them. Tokens are without padding. Memory: what torch allocated "
-        "at most while training, on an accelerator, and what `plan --forecast` would say of weights, training and "
+        "of that rate; a method's own FLOP are not among them. Tokens are without padding. Memory: the most that torch "
+        "allocated while training, on an accelerator, and what `plan --forecast` would say of weights, training and "
         "activations.",
         (
             "shape",

@@ -65,7 +65,7 @@ class Stored:
 
 def stored_as(config: Mapping[str, Any]) -> Stored | None:
     """What a model's ``config.json`` says of quantised weights; ``None`` where they are not."""
-    said = config.get("quantization_config")
+    said: Any = config.get("quantization_config")
     said = said.to_dict() if hasattr(said, "to_dict") else said
     if not isinstance(said, Mapping) or not said:
         return None

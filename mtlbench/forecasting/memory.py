@@ -16,6 +16,7 @@ from mtlbench.cells.cost import trainable_count
 from mtlbench.cells.rebuild import setup_of
 from mtlbench.compat import quantizable_linears
 from mtlbench.errors import RequestError
+from mtlbench.nn.linears import shapes_of
 from mtlbench.planning.settings import build
 from mtlbench.text import memory
 
@@ -56,8 +57,8 @@ def count_parameters(cell: Cell) -> ParameterCounts:
     model, architecture = empty_backbone(cell.model, attention=cell.protocol.attention)
     size = backbone_size(model)
     kind = kind_of(cell.protocol.quantize, vars(model.config))
-    packed = [model.get_submodule(name) for name in quantizable_linears(model)] if kind is not None else []
-    sizes = [int(linear.in_features) * int(linear.out_features) for linear in packed]  # type: ignore[call-overload, operator]
+    packed = quantizable_linears(model) if kind is not None else frozenset()
+    sizes = [rows * columns for rows, columns in shapes_of(model, sorted(packed)).values()]
     method = build(cell.method, cell.settings)
     setup = setup_of(
         model,

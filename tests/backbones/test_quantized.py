@@ -244,6 +244,7 @@ def test_a_cell_passes_its_guards_and_folders_already_quantised_give_the_same(
         loaded(saved, kind)
     _, again = ran(str(saved), tmp_path / "again", "base,lora")
     assert [r.scores for r in again] == [r.scores for r in records]
+    assert count_parameters(again[1].cell).weight_bytes(4) == count_parameters(records[1].cell).weight_bytes(4)
     with pytest.raises(RequestError, match=r"full, dora train or read the weights .* quantised"):
         make_plan(Request(methods="full,lora,dora", tasks="glue/rte", model=str(saved), data="demo"))
 
