@@ -132,12 +132,17 @@ def share_of(memory: int, *, workers: int) -> int:
     return memory if workers <= 1 else max(0, memory // workers - CONTEXT_BYTES)
 
 
+def workers_on_device() -> int:
+    """How many workers of this run share the device of this one, itself included."""
+    return int(os.environ.get(SHARED_BY, "1"))
+
+
 def keep_to_share(device: torch.device) -> int:
     """Limit this process to its share of the device, and say how many workers share it.
 
     Memory then runs out for a cell at the same size whatever runs beside it.
     """
-    workers = int(os.environ.get(SHARED_BY, "1"))
+    workers = workers_on_device()
     if workers > 1 and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(share_of(total, workers=workers) / total, device)
