@@ -145,7 +145,8 @@ def keep_to_share(device: torch.device) -> int:
     workers = workers_on_device()
     if workers > 1 and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(share_of(total, workers=workers) / total, device)
+        # of a device without an index this takes the current one, which is None here and not the device
+        torch.cuda.set_per_process_memory_fraction(share_of(total, workers=workers) / total, device.index)
     return workers
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from waiting import wait_for
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import SHARED_BY, DevicesPerCell, Launch, Workers
-from mtlbench.backbones.machine import CONTEXT_BYTES, share_of
+from mtlbench.backbones.machine import CONTEXT_BYTES, keep_to_share, share_of
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.provenance import provenance_of
 from mtlbench.commands.measure import measure
@@ -128,6 +129,19 @@ def test_memory_is_divided_and_so_is_the_forecast(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(SHARED_BY, "2")
     bench = Bench(device="cpu", threads=torch.get_num_threads(), data="demo")
     assert provenance_of(bench)["workers_per_device"] == 2
+
+
+def test_the_allocator_is_limited_to_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, int | None]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, index: limits.append((share, index))
+    )
+    assert keep_to_share(torch.device("cuda")) == 1 and not limits
+    monkeypatch.setenv(SHARED_BY, "4")
+    assert keep_to_share(torch.device("cuda")) == keep_to_share(torch.device("cuda:0")) == 4
+    share = (2 * 2**30 - CONTEXT_BYTES) / (8 * 2**30)
+    assert limits == [(share, None), (share, 0)], "torch takes no device without an index"
 
 
 def test_measure_refuses_to_share_and_a_device_that_a_run_uses() -> None:
