@@ -209,6 +209,23 @@ def sdpa_class(auto: Any, config: Any) -> bool:
     return bool(getattr(found, "_supports_sdpa", False))
 
 
+def quantizable_linears(model: Any) -> frozenset[str]:
+    """Names of the linears that transformers quantises while it loads a model (in ``transformers.quantizers``).
+
+    Without it the forecast of a quantised backbone counts other layers than those that are quantised.
+    """
+    from torch import nn
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return frozenset(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and should_convert_module(name, kept)
+    )
+
+
 # lm-eval
 
 

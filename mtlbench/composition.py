@@ -94,6 +94,10 @@ class Composite(Method):
         return any(part.searches for part in self.parts())
 
     @property
+    def supports_quantized(self) -> bool:
+        return all(part.supports_quantized for part in self.parts())
+
+    @property
     def weighting(self) -> str:
         """That of the first part which declares another than the usual one."""
         return next((part.weighting for part in self.parts() if part.weighting != "rows"), "rows")
@@ -165,6 +169,8 @@ class Composite(Method):
         A composition of weights and a prefix also has ``folder/merged``, the backbone with merged weights, on which
         plain peft loads the prefix. ``model`` is merged afterwards.
         """
+        from mtlbench.backbones.quantized import quantized_linears
+        from mtlbench.errors import PluginError
         from mtlbench.nn.low_rank.layer import merge_low_rank
         from mtlbench.nn.prefixes.export import save_merged
 
@@ -173,6 +179,11 @@ class Composite(Method):
             part.export(model, folder / part.name, task=task if part.task_routed else None)
         config: Any = model.config
         if weights and len(weights) < len(self.parts()):
+            if any(True for _ in quantized_linears(model)):
+                raise PluginError(
+                    f"{self.name} is exported as a merged backbone with a prefix, and a quantised backbone is not "
+                    "merged. Use --form mtlbench."
+                )
             merge_low_rank(model, task)
             save_merged(model, folder / "merged")
             config.name_or_path = str(folder / "merged")

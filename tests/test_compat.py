@@ -128,6 +128,19 @@ def test_types_without_sdpa_are_told_by_their_source():
     assert not compat.lacks_sdpa("of-nobody") and not compat.lacks_sdpa("")
 
 
+def test_linears_that_are_quantised_are_those_of_blocks_but_what_stays_in_float32():
+    from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tied = LlamaConfig(**sizes, hidden_size=16, intermediate_size=16, tie_word_embeddings=True)
+    names = compat.quantizable_linears(LlamaForCausalLM(tied))
+    assert {name.rpartition(".")[2] for name in names} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    assert {name.rpartition(".")[2] for name in compat.quantizable_linears(t5)} == {"q", "k", "v", "o", "wi"}
+
+
 # lm-eval
 
 

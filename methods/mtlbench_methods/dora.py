@@ -27,6 +27,8 @@ class Dora(Method):
         "huggingface/peft 0.21.2: peft.tuners.lora.dora"
     )
     size_field: ClassVar[str] = "rank"
+    supports_quantized: ClassVar[bool] = False
+    """The norms of the rows of ``W + s B A`` are computed from ``W`` in every step."""
 
     rank: int = 16
     alpha: float = 32.0

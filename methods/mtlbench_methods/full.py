@@ -32,6 +32,7 @@ class Full(Method):
     name: ClassVar[str] = "full"
     source: ClassVar[str] = "fine-tuning of all weights with AdamW, as in Raffel et al. 2020, arXiv:1910.10683"
     composable: ClassVar[bool] = False
+    supports_quantized: ClassVar[bool] = False
 
     learning_rate: float | None = 1e-4
     """Not the protocol's, which is for adapters that start at zero: a step of AdamW moves every weight by about the

@@ -70,6 +70,9 @@ ELSEWHERE: Final = frozenset({"C3A", "FOURIERFT", "FROD", "UNILORA", "VBLORA"})
 MOVING: Final = frozenset({("DEFT", "para"), ("HRA", "apply_GS")})
 """Options that take a tuner away from the backbone at the start, as every option named ``init...`` may."""
 
+QUANTIZED: Final = frozenset({"IA3", "LN_TUNING", "LORA", "PVERA", "RANDLORA", "ROAD"})
+"""Tuners with layers for quantised linears of every kind, or none over linears; others compute with the weights."""
+
 OWN_TARGETS: Final = frozenset({"BEFT", "IA3"})
 """Tuners defined by which projections they touch; peft knows them by architecture."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from mtlbench import Method, Setup, Value, hookimpl, nn
 from mtlbench.errors import RequestError
-from mtlbench_methods.peft_catalog import EXAMPLES, KEYS_AND_VALUES, OWN_TARGETS, PAPERS, SIZES, VALUES
+from mtlbench_methods.peft_catalog import EXAMPLES, KEYS_AND_VALUES, OWN_TARGETS, PAPERS, QUANTIZED, SIZES, VALUES
 from mtlbench_methods.peft_options import (
     check_options,
     make_config,
@@ -74,6 +74,11 @@ class Peft(Method):
     @property
     def identity_at_start(self) -> bool:
         return starts_at_backbone(self.type, dict(self.options))
+
+    @property
+    def supports_quantized(self) -> bool:
+        reads = any(name == "use_dora" or name.startswith("init_") for name, value in self.options if value is not True)
+        return self.type in QUANTIZED and not reads
 
     @classmethod
     def setting_types(cls, words: Mapping[str, str]) -> Mapping[str, Any]:

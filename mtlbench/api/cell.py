@@ -113,6 +113,9 @@ class Protocol:
     with the best one is kept."""
     dtype: str = "auto"
     """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
+    quantize: str = _added("none", before="none")
+    """How the frozen linears of the backbone are stored: ``nf4``, ``fp4``, ``int8`` or ``fp8``, quantised while it is
+    loaded; ``none``: as its files hold them."""
     attention: str = "auto"
     """``auto`` (``sdpa`` where the backbone has it, else ``eager``), ``sdpa`` or ``eager``."""
     checkpointing: bool = False

@@ -9,28 +9,33 @@ from pathlib import Path
 from typing import ClassVar
 
 from mtlbench.api.cell import Cell
+from mtlbench.errors import RequestError
 
 SILENCE_S = 1800.0
 """A cell that shows no sign of progress for this many seconds is ended."""
 FOREIGN_BYTES = "MTLBENCH_FOREIGN_BYTES"
 """Environment variable of a worker: device memory that other programs held when it was started; records keep it."""
+SHARED_BY = "MTLBENCH_WORKERS_PER_DEVICE"
+"""Environment variable of a worker: workers on its device, where that is more than one; records keep it."""
 
 
 @dataclass(frozen=True)
 class DevicesPerCell:
-    """How many devices a cell gets: the same for all, or by method."""
+    """How many devices a cell gets: the same for all, or by method; and how many workers share a device."""
 
     usual: int = 1
     of: Mapping[str, int] = field(default_factory=dict)
     """Method name to its number of devices."""
     shard: bool = False
     """Whether the frozen backbone is sharded over the devices of a cell that has several."""
+    workers: int = 1
+    """Workers on each GPU, which run as many cells at once there; more than one only with cells of one device."""
 
     def __call__(self, cell: Cell) -> int:
         return self.of.get(cell.method, self.usual)
 
     def __str__(self) -> str:
-        """The numbers as a command line writes them; :attr:`shard` is not among them."""
+        """The numbers as a command line writes them; :attr:`shard` and :attr:`workers` are not among them."""
         return ",".join([str(self.usual), *(f"{name}={count}" for name, count in self.of.items())])
 
 
@@ -76,6 +81,18 @@ class Executor(ABC):
     name: ClassVar[str]
     settings: ClassVar[tuple[str, ...]] = ()
     """Fields that can be set in brackets, as in ``slurm[partition=gpu]``; the executor is then a frozen dataclass."""
+
+    def check_shared(self, device: str, devices: DevicesPerCell) -> None:
+        """Refuse several workers on a device where this executor cannot start them.
+
+        Raises:
+            RequestError: saying what to do instead.
+        """
+        if devices.workers > 1:
+            raise RequestError(
+                f"--workers-per-device {devices.workers} takes the executor local, and this is {self.name}. Leave it "
+                "out, or start `mtlbench run` on the machine with the GPUs."
+            )
 
     def check(self, device: str) -> None:  # noqa: B027
         """Refuse, before anything is created, an executor that cannot run here.

@@ -188,6 +188,13 @@ class Method(ABC):
         return False
 
     @property
+    def supports_quantized(self) -> bool:
+        """Whether it can be attached to a quantised backbone: it neither trains nor reads frozen weights, and
+        multiplies by them only by calling their linear. Otherwise its cells are refused there. A class attribute, or a
+        property where it depends on settings. The default is yes."""
+        return True
+
+    @property
     def weighting(self) -> str:
         """How the losses of a step weigh where the protocol leaves it to the method: ``rows`` is their mean, ``tasks``
         the mean over the tasks present of each one's mean. A class attribute, or a property."""

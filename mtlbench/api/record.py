@@ -172,6 +172,8 @@ class Provenance(Disturbances, total=False):
     bfloat16_gflops: float
     foreign_device_bytes: int
     """Device memory that other programs held."""
+    workers_per_device: int
+    """Workers that shared the device, each with as much of its memory, where it was more than one."""
     processes: int
     """Processes that shared the training, where it was more than one."""
     shards: int

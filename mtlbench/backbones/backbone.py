@@ -19,6 +19,15 @@ from mtlbench.backbones.layers import linears_for_conv1d
 from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
 from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.backbones.names import check_model, files_of, no_sdpa, not_generating, remote_code
+from mtlbench.backbones.quantization import NONE, check_loadable, check_not_gguf, nothing_quantized
+from mtlbench.backbones.quantized import (
+    parameter_count,
+    quantization_config,
+    quantized_linears,
+    settle,
+    shared_parameters,
+    stored_tensors,
+)
 from mtlbench.compat import sdpa_class
 from mtlbench.errors import RequestError
 from mtlbench.text import one_line
@@ -35,7 +44,7 @@ class Backbone:
     """``causal`` or ``seq2seq``."""
     parameters: int
     fingerprint: str
-    """SHA-256 of names and bytes of all weights and buffers."""
+    """SHA-256 of names and bytes of all weights and buffers, as they are stored."""
     checksum: Checksum = field(init=False)
     """Detects changes of weights since loading."""
 
@@ -56,9 +65,14 @@ class Backbone:
         config: Any = self.model.config
         return config.decoder_start_token_id if self.architecture == "seq2seq" else None
 
+    @property
+    def quantized(self) -> bool:
+        """Whether linears are stored in fewer bits, so that only they themselves can multiply by their weights."""
+        return any(True for _ in quantized_linears(self.model))
+
     def fresh(self) -> nn.Module:
         """A copy of the modules over the same storage: no weight is copied, and tied weights stay tied."""
-        memo: dict[int, Any] = {}
+        memo: dict[int, Any] = shared_parameters(self.model)
         for module in self.model.modules():
             for p in module.parameters(recurse=False):
                 if id(p) not in memo:
@@ -68,7 +82,9 @@ class Backbone:
         return copy.deepcopy(self.model, memo)
 
 
-def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> Backbone:
+def load_backbone(
+    name: str, *, dtype: torch.dtype, attention: str, device: torch.device, quantize: str = NONE
+) -> Backbone:
     """The backbone ``name``, frozen and in evaluation mode.
 
     The arguments are those of :func:`load_model`.
@@ -76,26 +92,33 @@ def load_backbone(name: str, *, dtype: torch.dtype, attention: str, device: torc
     Raises:
         RequestError: as :func:`load_model`.
     """
-    model, tokenizer, architecture = load_model(name, dtype=dtype, attention=attention, device=device)
+    model, tokenizer, architecture = load_model(
+        name, dtype=dtype, attention=attention, device=device, quantize=quantize
+    )
     return Backbone(
         name=name,
         model=model,
         tokenizer=tokenizer,
         architecture=architecture,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameter_count(model),
         fingerprint=fingerprint(model),
     )
 
 
-def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.device) -> tuple[nn.Module, Any, str]:
+def load_model(
+    name: str, *, dtype: torch.dtype, attention: str, device: torch.device, quantize: str = NONE
+) -> tuple[nn.Module, Any, str]:
     """The model ``name``, frozen and in evaluation mode, its tokenizer and its architecture.
 
     Args:
         name: A packaged backbone such as ``demo``, a folder, a GGUF file, or a hub id.
         attention: ``auto``, ``sdpa`` or ``eager``.
+        quantize: A name of :data:`~mtlbench.backbones.quantization.KINDS` to quantise linears while they are loaded;
+            ``none`` leaves them as the files hold them.
 
     Raises:
-        RequestError: it does not exist, the hub cannot be reached, or it is neither causal nor seq2seq.
+        RequestError: it does not exist, the hub cannot be reached, it is neither causal nor seq2seq, or its weights are
+            quantised in a form that cannot be trained on.
     """
     where = _locate(name)
     from transformers import AutoConfig, AutoTokenizer
@@ -104,10 +127,12 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+        check_loadable(name, quantize, vars(config))
         auto, architecture = _auto_class(name, config)
         loading: Mapping[str, Any] | None = None
         kernel = _attention(auto, config, attention)
         if "gguf_file" in where:
+            check_not_gguf(name, quantize)
             model = load_gguf(auto, where, config=config, dtype=dtype, attention=kernel, device=device)
         else:
             model, loading = auto.from_pretrained(
@@ -117,6 +142,7 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
                 attn_implementation=kernel,
                 device_map={"": str(device)},  # loads each weight directly onto the device, without a copy on the host
                 trust_remote_code=False,
+                **({} if quantize == NONE else {"quantization_config": quantization_config(quantize, dtype=dtype)}),
                 ignore_mismatched_sizes=True,  # reported in `loading`, and refused with names
                 output_loading_info=True,
             )
@@ -130,6 +156,9 @@ def load_model(name: str, *, dtype: torch.dtype, attention: str, device: torch.d
     check_finite(name, model)
     check_vocabulary(name, model, tokenizer, architecture=architecture)
     linears_for_conv1d(model)
+    settle(model, dtype=dtype)
+    if quantize != NONE and not any(True for _ in quantized_linears(model)):
+        raise RequestError(nothing_quantized(name, quantize))
     return model.eval().requires_grad_(False), tokenizer, architecture
 
 
@@ -174,9 +203,9 @@ def load_tokenizer(name: str) -> Any:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of all parameters and buffers."""
+    """SHA-256 of names, dtypes, shapes and bytes of all parameters and buffers, quantised ones as they are stored."""
     total = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in stored_tensors(model):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(_bytes(tensor))
     return total.hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mtlbench.backbones.quantized import stored_tensors
+
 _CHUNK = 2**22
 _PERIOD = 8191
 """Period of the coefficients of the second sum, a prime, so that swapped elements are detected."""
@@ -12,7 +14,8 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Checksum:
-    """Two sums over the bits of every parameter and buffer: a changed bit changes the first, a swap the second."""
+    """Two sums over the bits of every parameter and buffer, quantised ones as they are stored: a changed bit changes
+    the first, a swap the second."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -26,7 +29,7 @@ class Checksum:
 @torch.no_grad()
 def _sums(model: nn.Module) -> Tensor:
     """``[tensors, 2]`` int64 on the CPU, transferred in one copy."""
-    sums = [_of(tensor) for tensor in [*model.parameters(), *model.buffers()]]
+    sums = [_of(tensor) for _, tensor in stored_tensors(model)]
     return torch.stack(sums).cpu() if sums else torch.empty(0, 2, dtype=torch.int64)
 
 

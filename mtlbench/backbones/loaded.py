@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mtlbench.backbones.checkpoint import check_length, tokens_beyond
+from mtlbench.backbones.quantized import stored_tensors
 from mtlbench.errors import RequestError
 
 
@@ -61,7 +62,8 @@ def check_finite(name: str, model: nn.Module) -> None:
     Raises:
         RequestError: naming the weights.
     """
-    broken = [key for key, weight in model.named_parameters() if not _finite(weight)]
+    buffers = {key for key, _ in model.named_buffers()}
+    broken = [key for key, weight in stored_tensors(model) if key not in buffers and not _finite(weight)]
     if broken:
         raise RequestError(
             f"{len(broken)} weights of {name!r} hold NaN or infinite values: {_some(broken)}. The checkpoint is "

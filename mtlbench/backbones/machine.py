@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import os
 import platform
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mtlbench.api.executor import SHARED_BY
 from mtlbench.errors import RequestError
 
 BUDGET_S = 0.02
@@ -119,6 +121,33 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+CONTEXT_BYTES = 600 * 2**20
+"""Memory of a GPU that each process takes for itself, outside of torch's allocator: context, kernels, libraries."""
+
+
+def share_of(memory: int, *, workers: int) -> int:
+    """Bytes of a device with ``memory`` that each of ``workers`` processes may allocate; all of it for one."""
+    return memory if workers <= 1 else max(0, memory // workers - CONTEXT_BYTES)
+
+
+def workers_on_device() -> int:
+    """How many workers of this run share the device of this one, itself included."""
+    return int(os.environ.get(SHARED_BY, "1"))
+
+
+def keep_to_share(device: torch.device) -> int:
+    """Limit this process to its share of the device, and say how many workers share it.
+
+    Memory then runs out for a cell at the same size whatever runs beside it.
+    """
+    workers = workers_on_device()
+    if workers > 1 and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        # of a device without an index this takes the current one, which is None here and not the device
+        torch.cuda.set_per_process_memory_fraction(share_of(total, workers=workers) / total, device.index)
+    return workers
 
 
 def axis_seed(seed: int, axis: str) -> int:

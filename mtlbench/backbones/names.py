@@ -221,7 +221,7 @@ def limits_of(model: str, *, attention: str) -> list[str]:
     Raises:
         RequestError: ``sdpa`` was asked for, and there is none.
     """
-    config, limits = _config(model), list[str]()
+    config, limits = config_of(model), list[str]()
     kind = str(config.get("model_type", ""))
     if attention != "eager" and lacks_sdpa(kind):
         if attention == "sdpa":
@@ -250,10 +250,10 @@ def not_generating(model: str, reason: str) -> str:
     )
 
 
-def _config(model: str) -> dict[str, Any]:
+def config_of(model: str) -> dict[str, Any]:
     """The content of its config.json, where it is in a folder here."""
     files = files_of(model)
-    if files is None:
+    if files is None or files.gguf is not None:
         return {}
     try:
         body = json.loads((files.folder / "config.json").read_text())

@@ -15,6 +15,7 @@ from mtlbench.api.record import Disturbances
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import axis_seed
+from mtlbench.backbones.quantization import check_methods, label_of
 from mtlbench.cells.bench import Bench, Prepared
 from mtlbench.cells.cost import Peak, read_peak, reset_peak
 from mtlbench.cells.identity import training_identity
@@ -108,6 +109,9 @@ class CellAttempt:
         if reason is not None:
             return reason
         try:
+            if self.backbone.quantized:
+                label = label_of(self.cell.protocol.quantize, vars(self.model.config)) or ""
+                check_methods(self.cell.model, label, [(self.cell.method, self.method.supports_quantized)])
             self.method.attach(self.model, setup)
         except RequestError as error:
             return str(error)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtlbench.api.cell import Cell
+from mtlbench.api.cell import Cell, Protocol
 from mtlbench.api.record import TaskScore
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
-from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, no_gpu_why, probe
+from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, keep_to_share, no_gpu_why, probe
 from mtlbench.backbones.names import found_model
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
@@ -86,12 +86,13 @@ class Bench:
         """Why the processor was taken although the system shows a GPU."""
         if self.device_why is not None:
             logger.warning("a GPU is not used: %s", self.device_why)
+        self.workers_per_device = keep_to_share(self.device)
         self.machine: Machine = probe(self.device)
         self.sharding = sharding
         self._data = data
         self._places = places
-        self._backbones: dict[tuple[str, str, torch.dtype], Backbone] = {}
-        self._refused: dict[tuple[str, str, torch.dtype], str] = {}
+        self._backbones: dict[tuple[str, str, str, torch.dtype], Backbone] = {}
+        self._refused: dict[tuple[str, str, str, torch.dtype], str] = {}
         """Why a backbone cannot be used: it is not read again for each cell."""
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
@@ -110,7 +111,7 @@ class Bench:
             DataError: its files changed since the cell was planned.
         """
         dtype, _ = self.dtypes(cell)
-        key = (cell.model, cell.protocol.attention, dtype)
+        key = (cell.model, cell.protocol.attention, cell.protocol.quantize, dtype)
         if key not in self._backbones:
             where = found_model(cell, self._places(cell))
             if where is None:
@@ -122,16 +123,17 @@ class Bench:
                 raise RequestError(self._refused[key])
             self._backbones.clear()
             try:
-                self._backbones[key] = self._load(where, dtype=dtype, attention=cell.protocol.attention)
+                self._backbones[key] = self._load(where, cell.protocol, dtype=dtype)
             except RequestError as error:
                 self._refused[key] = str(error)
                 raise
         check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
 
-    def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:
+    def _load(self, name: str, protocol: Protocol, *, dtype: torch.dtype) -> Backbone:
+        attention = protocol.attention
         if self.sharding is None:
-            return load_backbone(name, dtype=dtype, attention=attention, device=self.device)
+            return load_backbone(name, dtype=dtype, attention=attention, device=self.device, quantize=protocol.quantize)
         from mtlbench.distributed.shards import load_sharded
 
         return load_sharded(name, dtype=dtype, attention=attention, sharding=self.sharding)

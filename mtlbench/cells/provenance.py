@@ -105,6 +105,8 @@ def provenance_of(bench: Bench) -> Provenance:
     }
     if bench.device_why is not None:
         provenance["device_why"] = bench.device_why
+    if bench.workers_per_device > 1:
+        provenance["workers_per_device"] = bench.workers_per_device
     if foreign := os.environ.get(FOREIGN_BYTES):
         provenance["foreign_device_bytes"] = int(foreign)
     return provenance

@@ -16,6 +16,7 @@ from mtlbench.api.record import Record
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import load_backbone
 from mtlbench.backbones.machine import axis_seed
+from mtlbench.backbones.names import weights_digest
 from mtlbench.errors import StoreError
 from mtlbench.nn.linears import projection_names, shapes_of
 from mtlbench.planning.settings import build
@@ -71,8 +72,17 @@ def rebuild(record: Record, adapter: Path, *, model: str | None = None) -> Rebui
     extra = saved_extra(adapter)
     dtype = {"torch.bfloat16": torch.bfloat16}.get(record.provenance.get("dtype", ""), torch.float32)
     where = model or cell.model
-    backbone = load_backbone(where, dtype=dtype, attention=cell.protocol.attention, device=torch.device("cpu"))
-    if backbone.fingerprint != record.provenance.get("backbone_fingerprint"):
+    backbone = load_backbone(
+        where,
+        dtype=dtype,
+        attention=cell.protocol.attention,
+        device=torch.device("cpu"),
+        quantize=cell.protocol.quantize,
+    )
+    # Which codes a weight is rounded to may depend on the device that quantised it: there the files decide.
+    by_files = cell.protocol.quantize != "none" and bool(cell.weights)
+    same = weights_digest(where) == cell.weights if by_files else None
+    if not same and backbone.fingerprint != record.provenance.get("backbone_fingerprint"):
         raise StoreError(
             f"The weights of the backbone {where!r} are not the ones this adapter was trained on. "
             "Bring those back, or train the cell again."

@@ -24,6 +24,7 @@ import click
 @click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
+@click.option("--workers-per-device", type=int, hidden=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/measure"), show_default=True)
 @click.option("--show", is_flag=True, help="Only print what --out holds.")
 def measure(out: Path, show: bool, preset: str | None, **options: Any) -> None:
@@ -38,6 +39,11 @@ def measure(out: Path, show: bool, preset: str | None, **options: Any) -> None:
     from mtlbench.measuring.run import measure_rows
     from mtlbench.measuring.table import table_lines
 
+    if (options.pop("workers_per_device") or 1) > 1:
+        raise RequestError(
+            "measure times a method alone on its device: there is one worker, and a device that `mtlbench run` uses is "
+            "refused. Leave --workers-per-device out."
+        )
     given = {name: value for name, value in options.items() if value is not None}
     complete = True
     if not show:

@@ -110,6 +110,7 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         help="Keep the state that held-out rows score best: loss or metric.  [default: loss]",
     ),
     click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
+    click.option("--quantize", help="Store the frozen backbone in fewer bits: nf4, fp4, int8, fp8.  [default: none]"),
     click.option("--attention", help="auto (sdpa where the backbone has it), sdpa or eager.  [default: auto]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
 )
@@ -126,6 +127,13 @@ WORKERS: tuple[Callable[[Any], Any], ...] = (
 
 DEVICES: tuple[Callable[[Any], Any], ...] = (
     click.option("--devices-per-cell", metavar="N", help="GPUs of a cell, also by method: 1,full=4.  [default: 1]"),
+    click.option(
+        "--workers-per-device",
+        type=click.IntRange(min=1),
+        default=1,
+        metavar="N",
+        help="Workers that share each GPU, for small backbones.  [default: 1]",
+    ),
     click.option("--shard", is_flag=True, help="Cut the frozen backbone into parts, one for each device of a cell."),
 )
 

@@ -48,6 +48,7 @@ def run(
     check_devices(limits["devices"], plan.cells)
     starter = executor_of(executor)
     starter.check(device)
+    starter.check_shared(device, limits["devices"])
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
     show_notes(plan)
     for model in plan.models:

@@ -133,7 +133,8 @@ def devices_from(options: dict[str, Any]) -> DevicesPerCell:
     """Take :data:`mtlbench.commands.options.DEVICES` out of a command's options."""
     from mtlbench.planning.request import read_devices
 
-    return read_devices(options.pop("devices_per_cell") or "1", shard=options.pop("shard"))
+    workers = options.pop("workers_per_device")
+    return read_devices(options.pop("devices_per_cell") or "1", shard=options.pop("shard"), workers=workers)
 
 
 def reports_named(formats: str | None) -> list[Report]:

@@ -36,6 +36,8 @@ class Device:
     """Bytes; ``None`` where the driver does not say."""
     used: int = 0
     """Bytes in use now."""
+    seat: int = 0
+    """Which of the workers that share it, where several do."""
 
 
 class Inventory(Protocol):

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mtlbench.api.executor import Executor, Launch, Workers
+from mtlbench.api.executor import DevicesPerCell, Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
 from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device, Inventory, Nvidia
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
 from mtlbench.executors.queue import CellQueue
-from mtlbench.executors.slots import Pool, pool, shares
+from mtlbench.executors.slots import Pool, check_shareable, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.files.owner import cpus
 from mtlbench.text import memory
@@ -63,6 +63,11 @@ class LocalExecutor(Executor):
         if device == "cuda":
             pool(device, 0, demand={}, cores=1, cards=self.inventory.devices())
 
+    def check_shared(self, device: str, devices: DevicesPerCell) -> None:
+        """Reject several workers on a device without a GPU."""
+        if devices.workers > 1:
+            check_shareable(device, self.inventory.devices(), shared_by=devices.workers)
+
     def start(self, launch: Launch) -> LocalWorkers:
         """Start the workers, at most one for each cell without a record.
 
@@ -71,7 +76,14 @@ class LocalExecutor(Executor):
         """
         queue = CellQueue(launch, only=self.only)
         cards = () if launch.device == "cpu" else self.inventory.devices()
-        chosen = pool(launch.device, launch.workers, demand=queue.expected_demand(), cores=cpus(), cards=cards)
+        chosen = pool(
+            launch.device,
+            launch.workers,
+            demand=queue.expected_demand(),
+            cores=cpus(),
+            cards=cards,
+            shared_by=launch.devices.workers,
+        )
         for card in cards:
             if foreign := chosen.slot((card,)).foreign:
                 _log.warning(
@@ -328,16 +340,17 @@ class LocalWorkers(Workers):
 
     def _take(self, width: int) -> tuple[tuple[Device, ...], tuple[int, ...]] | None:
         """Free devices, those without faults first, and their lock files; ``None`` when too few are free."""
-        busy = {device.id for worker in self._workers() for device in worker.slot.devices}
+        busy = {(device.id, device.seat) for worker in self._workers() for device in worker.slot.devices}
         free = sorted(
-            (device for device in self._usable if device.id not in busy), key=lambda d: len(self._faults[d.id])
+            (device for device in self._usable if (device.id, device.seat) not in busy),
+            key=lambda d: len(self._faults[d.id]),
         )
         if self.pool.device == "cpu":
             return (tuple(free[:width]), ()) if len(free) >= width else None
         taken: list[Device] = []
         held: list[int] = []
         for device in free:
-            files = leases.take([device]) if len(taken) < width else ()
+            files = self._lease(device) if len(taken) < width else ()
             if files is not None and len(taken) < width:
                 taken.append(device)
                 held += files
@@ -348,6 +361,13 @@ class LocalWorkers(Workers):
                 _log.warning("%d devices are in use by another run on this machine: waiting", len(free) - len(taken))
             return None
         return tuple(taken), tuple(held)
+
+    def _lease(self, device: Device) -> tuple[int, ...] | None:
+        """The lock of a device; a copy of it where another worker of this run holds it and shares the device."""
+        for worker in self._workers():
+            if worker.leases and any(other.id == device.id for other in worker.slot.devices):
+                return tuple(map(os.dup, worker.leases))
+        return leases.take([device])
 
     def _retire(self, wanted: dict[int, int], running: Counter[int]) -> None:
         """End idle workers whose devices are needed for cells of another width."""

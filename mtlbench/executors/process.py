@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mtlbench.api.executor import FOREIGN_BYTES
+from mtlbench.api.executor import FOREIGN_BYTES, SHARED_BY
 from mtlbench.executors.slots import DeviceSlot, release
 from mtlbench.executors.watch import Heartbeat
 from mtlbench.files.owner import import_variables
@@ -162,7 +162,9 @@ def end_all(workers: Iterable[WorkerProcess]) -> None:
 
 
 def _environment(slot: DeviceSlot, base: Mapping[str, str], *, module: bool) -> dict[str, str]:
-    foreign = {FOREIGN_BYTES: str(slot.foreign)} if slot.foreign else {}
+    told = {FOREIGN_BYTES: str(slot.foreign)} if slot.foreign else {}
+    if slot.shared_by > 1:
+        told[SHARED_BY] = str(slot.shared_by)
     return {
         # Spinning OpenMP threads make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -171,7 +173,7 @@ def _environment(slot: DeviceSlot, base: Mapping[str, str], *, module: bool) -> 
         **thread_variables(slot.threads),
         "PYTHONUNBUFFERED": "1",
         "CUDA_VISIBLE_DEVICES": slot.visible,
-        **foreign,
+        **told,
     }
 
 

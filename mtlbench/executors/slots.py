@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtlbench.errors import RequestError
@@ -29,6 +29,8 @@ class DeviceSlot:
     threads: int
     devices: tuple[Device, ...]
     """As many as its cells need; on a CPU these are placeholders for shares of the cores."""
+    shared_by: int = 1
+    """Workers on each device."""
 
     @property
     def width(self) -> int:
@@ -47,7 +49,7 @@ class DeviceSlot:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The devices of a machine that a run may use; never two workers on one."""
+    """The devices of a machine that a run may use: one worker on each, or one on each of its seats."""
 
     device: str
     devices: tuple[Device, ...]
@@ -55,17 +57,28 @@ class Pool:
     """Limit on simultaneous workers."""
     threads_each: float
     """CPU cores for each device in use."""
+    shared_by: int = 1
+    """Workers on each device; :attr:`devices` then holds each as often, with different seats."""
 
     def slot(self, devices: tuple[Device, ...]) -> DeviceSlot:
         """The slot of a worker on these devices."""
-        return DeviceSlot(device=self.device, threads=max(1, int(self.threads_each * len(devices))), devices=devices)
+        threads = max(1, int(self.threads_each * len(devices)))
+        return DeviceSlot(device=self.device, threads=threads, devices=devices, shared_by=self.shared_by)
 
 
-def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, cards: tuple[Device, ...]) -> Pool:
+def pool(
+    device: str,
+    workers: int,
+    *,
+    demand: Mapping[int, int],
+    cores: int,
+    cards: tuple[Device, ...],
+    shared_by: int = 1,
+) -> Pool:
     """The devices that a run uses on a machine with ``cores`` CPU cores and the GPUs ``cards``.
 
     ``demand`` is the number of cells by width (devices per cell). ``workers`` 0 means every GPU, or one worker per core
-    up to four. Cores are divided evenly.
+    up to four. Cores are divided evenly. ``shared_by`` workers run on each GPU.
 
     Raises:
         RequestError: ``cuda`` is requested without a GPU, or there are fewer GPUs than a cell or the workers need.
@@ -74,6 +87,9 @@ def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, ca
         raise RequestError("--device cuda: this machine shows no NVIDIA GPU (nvidia-smi -L). Use --device cpu or auto.")
     widest, narrowest = max(demand, default=1), min(demand, default=1)
     wanted = sum(width * cells for width, cells in demand.items())
+    if shared_by > 1:
+        check_shareable(device, cards, shared_by=shared_by)
+        cards = tuple(replace(card, seat=seat) for seat in range(shared_by) for card in cards)
     if not cards:
         units = max(widest, min(wanted, workers * narrowest or min(cores, MOST_CPU_WORKERS)))
         cards = tuple(Device(id=f"cpu-{number}") for number in range(units))
@@ -88,12 +104,26 @@ def pool(device: str, workers: int, *, demand: Mapping[int, int], cores: int, ca
     if workers * narrowest > len(cards) and device == "cuda":
         raise RequestError(
             f"--workers {workers} with {narrowest} device{'s' if narrowest > 1 else ''} each need "
-            f"{workers * narrowest} GPUs, and this machine shows {len(cards)}. Two workers never share a GPU: omit "
-            "--workers to use all."
+            f"{workers * narrowest} GPUs, and this machine shows {len(cards)}. Omit --workers to use all; "
+            "--workers-per-device lets several small cells share one."
         )
     most = workers or len(cards)
     in_use = sum(width * count for width, count in shares(len(cards), demand, most=most).items())
-    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1))
+    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1), shared_by=shared_by)
+
+
+def check_shareable(device: str, cards: tuple[Device, ...], *, shared_by: int) -> None:
+    """Refuse several workers on a device where there is no GPU.
+
+    Raises:
+        RequestError: saying what to do instead.
+    """
+    if device == "cpu" or not cards:
+        raise RequestError(
+            f"--workers-per-device {shared_by} shares a GPU, and "
+            f"{'--device is cpu' if device == 'cpu' else 'this machine shows none (nvidia-smi -L)'}. On a processor "
+            "workers share the cores anyway: --workers says how many."
+        )
 
 
 def shares(devices: int, demand: Mapping[int, int], *, most: int) -> dict[int, int]:

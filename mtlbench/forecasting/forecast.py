@@ -17,6 +17,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
 from mtlbench.api.record import Record
 from mtlbench.api.row_checks import RowCheck
+from mtlbench.backbones.machine import share_of
 from mtlbench.cells.bench import Bench
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device
@@ -51,9 +52,11 @@ class Target:
     """Devices of each cell."""
 
     def room(self, cell: Cell) -> int | None:
-        """Bytes that each device of ``cell`` may use; processes on the CPU share its memory."""
-        if self.memory is None or self.device != "cpu":
-            return self.memory
+        """Bytes that each device of ``cell`` may use; processes on the CPU share its memory, workers on a GPU its."""
+        if self.memory is None:
+            return None
+        if self.device != "cpu":
+            return share_of(self.memory, workers=self.devices.workers)
         return self.memory // self.devices(cell)
 
 
@@ -64,7 +67,9 @@ def target_of(device: str, cards: Sequence[Device], *, todo: Sequence[Cell], dev
         RequestError: ``cuda`` is requested without a GPU.
     """
     demand = Counter(map(devices, todo)) or {1: 1}
-    devices_pool = pool(device, 0, demand=demand, cores=cpus(), cards=tuple(cards) if device != "cpu" else ())
+    devices_pool = pool(
+        device, 0, demand=demand, cores=cpus(), cards=tuple(cards) if device != "cpu" else (), shared_by=devices.workers
+    )
     sizes = [card.memory for card in devices_pool.devices if card.memory is not None]
     memory = host_memory() if devices_pool.device == "cpu" else min(sizes, default=None)
     workers = min(len(devices_pool.devices) // min(demand), max(len(todo), 1))

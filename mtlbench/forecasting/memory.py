@@ -13,9 +13,12 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.method import Setup
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import BackboneSize, backbone_size, empty_backbone
+from mtlbench.backbones.quantization import kind_of
 from mtlbench.cells.cost import trainable_count
 from mtlbench.cells.rebuild import setup_of
+from mtlbench.compat import quantizable_linears
 from mtlbench.errors import RequestError
+from mtlbench.nn.linears import shapes_of
 from mtlbench.planning.settings import build
 from mtlbench.text import memory
 
@@ -34,6 +37,17 @@ class ParameterCounts:
     """Of these, those that an architecture search removes."""
     backbone_size: BackboneSize
     architecture: str
+    packed: int = 0
+    """Of the backbone, those that quantisation packs."""
+    packed_bytes: float = 0.0
+    """Bytes of each of these."""
+    largest_packed: int = 0
+    """Weights of the largest packed linear, which is unpacked to be multiplied by."""
+
+    def weight_bytes(self, bytes_each: int) -> int:
+        """Bytes of the frozen weights, those of ``bytes_each`` and packed ones."""
+        whole = (self.backbone - self.packed + self.largest_packed) * bytes_each
+        return whole + round(self.packed * self.packed_bytes)
 
 
 def count_parameters(cell: Cell) -> ParameterCounts:
@@ -53,6 +67,9 @@ def counts_on(model: nn.Module, cell: Cell, *, architecture: str) -> ParameterCo
         RequestError: the method refuses the backbone.
     """
     size = backbone_size(model)
+    kind = kind_of(cell.protocol.quantize, vars(model.config))
+    packed = quantizable_linears(model) if kind is not None else frozenset()
+    sizes = [rows * columns for rows, columns in shapes_of(model, sorted(packed)).values()]
     method = build(cell.method, cell.settings)
     setup = empty_setup(model, cell, architecture=architecture)
     reason = method.refuse(setup)
@@ -68,6 +85,9 @@ def counts_on(model: nn.Module, cell: Cell, *, architecture: str) -> ParameterCo
         dropped=dropped,
         backbone_size=size,
         architecture=architecture,
+        packed=sum(sizes),
+        packed_bytes=kind.bytes_each if kind is not None else 0.0,
+        largest_packed=max(sizes, default=0),
     )
 
 

@@ -70,7 +70,7 @@ def forecast_memory(
     if not counts.training:
         saved = 0
     return MemoryForecast(
-        weights=counts.backbone * bytes_each // (devices if shard else 1),
+        weights=counts.weight_bytes(bytes_each) // (devices if shard else 1),
         training=counts.training * TRAINING_BYTES,
         activations=min(rows * tokens.longest, max(pass_tokens(size, device), tokens.longest)) * saved * bytes_each,
         rest=rest,

@@ -21,6 +21,17 @@ def measured_backbone(name: str, *, dtype: torch.dtype, device: torch.device, at
     if not name.startswith(RANDOM):
         return load_backbone(name, dtype=dtype, attention=attention, device=device)
     config, auto, architecture = _shape(name.removeprefix(RANDOM))
+    return random_backbone(name, config, auto, architecture, dtype=dtype, device=device, attention=attention)
+
+
+def random_backbone(
+    name: str, config: Any, auto: Any, architecture: str, *, dtype: torch.dtype, device: torch.device, attention: str
+) -> Backbone:
+    """A frozen backbone of this ``config`` with random weights, created on the device; it has no real tokenizer.
+
+    Args:
+        auto: The class of transformers with ``from_config``.
+    """
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     try:

@@ -9,9 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mtlbench.errors import RequestError
+from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Inventory, Nvidia
 from mtlbench.files.owner import import_variables
 from mtlbench.measuring.records import Measured, check_hardware, read_measured, write_measured
@@ -23,9 +25,34 @@ def measure_rows(rows: Sequence[MeasureRow], folder: Path, *, log: Callable[[str
     """Measure every row into ``folder``; returns whether all were measured or refused.
 
     Raises:
-        RequestError: the backbone's weights do not fit, or the first row shows that the folder's rows were measured on
-            other hardware; that row is not written.
+        RequestError: the backbone's weights do not fit, a run uses the device, or the first row shows that the folder's
+            rows were measured on other hardware; that row is not written.
     """
+    with alone_on_device(rows):
+        return _measure_rows(rows, folder, log=log)
+
+
+@contextmanager
+def alone_on_device(rows: Sequence[MeasureRow], *, inventory: Inventory | None = None) -> Iterator[None]:
+    """Inside, no run of mtlbench on this machine uses the device of ``rows``, which is the first one visible.
+
+    Raises:
+        RequestError: one does now.
+    """
+    cards = () if all(row.device == "cpu" for row in rows) else (inventory or Nvidia()).devices()[:1]
+    held = leases.take(cards)
+    if held is None:
+        raise RequestError(
+            f"A run of mtlbench on this machine uses the device {cards[0].id}, so nothing can be measured there. Wait "
+            "until it has ended, or name another device in CUDA_VISIBLE_DEVICES."
+        )
+    try:
+        yield
+    finally:
+        leases.release(held)
+
+
+def _measure_rows(rows: Sequence[MeasureRow], folder: Path, *, log: Callable[[str], None]) -> bool:
     complete = True
     for line in forecast(rows):
         log(line)

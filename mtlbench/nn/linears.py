@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -35,8 +36,8 @@ def shapes_of(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[int, in
     """Output and input width of each named linear."""
     found: dict[str, tuple[int, int]] = {}
     for name in names:
-        rows, columns = model.get_submodule(name).get_parameter("weight").shape
-        found[name] = (rows, columns)
+        linear: Any = model.get_submodule(name)  # the weight of a quantised one has another shape
+        found[name] = (linear.out_features, linear.in_features)
     return found
 
 

@@ -14,12 +14,14 @@ from mtlbench.api.task import Task, TaskSuite
 from mtlbench.backbones.names import (
     check_model,
     check_positions,
+    config_of,
     files_of,
     is_packaged,
     limits_of,
     model_notes,
     weights_digest,
 )
+from mtlbench.backbones.quantization import check_loadable, check_methods, check_not_gguf, label_of
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
@@ -124,6 +126,7 @@ def make_plan(request: Request) -> Plan:
         sources=tuple(sources[0]),
         probe=tuple(probe),
     )
+    _check_quantization(request.model, methods, protocol)
     _check_losses(methods, protocol)
     _check_search_rows(methods, protocol)
     check_positions(request.model, max_length=protocol.max_length)
@@ -131,6 +134,15 @@ def make_plan(request: Request) -> Plan:
     limits = limits_of(request.model, attention=protocol.attention)
     notes = (*model_notes(request.model), *limits, *_alike(cells, methods))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
+
+
+def _check_quantization(model: str, methods: Sequence[MethodChoice], protocol: Protocol) -> None:
+    files, config = files_of(model), config_of(model)
+    if files is not None and files.gguf is not None:
+        check_not_gguf(model, protocol.quantize)
+    check_loadable(model, protocol.quantize, config)
+    if (label := label_of(protocol.quantize, config)) is not None:
+        check_methods(model, label, [(chosen.name, chosen.method.supports_quantized) for chosen in methods])
 
 
 def _check_losses(methods: Sequence[MethodChoice], protocol: Protocol) -> None:

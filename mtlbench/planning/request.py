@@ -9,7 +9,8 @@ from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import DevicesPerCell
-from mtlbench.backbones.names import check_model, is_embedded
+from mtlbench.backbones.names import check_model, config_of, is_embedded
+from mtlbench.backbones.quantization import label_of
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.presets import Preset, open_preset
 from mtlbench.planning.settings import split_methods
@@ -126,8 +127,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def read_devices(text: str, *, shard: bool = False) -> DevicesPerCell:
-    """``"2"``, ``"full=4"`` or ``"1,full=4"`` as the devices of each cell.
+def read_devices(text: str, *, shard: bool = False, workers: int = 1) -> DevicesPerCell:
+    """``"2"``, ``"full=4"`` or ``"1,full=4"`` as the devices of each cell, each device with so many ``workers``.
 
     Raises:
         RequestError: the text holds no numbers of devices.
@@ -144,7 +145,7 @@ def read_devices(text: str, *, shard: bool = False) -> DevicesPerCell:
             of[name.strip()] = int(number)
         else:
             usual = int(number)
-    return DevicesPerCell(usual=usual, of=of, shard=shard)
+    return DevicesPerCell(usual=usual, of=of, shard=shard, workers=workers)
 
 
 def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
@@ -160,6 +161,17 @@ def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
             "--shard cuts a backbone for the devices of a cell, and every cell here has one. Give them more: "
             "--devices-per-cell 2."
         )
+    if devices.workers > 1 and (wide := next((cell for cell in cells if devices(cell) > 1), None)) is not None:
+        raise RequestError(
+            f"--workers-per-device {devices.workers} lets cells share a GPU, and {wide.method} gets {devices(wide)} of "
+            "its own by --devices-per-cell. Run it by itself, or leave one of both out."
+        )
+    for cell in cells if devices.shard else ():
+        if (label := label_of(cell.protocol.quantize, config_of(cell.model))) is not None:
+            raise RequestError(
+                f"--shard cuts weights in full precision, and those of {cell.model!r} are quantised ({label}). Leave "
+                "one of both out."
+            )
     for name in devices.of:
         if name not in methods:
             raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")

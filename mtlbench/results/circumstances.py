@@ -46,6 +46,13 @@ def circumstances(rows: Sequence[Row]) -> Iterable[str]:
             "How decided the search of an architecture was, as the entropy of the mixtures at its last cut, 1 for "
             f"uniform ones: {decided}."
         )
+    workers = _rows_by_value(rows, lambda record: record.provenance.get("workers_per_device"))
+    if workers:
+        yield (
+            "Several workers shared a device, so times are not comparable. Workers on each device: "
+            f"{_value_list(workers)}."
+        )
+
     for name, sentence in _OF_BACKBONES.items():
         for text, who in _rows_by_value(rows, lambda record, name=name: record.notes.get(name)).items():  # type: ignore[misc]
             yield f"{sentence}: {text} ({', '.join(who)})."
@@ -145,6 +152,7 @@ def equal_for_all_rows(table: Table) -> str:
         if p.evals_per_run
         else "no early stopping",
         f"computed in {dtypes.pop().removeprefix('torch.')}" if len(dtypes) == 1 else "",
+        f"backbone quantised as {p.quantize}" if p.quantize != "none" else "",
         seeds_label(*seeds) if len(seeds) == 1 else "",
         f"protocol {p.label}",
     ]

@@ -51,7 +51,7 @@ def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
             )
         base, adapter = '"merged"', prefixes[0]
     auto = "AutoModelForSeq2SeqLM" if _is_seq2seq(folder / adapter) else "AutoModelForCausalLM"
-    imports, backbone = _backbone_code(record.cell.model)
+    imports, backbone = _backbone_code(record.cell.model, quantize=record.cell.protocol.quantize)
     pretrained = "backbone" if base == "backbone" and "load_model" in backbone else f"{auto}.from_pretrained({base})"
     return "\n".join(
         [
@@ -247,13 +247,15 @@ def _is_seq2seq(adapter: Path) -> bool:
     return bool(json.loads((adapter / "adapter_config.json").read_text()).get("task_type") == "SEQ_2_SEQ_LM")
 
 
-def _backbone_code(model: str) -> tuple[list[str], str]:
-    """Imports, and the lines that set ``backbone`` (a place, of GGUF the model itself) and ``tokenizer``."""
+def _backbone_code(model: str, *, quantize: str) -> tuple[list[str], str]:
+    """Imports, and the lines that set ``tokenizer`` and ``backbone``: a place; of GGUF, and quantised while it is
+    loaded, the model itself."""
     name = json.dumps(model if is_packaged(model) else local_name(model))
     hint = "  # name the backbone's files here" if Path(model).is_absolute() else ""
     files = files_of(model)
-    if files is not None and files.gguf is not None:
+    if quantize != "none" or (files is not None and files.gguf is not None):
         where = 'dtype=torch.float32, attention="sdpa", device=torch.device("cpu")'
+        where += f', quantize="{quantize}"' if quantize != "none" else ""
         imports = ["import torch", "from mtlbench.backbones.backbone import load_model"]
         return imports, f"name = {name}{hint}\nbackbone, tokenizer, _ = load_model(name, {where})"
     if is_packaged(model):

@@ -56,6 +56,8 @@ def tune(
         check_devices(limits["devices"], [tuning.template])
     starter = executor_of(executor)
     starter.check(device)
+    if "devices" in limits:
+        starter.check_shared(device, limits["devices"])
     observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
     check_reachable(options.model)
     if to_optuna is not None:

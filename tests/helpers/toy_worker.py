@@ -23,7 +23,7 @@ from pathlib import Path
 from holding import wait_while_held
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.api.executor import FOREIGN_BYTES
+from mtlbench.api.executor import FOREIGN_BYTES, SHARED_BY
 from mtlbench.api.record import Failure, Record
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
@@ -31,7 +31,7 @@ from mtlbench.store import RunFolder
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.worker import main
 
-ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES)
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES, SHARED_BY)
 COMMAND = (sys.executable, __file__)
 
 

@@ -50,10 +50,12 @@ class Factors:
 class LowRankBranch:
     """One linear of the group."""
 
-    weight: Tensor
-    """Frozen, ``[out, in]``."""
+    weight: Tensor | None
+    """Frozen, ``[out, in]``; ``None`` where it is quantised and ``product`` multiplies by it."""
     bias: Tensor | None
     factors: Factors
+    product: Callable[[Tensor], Tensor] | None = None
+    """The frozen linear as a function with a gradient of its input, bias included."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,13 @@ def fused_low_rank(
         gated: ``(activation, gate)``: the input is then ``activation(gate) * x`` instead of ``x``.
 
     Returns:
-        For each branch ``[..., out]`` in the dtype of its weight, or of autocast where that is on.
+        For each branch ``[..., out]`` in the dtype of its weight, or of autocast where that is on; where the weight is
+        quantised, in that of the input.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else branches[0].weight.dtype
+    device, first = x.device.type, branches[0].weight
+    dtype = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else (x if first is None else first).dtype
+    )
     plan = _Plan(
         scales=tuple(branch.factors.scale for branch in branches),
         dropout=dropout,
@@ -98,9 +103,17 @@ def fused_low_rank(
         tensors += [branch.weight, branch.bias, f.down, f.up, f.gate, f.matrix, f.up_scale]
     inputs = plan, x.to(dtype), gated[1].to(dtype) if gated else None
     if not torch.is_grad_enabled():
-        return _outputs(*inputs, tensors)[0]
-    run: Callable[..., tuple[Tensor, ...]] = _LowRank.apply
-    return run(*inputs, *tensors)
+        outputs = _outputs(*inputs, tensors)[0]
+    else:
+        run: Callable[..., tuple[Tensor, ...]] = _LowRank.apply
+        outputs = run(*inputs, *tensors)
+    if all(branch.product is None for branch in branches):
+        return outputs
+    given = inputs[1] if gated is None or inputs[2] is None else gated_product(gated[0], inputs[2], inputs[1])
+    return tuple(
+        low if branch.product is None else low + branch.product(given).to(low.dtype)
+        for branch, low in zip(branches, outputs, strict=True)
+    )
 
 
 _PER_BRANCH = 7
@@ -117,8 +130,12 @@ def _outputs(plan: _Plan, x: Tensor, gate: Any, tensors: Sequence[Tensor | None]
     outputs = []
     parts = torch.split(hidden, [_rank(branch) for branch in branches], dim=-1)
     for (weight, bias, _, up, by, matrix, stretch), part, scale in zip(branches, parts, plan.scales, strict=True):
+        mixed, whole = _mix(part, by, matrix), _scaled_up(up, stretch).to(x.dtype)
+        if weight is None:
+            outputs.append(_up(mixed, whole, scale))
+            continue
         y = linear(given, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        _add_up(y, _mix(part, by, matrix), _scaled_up(up, stretch).to(x.dtype), scale)
+        _add_up(y, mixed, whole, scale)
         outputs.append(y)
     return tuple(outputs), hidden
 
@@ -164,7 +181,7 @@ class _LowRank(torch.autograd.Function):
                     wanted[at + 6] = (grad_up * up).reshape(*stretch.shape, -1).sum(-1)
                 wanted[at + 3] = _scaled_up(grad_up, stretch)
             into.copy_(_mix(grad_mixed, by, None if matrix is None else matrix.transpose(1, 2)))
-            if need_input:
+            if need_input and weight is not None:
                 grad_given = _back_weight(grad, weight.to(x.dtype), grad_given)
         if plan.dropout:
             narrow *= 1 / (1 - plan.dropout)
@@ -174,7 +191,8 @@ class _LowRank(torch.autograd.Function):
             for j, grad_down in enumerate(torch.split(downs, sizes, dim=-2)):
                 wanted[j * _PER_BRANCH + 2] = grad_down.to(branches[j][2].dtype)
         grad_x = grad_gate = None
-        if grad_given is not None:
+        if need_input:
+            grad_given = torch.zeros_like(given) if grad_given is None else grad_given
             _add_down(grad_given, narrow, _joined(branches, x.dtype), keep)
             grad_x = grad_given if active is None else grad_given * active.detach()
             if active is not None and opened is not None:
@@ -247,6 +265,10 @@ def _mix(hidden: Tensor, by: Tensor | None, matrix: Tensor | None) -> Tensor:
 
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
+
+
+def _up(mixed: Tensor, up: Tensor, scale: float) -> Tensor:
+    return (linear(mixed, up) if up.dim() == 2 else torch.bmm(mixed, up.transpose(1, 2))).mul_(scale)
 
 
 def _add_up(y: Tensor, mixed: Tensor, up: Tensor, scale: float) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.backbones.quantized import is_quantized
 from mtlbench.compat import parameters_of, version_of
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
@@ -114,6 +115,7 @@ class LowRankLinear(nn.Module):
         self.shared: SharedInput | None = None
         self.known: KnownFactors | None = None
         self.in_features, self.out_features = base.in_features, base.out_features
+        self.quantized = is_quantized(base)
         for name, value in parameters.items():
             parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value.to(base.weight.device))
             self.register_parameter(name, parameter)
@@ -127,6 +129,13 @@ class LowRankLinear(nn.Module):
         return self.base.bias
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the frozen weight; of a quantised one, that of the factors."""
+        if not self.quantized:
+            return self.base.weight.dtype
+        return next(p.dtype for p in self.parameters(recurse=False))
+
+    @property
     def rate(self) -> float:
         """Dropout in the present mode; a frozen layer is one fixed function."""
         return self.dropout if self.training and any(p.requires_grad for p in self.parameters(recurse=False)) else 0.0
@@ -134,11 +143,14 @@ class LowRankLinear(nn.Module):
     def branch(self, x: Tensor) -> LowRankBranch:
         """The frozen linear and the factors for the rows ``x``."""
         if self.known is not None:
-            return LowRankBranch(self.base.weight, self.base.bias, self.known.of(x, self))
-        rows = BatchRows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
-        factors = self.factors(rows)
-        if factors.report is not None:
-            report(self.name, factors.report, shape=(x.shape[0], x.shape[1]))
+            factors = self.known.of(x, self)
+        else:
+            rows = BatchRows(self.routing, self.training, x.shape[0], x if self.reads_input else None)
+            factors = self.factors(rows)
+            if factors.report is not None:
+                report(self.name, factors.report, shape=(x.shape[0], x.shape[1]))
+        if self.quantized:
+            return LowRankBranch(None, None, factors, product=self.base)
         return LowRankBranch(self.base.weight, self.base.bias, factors)
 
     def stamp(self) -> tuple[Any, ...]:
@@ -250,12 +262,15 @@ def adapt(model: nn.Module, names: Iterable[str], make: Callable[[str, nn.Linear
 def merge_low_rank(model: nn.Module, task: int | None = None) -> None:
     """Put a plain linear in the place of every :class:`LowRankLinear`, for one task where they depend on the task.
 
+    Those over a sharded or a quantised weight stay as they are.
+
     Raises:
         ValueError: when they do and no task is given, or they depend on the token.
     """
     for name, module in list(model.named_modules()):
-        # a sharded weight stays as it is: what is merged into it would be whole on every device
-        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight):
+        # A sharded weight stays as it is: what is merged into it would be whole on every device. So does a quantised
+        # one: rounding the sum again would change the function that was trained.
+        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight) and not module.quantized:
             replace_module(model, name, module.merged(task))
 
 
@@ -320,11 +335,12 @@ def _known(layer: LowRankLinear, *, tasks: int) -> KnownFactors | None:
     up = found.whole_up()
     folded: Tensor | None = None
     if found.matrix is not None and found.matrix.shape[1] > found.matrix.shape[2]:
-        folded = (up @ found.matrix).transpose(1, 2).to(layer.weight.dtype).contiguous()
-    ready: dict[str, Any] = {name: factor.to(layer.weight.dtype) for name, factor in _tensors(found, up).items()}
+        folded = (up @ found.matrix).transpose(1, 2).to(layer.dtype).contiguous()
+    ready: dict[str, Any] = {name: factor.to(layer.dtype) for name, factor in _tensors(found, up).items()}
     known = KnownFactors(Factors(**ready, scale=found.scale), folded)
     kept = [*_differing(known.all).values(), *([] if folded is None else [folded])]
-    return known if sum(factor.numel() for factor in kept) <= layer.weight.numel() // KEPT_SHARE else None
+    most = layer.in_features * layer.out_features // KEPT_SHARE
+    return known if sum(factor.numel() for factor in kept) <= most else None
 
 
 def _tensors(f: Factors, up: Tensor) -> dict[str, Tensor]:

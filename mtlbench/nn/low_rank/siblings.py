@@ -118,7 +118,8 @@ class GatedBlock(nn.Module):
         if dropout or not hasattr(down, "gated") or down.reads_input:
             given = nn.functional.dropout(gated_product(self._activation, opened, wide), dropout)
             # T5 may keep this one linear in float32
-            y: Tensor = down(given if self._dropout is None else given.to(down.weight.dtype))
+            kept = self._dropout is None or not down.weight.is_floating_point()
+            y: Tensor = down(given if kept else given.to(down.weight.dtype))
             return y
         y = down.gated(self._activation, opened, wide)
         return y

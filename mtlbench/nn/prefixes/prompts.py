@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlbench.backbones.quantized import is_quantized
 from mtlbench.distributed.shards_fit import is_shard
 from mtlbench.errors import RequestError
 from mtlbench.nn.prefixes.places import AttentionPlace
@@ -32,6 +33,12 @@ class _Maker:
 
     def of(self, prompt: Tensor, *, bias: bool) -> Tensor:
         """``[tokens, kv_heads * head_dim]`` of ``prompt [tokens, width]``."""
+        if is_quantized(self.linear):
+            dtype = self.linear.weight.dtype  # of what torchao unpacks to; bitsandbytes takes any input
+            made: Tensor = self.linear(prompt.to(dtype) if dtype.is_floating_point else prompt)
+            if self.linear.bias is not None and not bias:
+                made = made - self.linear.bias.to(made.dtype)
+            return made if self.rows is None else made.index_select(-1, self.rows.to(made.device))
         weight: Tensor = self.linear.weight
         added: Tensor | None = self.linear.bias if bias else None
         if self.rows is not None:

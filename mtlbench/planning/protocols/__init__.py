@@ -18,6 +18,7 @@ from typing import Any
 
 from mtlbench.api.cell import Protocol
 from mtlbench.api.tuning import STUDY
+from mtlbench.backbones.quantization import KINDS
 from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.mixing import ordered, read_mixing
@@ -57,6 +58,7 @@ _OPTIONS = {
     "batching": ("drawn", "by_length"),
     "select_by": ("loss", "metric"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "quantize": ("none", *KINDS),
     "attention": ("auto", "sdpa", "eager"),
 }
 
