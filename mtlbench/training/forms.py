@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mtlbench.api.method import Method
 from mtlbench.backbones.backbone import backbone_size
 from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.backbones.transfer import to_device
 from mtlbench.compat import attention_of
 from mtlbench.nn.attachments import find_module
-from mtlbench.nn.packing import attention_configs, why_not_packed, window_of
-from mtlbench.nn.prefixes.attention import NAME as PREFIXED
+from mtlbench.nn.packing import PREFIXED, attention_configs, why_not_packed, window_of
 from mtlbench.nn.prefixes.slots import PrefixSlots
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
@@ -182,8 +182,9 @@ def _moved(model: nn.Module) -> Iterator[None]:
         params = []
     draw = torch.Generator().manual_seed(0)
     before = [p.detach().clone() for p in params]
-    for p in params:
-        p.data.add_((torch.randn(p.shape, generator=draw) * NOISE).to(p))
+    noise = [torch.randn(p.shape, generator=draw) * NOISE for p in params]
+    for p, moved in zip(params, to_device(noise, params[0].device) if params else [], strict=True):
+        p.data.add_(moved.to(p.dtype))
     try:
         yield
     finally:

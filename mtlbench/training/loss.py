@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import logits_at
-from mtlbench.nn.packing import packed
+from mtlbench.nn.packed_attention import packed
 from mtlbench.training.batches import Batch
 
 

@@ -16,7 +16,7 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Gradients, Step
-from mtlbench.training.micro_batches import MicroBatcher, fewer
+from mtlbench.training.micro_batches import MicroBatcher, fewer, tasks_of
 from mtlbench.training.progress import TrainingProgress
 
 
@@ -50,7 +50,7 @@ class RanksMicroBatcher(MicroBatcher):
         progress: TrainingProgress,
     ) -> Step:
         ranks = self._ranks
-        tasks = torch.tensor([row.task for row in rows], device=self._device)
+        tasks = tasks_of(rows, self._device)
         losses = torch.zeros(len(rows), device=self._device)
         with self._together(lambda: [real, padded, *(p.grad is not None for p in params)], len(params) + 2) as told:
             real = padded = 0
@@ -92,7 +92,7 @@ class RanksMicroBatcher(MicroBatcher):
         if found is not None:
             losses[rank::size] = found[0]
         (losses,) = self._ranks.all_reduce([losses])
-        return losses, torch.tensor([row.task for row in rows], device=self._device)
+        return losses, tasks_of(rows, self._device)
 
     @contextmanager
     def _together(self, values: Callable[[], Sequence[int]], count: int) -> Iterator[list[list[int]]]:
@@ -184,7 +184,7 @@ class ShardedMicroBatcher(RanksMicroBatcher):
         if own:
             losses[rank::size] = torch.cat(found)[: len(range(rank, len(rows), size))]
         (losses,) = self._ranks.all_reduce([losses])
-        return losses, torch.tensor([row.task for row in rows], device=self._device)
+        return losses, tasks_of(rows, self._device)
 
     @contextmanager
     def _together(self, values: Callable[[], Sequence[int]], count: int) -> Iterator[list[list[int]]]:

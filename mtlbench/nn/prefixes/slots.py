@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from mtlbench.compat import attention_of, set_attention
 from mtlbench.nn.attachments import get_state
+from mtlbench.nn.packed_attention import table_bias
 from mtlbench.nn.packing import packing_in_flight
 from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
 from mtlbench.nn.prefixes.places import AttentionPlace, shape_of
@@ -172,5 +174,7 @@ def _make_bias(place: AttentionPlace, args: tuple[Any, ...], kwargs: Mapping[str
     for layer, slot in zip(place.layers, slots, strict=True):
         giver = layer if layer.has_relative_attention_bias else place.first
         if shared is None or giver is layer:
-            shared = giver.compute_bias(queries, length, past_seen_tokens=length + seen)
+            # scores of several rows in one replace the table's own bias, and packed rows have none of their layers
+            made = giver.compute_bias if packing is None else partial(table_bias, giver)
+            shared = made(queries, length, past_seen_tokens=length + seen)
         slot.bias = shared
