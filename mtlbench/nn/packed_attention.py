@@ -137,6 +137,7 @@ def attention_by_rows(
     Returns:
         ``[chunks, width, heads, head_dim]``.
     """
+    packing.reads.add("buckets")
     asking, answering = (packing.stream_of(x.shape[0] * x.shape[2]) for x in (query, key))
     queries = _to_buckets(query, asking)
     keys, values = _to_buckets(key, answering), _to_buckets(value, answering)

@@ -83,11 +83,18 @@ class Packing:
     """Of the rows of a decoder-only stack."""
     kernel: Callable[..., Tensor] | None = None
     """What reads rows by their bounds; ``None`` leaves it to :mod:`mtlbench.nn.varlen`."""
+    reads: set[str] = field(default_factory=set)
+    """How attention read the rows: by ``bounds``, in ``buckets``, or both."""
     biases: dict[bool, tuple[Tensor, ...]] = field(default_factory=dict)
     """Position bias and mask of each bucket in one, by whether they are the decoder's; made by the first layer that has
     a table of them."""
     masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """Masks of causal rows behind a prefix, by queries and prefix tokens, for all layers."""
+
+    @property
+    def by_bounds(self) -> bool:
+        """Whether attention read rows by their bounds."""
+        return "bounds" in self.reads
 
     def stream_of(self, places: int) -> Stream:
         """The stream with so many places.
@@ -137,14 +144,13 @@ def in_flight(packing: Packing | None, *, unmasked: bool = False) -> Iterator[No
         _in_flight[0], _unmasked[0] = before
 
 
-def reads_right_padded(model: Any, *, longest: int) -> bool:
-    """Whether a decoder-only ``model`` may read rows of at most ``longest`` tokens by
-    :func:`~mtlbench.nn.packed_attention.right_padded`."""
+def passes_masks(model: Any, *, longest: int) -> bool:
+    """Whether masks that are made ready reach the attention of ``model`` unread, for rows of at most ``longest`` tokens
+    padded on the right: of a decoder-only one, see :func:`~mtlbench.nn.packed_attention.right_padded`."""
     config = model.config.get_text_config()
     window, chunk = window_of(config), getattr(config, "attention_chunk_size", None)
     return (
-        not model.config.is_encoder_decoder
-        and {attention_of(own) for own in attention_configs(model)} <= {"sdpa", PREFIXED}
+        {attention_of(own) for own in attention_configs(model)} <= {"sdpa", PREFIXED}
         and why_not_packed(model) is None
         and (window is None or window >= longest)
         and (chunk is None or chunk >= longest)

@@ -90,6 +90,7 @@ def attention_by_bounds(
     """
     bounds = packing.bounds
     assert bounds is not None
+    packing.reads.add("bounds")
     dtype = _dtype(query)
     q, k, v = (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]).to(dtype) for x in (query, key, value))
     edges, longest = bounds.edges, bounds.longest

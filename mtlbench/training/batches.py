@@ -148,6 +148,8 @@ class Batch:
     packing: Packing | None = None
     """How the rows lie end to end: ``input_ids`` are then ``[chunks, width]``, and so are hidden states. ``None`` where
     rows are padded."""
+    unmasked: bool = False
+    """Whether the mask among ``inputs`` stands for none (:func:`~mtlbench.nn.packed_attention.right_padded`)."""
     original: Batch | None = None
     """The same on the host, where this one is on another device."""
 
@@ -176,9 +178,9 @@ class Collator:
     """First token of a decoder's input; ``None`` for a causal backbone."""
     device: torch.device
 
-    def padded(self, rows: Sequence[TokenRow]) -> Batch:
+    def padded(self, rows: Sequence[TokenRow], *, unread: bool = False) -> Batch:
         """As :func:`collate` has it."""
-        return collate(rows, **vars(self))
+        return collate(rows, **vars(self), unread=unread)
 
     def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0, awkward: bool = False) -> Batch:
         """As :func:`collate_packed` has it."""
@@ -191,9 +193,19 @@ def collator_of(backbone: Backbone, device: torch.device) -> Collator:
 
 
 def collate(
-    rows: Sequence[TokenRow], *, architecture: str, pad_id: int, decoder_start_id: int | None, device: torch.device
+    rows: Sequence[TokenRow],
+    *,
+    architecture: str,
+    pad_id: int,
+    decoder_start_id: int | None,
+    device: torch.device,
+    unread: bool = False,
 ) -> Batch:
     """``rows`` as one batch. A causal row loses its last token as input: nothing is predicted from it.
+
+    Args:
+        unread: Give masks that transformers passes on as they are; for models that
+            :func:`~mtlbench.nn.packing.passes_masks` holds of.
 
     Raises:
         ValueError: for a row without context or target, or a seq2seq batch without ``decoder_start_id``.
@@ -207,6 +219,9 @@ def collate(
         ids, mask = _pad(texts, pad_id)
         # No token looks at the padding behind it, so causal rows need no mask, which the kernels are faster without.
         inputs = {"input_ids": ids}
+        if unread:
+            inputs["position_ids"] = np.tile(np.arange(ids.shape[1]), (len(rows), 1))
+            inputs["attention_mask"] = np.zeros((1, 1, 1, 1), dtype=np.float32)
         starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
         real, padded = int(mask.sum()), ids.size
     else:
@@ -214,7 +229,8 @@ def collate(
             raise ValueError("a seq2seq batch needs decoder_start_id")
         ids, mask = _pad([np.asarray(row.context, dtype=np.int64) for row in rows], pad_id)
         shifted, _ = _pad([np.concatenate(([decoder_start_id], target[:-1])) for target in targets], pad_id)
-        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shifted}
+        given = mask.astype(bool)[:, None, None] if unread else mask
+        inputs = {"input_ids": ids, "attention_mask": given, "decoder_input_ids": shifted}
         starts, width = np.zeros(len(rows), dtype=np.int64), shifted.shape[1]
         real, padded = int(mask.sum() + sizes.sum()), ids.size + shifted.size
     label_rows = np.repeat(np.arange(len(rows)), sizes)
@@ -233,6 +249,7 @@ def collate(
         real_tokens=real,
         padded_tokens=padded,
         contexts=torch.from_numpy(starts + 1) if architecture == "causal" else None,
+        unmasked=unread and architecture == "causal",
     ).to(device)
 
 

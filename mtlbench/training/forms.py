@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from mtlbench.backbones.machine import is_out_of_memory
 from mtlbench.backbones.transfer import to_device
 from mtlbench.compat import attention_of
 from mtlbench.nn.attachments import find_module
-from mtlbench.nn.packing import PREFIXED, attention_configs, why_not_packed, window_of
+from mtlbench.nn.packing import PREFIXED, attention_configs, passes_masks, why_not_packed, window_of
 from mtlbench.nn.prefixes.slots import PrefixSlots
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
@@ -28,6 +28,7 @@ from mtlbench.training.gradients import Gradients
 from mtlbench.training.micro_batches import fewer
 
 log = logging.getLogger(__name__)
+Collate = Callable[[Sequence[TokenRow]], Batch]
 
 TRIED = 6
 """Rows of the trial."""
@@ -46,14 +47,18 @@ STATES = 1e-3
 class RowForm:
     """What makes batches of rows, and where rows are cut into passes."""
 
-    collate: Callable[[Sequence[TokenRow]], Batch]
+    collate: Collate
     cut: Callable[[Sequence[int]], list[slice]]
     """From lengths of rows, shortest first, to the slices of passes."""
     padded_because: str | None
     """Why rows are padded; ``None`` where they lie end to end."""
+    by_bounds: bool = False
+    """Whether attention takes the bounds of rows instead of buckets (:mod:`mtlbench.nn.varlen`)."""
 
     def __str__(self) -> str:
-        return "end to end" if self.padded_because is None else f"padded: {self.padded_because}"
+        if self.padded_because is not None:
+            return f"padded: {self.padded_because}"
+        return "end to end, attention by row bounds" if self.by_bounds else "end to end"
 
 
 def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, longest: int) -> RowForm:
@@ -69,18 +74,27 @@ def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], 
     reason = _unsuited(model, method, longest=longest)
     if reason is None:
         form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
-        trial = RowForm(_packs(model, method, collator, awkward=True), form.cut, None)
-        reason = _differs(gradients, collator, trial, rows)
+        tried: list[Batch] = []
+        reason = _differs(gradients, collator, _kept(_packs(model, method, collator, awkward=True), tried), rows)
         if reason is None:
-            return form
+            return replace(form, by_bounds=any(batch.packing and batch.packing.by_bounds for batch in tried))
     log.info("rows are padded: %s", reason)
     cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
-    return RowForm(collator.padded, cut, reason)
+    unread = method.reads_rows and passes_masks(model, longest=longest)
+    return RowForm(partial(collator.padded, unread=unread), cut, reason)
 
 
-def _packs(
-    model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False
-) -> Callable[[Sequence[TokenRow]], Batch]:
+def _kept(collate: Collate, made: list[Batch]) -> Collate:
+    """``collate`` that keeps the batches it makes."""
+
+    def run(rows: Sequence[TokenRow]) -> Batch:
+        made.append(collate(rows))
+        return made[-1]
+
+    return run
+
+
+def _packs(model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False) -> Collate:
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
@@ -110,7 +124,7 @@ def _unsuited(model: Any, method: Method, *, longest: int) -> str | None:
     return None
 
 
-def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]) -> str | None:
+def _differs(gradients: Gradients, collator: Collator, collate: Collate, rows: Sequence[TokenRow]) -> str | None:
     """Whether rows laid end to end have other losses than padded ones, with trainable parameters moved a little.
 
     Fewer rows are tried where memory runs out.
@@ -121,7 +135,7 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
     tried = _unlike(rows)
     while tried:
         try:
-            (padded, states), (laid, other) = _both_ways(gradients, collator, form, tried)
+            (padded, states), (laid, other) = _both_ways(gradients, collator, collate, tried)
         except Exception as error:
             if not is_out_of_memory(error):
                 return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -142,14 +156,14 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
 
 
 def _both_ways(
-    gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]
+    gradients: Gradients, collator: Collator, collate: Collate, rows: Sequence[TokenRow]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Row losses and the states that logits are made of ``[labels, width]``, padded and laid end to end."""
     model, training = gradients.model, gradients.model.training
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
-            return _read(gradients, collator.padded(rows)), _read(gradients, form.collate(rows))
+            return _read(gradients, collator.padded(rows)), _read(gradients, collate(rows))
     finally:
         model.train(training)
 
