@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,19 +26,36 @@ def to_device(value: T, device: torch.device) -> T:
     _collect(value, found)
     if not found:
         return value
-    sizes = [tensor.numel() * tensor.element_size() for tensor in found.values()]
+    tensors = list(found.values())
+    there = in_one(tensors, pinned=device.type == "cuda").to(device, non_blocking=True)
+    moved: Any = _replaced(value, dict(zip(found, parts_of(there, tensors), strict=True)))
+    return moved  # type: ignore[no-any-return]
+
+
+def in_one(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
+    """The bytes of all ``tensors``, one after another."""
+    starts = _starts(tensors)
+    whole = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
+    for tensor, start in zip(tensors, starts, strict=False):
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        whole[start : start + len(flat)] = flat
+    return whole
+
+
+def parts_of(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that :func:`in_one` joined, as parts of ``whole``."""
+    starts = _starts(like)
+    return [
+        whole[start : start + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
+        for tensor, start in zip(like, starts, strict=False)
+    ]
+
+
+def _starts(tensors: Sequence[Tensor]) -> list[int]:
     starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + -(-size // ALIGNED) * ALIGNED)
-    host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for tensor, start, size in zip(found.values(), starts, sizes, strict=False):
-        host[start : start + size] = tensor.contiguous().reshape(-1).view(torch.uint8)
-    there = host.to(device, non_blocking=True)
-    moved = {
-        key: there[start : start + size].view(tensor.dtype).view(tensor.shape)
-        for (key, tensor), start, size in zip(found.items(), starts, sizes, strict=False)
-    }
-    return _replaced(value, moved)  # type: ignore[no-any-return]
+    for tensor in tensors:
+        starts.append(starts[-1] + -(-tensor.numel() * tensor.element_size() // ALIGNED) * ALIGNED)
+    return starts
 
 
 def _collect(value: Any, found: dict[int, Tensor]) -> None:
