@@ -102,7 +102,8 @@ def attention_by_bounds(
             (k, v), longest = before, length
             edges = torch.arange(len(bounds.edges), dtype=torch.int32, device=q.device) * length
         else:
-            k, v = (_Joined.apply(x, own, there, back) for own, x in zip(before, (k, v), strict=True))
+            join: Callable[..., Tensor] = _Joined.apply
+            k, v = (join(x, own, there, back) for own, x in zip(before, (k, v), strict=True))
             edges, longest = key_edges, bounds.longest + length
     found = kernel(q, k, v, bounds.edges, edges, bounds.longest, longest, causal=not apart, scale=scale)
     return found.view(query.shape[0], query.shape[2], query.shape[1], -1)

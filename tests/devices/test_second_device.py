@@ -68,7 +68,9 @@ def tiny(architecture, dtype, layers=1):
     torch.set_default_dtype(dtype)
     try:
         with torch.device(NAME):
-            return tiny_causal(num_hidden_layers=layers) if architecture == "causal" else tiny_seq2seq(num_layers=layers)
+            return (
+                tiny_causal(num_hidden_layers=layers) if architecture == "causal" else tiny_seq2seq(num_layers=layers)
+            )
     finally:
         torch.set_default_dtype(before)
 

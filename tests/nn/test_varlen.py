@@ -52,7 +52,13 @@ def gradient(gradients, batch):
 
 @pytest.mark.parametrize(
     ("text", "prefix"),
-    [("lora", 0), ("mtl_lora", 0), ("prefix[prefix_length=5]", 5), ("prefixnas[per_task=true,prefix_length=4]", 4), ("ta_lora", 0)],
+    [
+        ("lora", 0),
+        ("mtl_lora", 0),
+        ("prefix[prefix_length=5]", 5),
+        ("prefixnas[per_task=true,prefix_length=4]", 4),
+        ("ta_lora", 0),
+    ],
 )
 def test_rows_by_their_bounds_have_the_losses_and_gradients_of_buckets(text, prefix):
     (method,) = methods_named(text).values()

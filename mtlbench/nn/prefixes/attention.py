@@ -1,6 +1,6 @@
 """What runs in the place of a model's attention: the stock kernel, with a prefix before its keys and values.
 
-One function and one mask maker are known to transformers under the name :data:`NAME`. Queries, keys and values have
+One function and one mask maker are known to transformers under the name :data:`PREFIXED`. Queries, keys and values have
 then passed their projections and rotary embedding, caches hold real tokens only, and layer checkpointing never sees the
 prefix, so nothing else of the model changes.
 """
@@ -22,14 +22,13 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from mtlbench.compat import attention_of
 from mtlbench.nn.attachments import get_state
 from mtlbench.nn.packed_attention import Bucket, attention_by_rows
-from mtlbench.nn.packing import PREFIXED as NAME
-from mtlbench.nn.packing import Packing, packing_in_flight, without_mask
+from mtlbench.nn.packing import PREFIXED, Packing, packing_in_flight, without_mask
 from mtlbench.nn.varlen import RowsKernel, attention_by_bounds, rows_kernel
 
 WRITTEN_BELOW = {"cpu": 512}
-"""Queries of a row below which the mask of a causal row behind a prefix is written out. Kernels without one compute the
-prefix's own rows too, and are faster for long rows on a processor (1.4 times at 1,024 tokens behind 30, 0.7 times at 64),
-and always where flash attention takes no mask."""
+"""Queries of a row below which the mask of a causal row behind a prefix is written out, by type of device; elsewhere it
+never is. Without one the kernel computes rows for the prefix too: on a processor that takes 1.4 times the time for 64
+tokens behind 30, and 0.7 times for 1,024 (forward and backward)."""
 
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -62,9 +61,9 @@ class AttentionSlot:
 
 
 def register() -> None:
-    """Make :data:`NAME` known to transformers; again is harmless."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    """Make :data:`PREFIXED` known to transformers; again is harmless."""
+    AttentionInterface.register(PREFIXED, _attention)
+    AttentionMaskInterface.register(PREFIXED, sdpa_mask)
 
 
 def stock_kernel(module: nn.Module, config: Any) -> Any:
@@ -140,13 +139,15 @@ def _with_prefix(
             kwargs["position_bias"] = _pad_bias(kwargs["position_bias"], slot.bias, length)
     unseen = 0
     if causal and (length or slot.additive):
-        if slot.additive or kwargs.get("position_bias") is not None or queries < WRITTEN_BELOW.get(query.device.type, 0):
-            mask, kwargs["is_causal"] = _lower_right(queries, length, query.device, {} if masks is None else masks), False
+        short = queries < WRITTEN_BELOW.get(query.device.type, 0)
+        if short or slot.additive or kwargs.get("position_bias") is not None:
+            mask = _lower_right(queries, length, query.device, {} if masks is None else masks)
         else:
-            unseen, kwargs["is_causal"] = length, True
+            unseen = length
+        kwargs["is_causal"] = mask is None
     if slot.additive and mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
-    # As many queries more as the prefix has tokens, which nothing reads, make the mask square, and the kernel needs none.
+    # With as many queries more as the prefix has tokens, which nothing reads, the kernel needs no mask.
     asked = F.pad(query, (0, 0, unseen, 0)) if unseen else query
     output, weights = slot.kernel(module, asked, key, value, mask, **kwargs)
     output = output[:, unseen:]
@@ -159,9 +160,7 @@ def _with_prefix(
     return output, weights
 
 
-def _lower_right(
-    queries: int, length: int, device: torch.device, masks: dict[tuple[int, int], Tensor]
-) -> Tensor:
+def _lower_right(queries: int, length: int, device: torch.device, masks: dict[tuple[int, int], Tensor]) -> Tensor:
     """What causal rows see of a prefix and themselves ``[1, 1, queries, length + queries]``."""
     if (queries, length) not in masks:
         seen = torch.ones(queries, length + queries, dtype=torch.bool, device=device)
