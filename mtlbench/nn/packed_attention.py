@@ -31,7 +31,7 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
 
     A backward belongs inside too: it may compute layers again.
     """
-    if packing is None:
+    if packing is None or packing is packing_in_flight():
         yield
         return
     with in_flight(packing), _attention_named(model, NAME), _without_bias(model):
@@ -41,7 +41,9 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
 @contextmanager
 def _without_bias(model: nn.Module) -> Iterator[None]:
     """Inside, T5's layers make no bias of all tokens by all tokens, where attention reads rows by rows."""
-    tables: list[Any] = [m for m in model.modules() if getattr(m, "has_relative_attention_bias", False)]
+    host: Any = model
+    parts = host.modules() if host.config.is_encoder_decoder else ()
+    tables: list[Any] = [part for part in parts if getattr(part, "has_relative_attention_bias", False)]
     changed = [table for table in tables if "compute_bias" not in vars(table)]
     for table in changed:
         table.compute_bias = _no_bias

@@ -8,6 +8,7 @@ its line instead, and kernels that would be launched are counted.
 from __future__ import annotations
 
 import contextlib
+import gc
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -147,7 +148,7 @@ def second_device() -> Iterator[Watch]:
     import transformers.masking_utils  # noqa: F401
 
     generator = torch.Generator
-    with contextlib.ExitStack() as stack:
+    with _no_collections(), contextlib.ExitStack() as stack:
 
         def put(target: str, new: Any) -> None:
             stack.enter_context(mock.patch(target, new=new))
@@ -159,6 +160,20 @@ def second_device() -> Iterator[Watch]:
         stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda _: True)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield stack.enter_context(Watch())
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """No garbage collection inside: one that met graphs of fake tensors in the middle of an operation ended a process."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        gc.collect()
 
 
 def _apply(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
