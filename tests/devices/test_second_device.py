@@ -54,6 +54,7 @@ PEFT = ("boft/", "fourierft/", "peft/")
 NOT_HERE = {
     "adamss": "clusters weights with numpy when it is attached, so it needs numbers",
     "frod": "finds the numbers of a weight that are not zero, so it needs them",
+    "unilora": "counts its indices when it is attached, so it needs them",
     "boft": "peft keeps a permutation on the processor and copies it in each forward",
 }
 """Tuners of peft that this device cannot show."""
