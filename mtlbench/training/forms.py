@@ -77,11 +77,18 @@ def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], 
         tried: list[Batch] = []
         reason = _differs(gradients, collator, _kept(_packs(model, method, collator, awkward=True), tried), rows)
         if reason is None:
-            return replace(form, by_bounds=any(batch.packing and batch.packing.by_bounds for batch in tried))
+            by_bounds = any(batch.packing is not None and batch.packing.by_bounds for batch in tried)
+            return replace(form, by_bounds=by_bounds and not _drops_attention(model))
     log.info("rows are padded: %s", reason)
     cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
     unread = method.reads_rows and passes_masks(model, longest=longest)
     return RowForm(partial(collator.padded, unread=unread), cut, reason)
+
+
+def _drops_attention(model: Any) -> bool:
+    """Whether attention has dropout in training, which the trial has not."""
+    config = model.config.get_text_config()
+    return any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
 
 
 def _kept(collate: Collate, made: list[Batch]) -> Collate:
