@@ -166,7 +166,6 @@ def second_device() -> Iterator[Watch]:
 def _no_collections() -> Iterator[None]:
     """No garbage collection inside: one that met graphs of fake tensors in the middle of an operation ended a process."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

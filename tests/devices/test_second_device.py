@@ -36,8 +36,8 @@ ROWS = carve(toy_rows(tasks=3, rows=12), held_out=0.2, seed=0)
 BFLOAT16 = "bfloat16"
 
 FEW = [
-    *((text, "causal", BFLOAT16) for text in ("mtl_lora", "prefix", "peml", "ta_lora", "attempt", "full")),
-    *((text, "seq2seq", "float32") for text in ("lora", "prefix", "prompt_tuning", "houlsby")),
+    *((text, "causal", BFLOAT16) for text in ("mtl_lora", "peml", "ta_lora", "attempt")),
+    *((text, "seq2seq", "float32") for text in ("lora", "prefix", "houlsby")),
 ]
 """A method of each kind; ``make devices`` runs all, on both backbones and in both dtypes."""
 SETTINGS = {"c3a": "c3a[block_size=8]", "peft": "peft[type=VERA,r=4]"}
@@ -116,7 +116,7 @@ def requests(architecture):
     return made
 
 
-def runs(text, architecture, dtype, **protocol):
+def runs(text, architecture, dtype):
     method_dtype = getattr(torch, dtype)
     steps: list[tuple[Counter[str], int]] = []
     with second_device() as watch:
@@ -133,7 +133,7 @@ def runs(text, architecture, dtype, **protocol):
             model=model,
             method=method,
             splits=ROWS,
-            protocol=Protocol(steps=STEPS, batch_size=6, evals_per_run=0, max_length=64, **protocol),
+            protocol=Protocol(steps=STEPS, batch_size=6, evals_per_run=0, max_length=64),
             tasks=3,
             routing=setup.routing,
             collator=Collator(setup.architecture, PAD, PAD, torch.device(NAME)),
@@ -173,12 +173,12 @@ def scores(model, setup, architecture, watch):
     return batches, dict(watch.waits), watch.transfers
 
 
-def check(text, architecture, dtype, *, passes=1, **protocol):
+def check(text, architecture, dtype):
     if text.partition("[")[0] in NOT_HERE:
         pytest.skip(NOT_HERE[text.partition("[")[0]])
-    steps, batches, waits, transfers = runs(text, architecture, dtype, **protocol)
+    steps, batches, waits, transfers = runs(text, architecture, dtype)
     steps = steps[1:]  # the first one tries whether rows may lie end to end, and reads the outcome
-    assert min(sent for _, sent in steps) == passes, "one transfer for the rows of a pass"
+    assert min(sent for _, sent in steps) == 1, "one transfer for the rows of a step"
     for line in sorted({line for step, _ in steps for line in step if not of_peft(line)}):
         place = line.partition(": ")[2].rpartition(":")[0]
         assert place in MAY_WAIT, f"the host waits in a step: {line}"
@@ -197,11 +197,6 @@ def of_peft(line):
 @pytest.mark.parametrize(("text", "architecture", "dtype"), FEW)
 def test_a_method_of_each_kind_runs_on_another_device_and_makes_no_host_wait(text, architecture, dtype):
     check(text, architecture, dtype)
-
-
-def test_a_step_in_passes_waits_no_more():
-    """Two passes of three rows; each has a transfer more for its part of the draws of dropout, and both for the whole."""
-    check("lora", "causal", BFLOAT16, passes=5, micro_batch=3)
 
 
 @pytest.mark.slow
@@ -290,19 +285,19 @@ def check_kernels(text, architecture):
 
 
 @pytest.mark.parametrize("architecture", ["causal", "seq2seq"])
-@pytest.mark.parametrize("text", list(KERNELS)[:3])
+@pytest.mark.parametrize("text", list(KERNELS)[:2])
 def test_a_layer_launches_no_more_kernels_than_it_did(text, architecture):
     check_kernels(text, architecture)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["causal", "seq2seq"])
-@pytest.mark.parametrize("text", list(KERNELS)[3:])
+@pytest.mark.parametrize("text", list(KERNELS)[2:])
 def test_a_layer_of_other_methods_launches_no_more_kernels_than_it_did(text, architecture):
     check_kernels(text, architecture)
 
 
-@pytest.mark.parametrize("text", ["mtl_lora", "prefix", "ta_lora"])
+@pytest.mark.parametrize("text", ["prefix", "ta_lora"])
 def test_torchs_kernel_takes_rows_by_their_bounds_and_saves_launches(text):
     """Its rules of shapes and its backward run; its arithmetic needs a card."""
     assert launched(text, "causal", 2, kernel=torch_kernel) < launched(text, "causal", 2)
