@@ -14,6 +14,7 @@ ALONE = {"test_compat.py", "test_end_to_end.py", "test_no_network.py", "test_plu
 """Tests of what spans every room, or of a file in the root of the package."""
 BESIDE = {
     "architectures",
+    "devices",
     "docs",
     "faults",
     "goldens",

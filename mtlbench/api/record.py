@@ -121,7 +121,8 @@ class Notes(TypedDict, total=False):
     rows_per_task: dict[str, int]
     tokens_per_task: dict[str, int]
     row_layout: str
-    """How rows went through the model: ``end to end``, or ``padded`` with the reason."""
+    """How rows went through the model: ``end to end``, with ``attention by row bounds`` where a kernel took them, or
+    ``padded`` with the reason."""
     attention: str
     """The kernel that ``attention=auto`` came to and why, where it is not ``sdpa``."""
     not_adapted: str

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.routing import Routing
+from mtlbench.backbones.transfer import to_device
 from mtlbench.errors import DataError
 from mtlbench.evaluation.packed_rows import SHARED_PREFIX_COST, common_length
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
@@ -144,11 +145,12 @@ def _run(
         [*r.tokens[:shared_length], *[pad] * gap, *r.tokens[shared_length:]] for r, gap in zip(rows, gaps, strict=True)
     ]
     attended = [[*[1] * shared_length, *[0] * gap, *[1] * (width - shared_length - gap)] for gap in gaps]
-    ids, mask = torch.tensor(padded, device=device), torch.tensor(attended, device=device)
+    tasks = [row.task for row in rows]
+    ids, mask, tasks_of_rows = to_device([torch.tensor(numbers) for numbers in (padded, attended, tasks)], device)
     cache = {} if prefix is None else {"past_key_values": prefix.growing(len(rows))}
     prompt_width = width if architecture == "causal" else 1
     ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    with torch.no_grad(), routing.of(torch.tensor([row.task for row in rows], device=device)):
+    with torch.no_grad(), routing.of(tasks_of_rows):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mtlbench.api.routing import Routing
 from mtlbench.distributed.shards_fit import scoring
 from mtlbench.evaluation.generate import generate
-from mtlbench.evaluation.packable import packable
+from mtlbench.evaluation.packable import needs_no_mask, packable
 from mtlbench.evaluation.packed_rows import PackedRow, ScoreRequest, pack_rows, packed_row, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
 from mtlbench.files.heartbeat import beat
@@ -138,7 +138,10 @@ class RoutedLM(LM):  # type: ignore[misc]
 
     @cached_property
     def _packable(self) -> bool:
-        return packable(self._reader, max_length=self.max_length)
+        fits = packable(self._reader, max_length=self.max_length)
+        if isinstance(self._reader, CausalReader):
+            self._reader.unmasked = needs_no_mask(self._reader, max_length=self.max_length)
+        return fits
 
     def _packed_rows(self, requests: Sequence[ScoreRequest]) -> list[PackedRow]:
         rows = share_rows(requests)

@@ -11,7 +11,7 @@ import torch
 from mtlbench.compat import attention_of
 from mtlbench.evaluation.packed_rows import ScoreRequest, SharedRow, packed_row, share_rows
 from mtlbench.evaluation.readers import CausalReader, Seq2seqReader
-from mtlbench.nn.packing import token_mixer, window_of
+from mtlbench.nn.packing import passes_masks, token_mixer, window_of
 from mtlbench.nn.prefixes.places import attentions
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import Tokens
@@ -63,6 +63,22 @@ def _unfit(model: Any, *, max_length: int) -> str | None:
 def _depth(config: Any) -> int:
     names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
     return int(next(value for name in names if (value := getattr(config, name, None)) is not None))
+
+
+@torch.no_grad()
+def needs_no_mask(reader: CausalReader, *, max_length: int) -> bool:
+    """Whether rows of one sequence have the scores of rows with a mask where none is read: tried on a few of them."""
+    if not passes_masks(reader.model, longest=max_length):
+        return False
+    rows = [packed_row([row]) for row in _trial(int(reader.model.config.vocab_size), encoder=False)]
+    masked, before = reader.scores(rows, plain=True), reader.unmasked
+    reader.unmasked = True
+    try:
+        unmasked = reader.scores(rows, plain=True)
+    finally:
+        reader.unmasked = before
+    tolerance = TOLERANCE.get(reader.model.dtype, 3e-2) * float(masked[0].abs().max())
+    return float((masked[0] - unmasked[0]).abs().max()) <= tolerance
 
 
 @torch.no_grad()

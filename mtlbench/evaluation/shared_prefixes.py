@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import logits_at
+from mtlbench.backbones.transfer import to_device
 from mtlbench.tokens.encode import Tokens
 
 
@@ -28,22 +29,30 @@ class SharedPrefixes:
         device = next(model.parameters()).device
         self.width = max(len(tokens) for _, tokens in groups)
         self._numbers = {group: number for number, group in enumerate(groups)}
-        self._lengths = torch.tensor([len(tokens) for _, tokens in groups], device=device)
         ids = [[*tokens, *[pad_id] * (self.width - len(tokens))] for _, tokens in groups]
+        inputs = {
+            "ids": torch.tensor(ids),
+            "lengths": torch.tensor([len(tokens) for _, tokens in groups]),
+            "tasks": torch.tensor([task for task, _ in groups]),
+        }
+        inputs = to_device(inputs, device)
+        self._lengths = inputs["lengths"]
         cache = DynamicCache()
         first = torch.zeros(1, dtype=torch.int64, device=device)  # a single logit row, which is not used
-        tasks = torch.tensor([task for task, _ in groups], device=device)
-        with routing.of(tasks), logits_at(model, first):
-            model(input_ids=torch.tensor(ids, device=device), past_key_values=cache, use_cache=True)
+        with routing.of(inputs["tasks"]), logits_at(model, first):
+            model(input_ids=inputs["ids"], past_key_values=cache, use_cache=True)
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
 
-    def before(self, groups: Sequence[tuple[int, Tokens]]) -> tuple[Cache, Tensor]:
-        """The cache for rows of these groups, and the positions that each row attends to ``[rows, width]``."""
-        number = [self._numbers[group] for group in groups]
-        index = None if len(self._numbers) == 1 else torch.tensor(number, device=self._lengths.device)
-        lengths = self._lengths.expand(len(groups)) if index is None else self._lengths[index]
-        seen = torch.arange(self.width, device=lengths.device) < lengths[:, None]
-        return Cache(layers=[_Before(keys, values, index) for keys, values in self._layers]), seen
+    def numbers(self, groups: Sequence[tuple[int, Tokens]]) -> list[int]:
+        """Which of the prefixes each of these is."""
+        return [self._numbers[group] for group in groups]
+
+    def before(self, index: Tensor) -> tuple[Cache, Tensor]:
+        """The cache for rows behind the prefixes with the numbers ``index [rows]``, and the positions that each attends
+        to ``[rows, width]``."""
+        seen = torch.arange(self.width, device=index.device) < self._lengths[index][:, None]
+        rows = None if len(self._numbers) == 1 else index
+        return Cache(layers=[_Before(keys, values, rows) for keys, values in self._layers]), seen
 
     def growing(self, rows: int) -> Cache:
         """For a single prefix, a cache that also stores the generated tokens of ``rows`` rows."""

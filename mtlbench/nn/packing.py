@@ -2,8 +2,8 @@
 
 The tokens of a batch are one stream, which layers see as *chunks*: ``[chunks, width, hidden]``, where all tokens of a
 chunk belong to rows of one task. A layer that treats its input row by row, such as one routed by task, therefore works
-on chunks as it does on rows. Attention takes the rows out of the stream into buckets of like length, where the stock
-kernel runs, and puts the results back.
+on chunks as it does on rows. Attention (:mod:`mtlbench.nn.packed_attention`) takes the rows out of the stream into
+buckets of like length, or gives a kernel that knows rows of unlike length their bounds.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from mtlbench.compat import attention_of, dispatches_attention, set_attention
+from mtlbench.compat import attention_of, dispatches_attention
 
+PREFIXED = "mtlbench"
+"""Name of the attention function of models with a prefix, which :mod:`mtlbench.nn.prefixes.attention` makes known."""
 NAME = "mtlbench_packed"
-"""Name of the attention function and the mask maker inside transformers."""
+"""Name of the attention function inside transformers; :mod:`mtlbench.nn.packed_attention` makes it known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +54,20 @@ class Stream:
 
 
 @dataclass(frozen=True, eq=False)
+class RowBounds:
+    """The rows of a stream as kernels for rows of unlike length take them. Unused places between rows are rows too."""
+
+    edges: Tensor
+    """Where each begins, and the end of the last ``[rows + 1]``, int32."""
+    rows: Tensor
+    """Their numbers in the batch; 0 for unused places ``[rows]``."""
+    lengths: tuple[int, ...]
+    longest: int
+    joined: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    """What puts a prefix before each row, by its length; made by the first layer that has one."""
+
+
+@dataclass(frozen=True, eq=False)
 class Packing:
     """How the rows of a batch lie in its streams. Buckets hold the same rows in every stream."""
 
@@ -66,8 +79,22 @@ class Packing:
     """Tokens of each row there ``[rows]``."""
     streams: tuple[Stream, ...]
     """That of a decoder-only stack, or those of the encoder and of the decoder, whose sizes differ."""
-    biases: dict[bool, Tensor] = field(default_factory=dict)
-    """Position bias of the widest bucket by whether it is the decoder's, made by the first layer that has one."""
+    bounds: RowBounds | None = None
+    """Of the rows of a decoder-only stack."""
+    kernel: Callable[..., Tensor] | None = None
+    """What reads rows by their bounds; ``None`` leaves it to :mod:`mtlbench.nn.varlen`."""
+    reads: set[str] = field(default_factory=set)
+    """How attention read the rows: by ``bounds``, in ``buckets``, or both."""
+    biases: dict[bool, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Position bias and mask of each bucket in one, by whether they are the decoder's; made by the first layer that has
+    a table of them."""
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """Masks of causal rows behind a prefix, by queries and prefix tokens, for all layers."""
+
+    @property
+    def by_bounds(self) -> bool:
+        """Whether attention read rows by their bounds."""
+        return "bounds" in self.reads
 
     def stream_of(self, places: int) -> Stream:
         """The stream with so many places.
@@ -93,6 +120,7 @@ class Packing:
 
 
 _in_flight: list[Packing | None] = [None]
+_unmasked: list[bool] = [False]
 
 
 def packing_in_flight() -> Packing | None:
@@ -100,27 +128,33 @@ def packing_in_flight() -> Packing | None:
     return _in_flight[0]
 
 
-@contextmanager
-def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
-    """Inside, attention of ``model`` reads its input by ``packing``; ``None`` changes nothing.
+def without_mask() -> bool:
+    """Whether the mask that reaches attention stands for none, as no row needs one."""
+    return _unmasked[0]
 
-    A backward belongs inside too: it may compute layers again.
-    """
-    if packing is None:
-        yield
-        return
-    register()
-    changed = [config for config in attention_configs(model) if attention_of(config) == "sdpa"]
-    for config in changed:
-        set_attention(config, NAME)
-    before, _in_flight[0] = _in_flight[0], packing
+
+@contextmanager
+def in_flight(packing: Packing | None, *, unmasked: bool = False) -> Iterator[None]:
+    """Inside, :func:`packing_in_flight` and :func:`without_mask` answer so."""
+    before = _in_flight[0], _unmasked[0]
+    _in_flight[0], _unmasked[0] = packing, unmasked
     try:
         yield
     finally:
-        _in_flight[0] = before
-        for config in changed:
-            if attention_of(config) == NAME:
-                set_attention(config, "sdpa")
+        _in_flight[0], _unmasked[0] = before
+
+
+def passes_masks(model: Any, *, longest: int) -> bool:
+    """Whether masks that are made ready reach the attention of ``model`` unread, for rows of at most ``longest`` tokens
+    padded on the right: of a decoder-only one, see :func:`~mtlbench.nn.packed_attention.right_padded`."""
+    config = model.config.get_text_config()
+    window, chunk = window_of(config), getattr(config, "attention_chunk_size", None)
+    return (
+        {attention_of(own) for own in attention_configs(model)} <= {"sdpa", PREFIXED}
+        and why_not_packed(model) is None
+        and (window is None or window >= longest)
+        and (chunk is None or chunk >= longest)
+    )
 
 
 def attention_configs(model: Any) -> list[Any]:
@@ -167,118 +201,3 @@ def window_of(config: Any) -> int | None:
 
 def _stacks(model: Any) -> list[Any]:
     return [model.get_decoder(), *([model.get_encoder()] if model.config.is_encoder_decoder else [])]
-
-
-def register() -> None:
-    """Make :data:`NAME` known to transformers; again is harmless."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    kernel: Callable[..., tuple[Tensor, Tensor | None]] = AttentionInterface()["sdpa"]
-    packing = packing_in_flight()
-    if packing is None:
-        return kernel(module, query, key, value, attention_mask, **kwargs)
-
-    def run(bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, **own: Any) -> Tensor:
-        return kernel(module, q, k, v, bucket.mask, is_causal=bucket.causal, **own)[0]
-
-    return attention_by_rows(module, query, key, value, packing, run, **kwargs), None
-
-
-@dataclass(frozen=True, eq=False)
-class Bucket:
-    """Rows of like length, as attention sees them."""
-
-    rows: Tensor
-    """Their numbers in the batch ``[rows]``."""
-    mask: Tensor | None
-    """Which keys there are ``[rows, 1, 1, keys]``; ``None`` where all are, or where attention is causal: what a token
-    sees then are tokens before it."""
-    causal: bool
-
-
-def attention_by_rows(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    run: Callable[..., Tensor],
-    **kwargs: Any,
-) -> Tensor:
-    """Attention of every row to itself, or of the decoder's rows to the encoder's.
-
-    Args:
-        query: ``[chunks, heads, width, head_dim]``; ``key`` and ``value`` likewise, with their own heads.
-        run: Attention in one bucket: ``run(bucket, query, key, value, **kwargs)`` with ``[rows, heads, width,
-            head_dim]`` gives ``[rows, width, heads, head_dim]``.
-
-    Returns:
-        ``[chunks, width, heads, head_dim]``.
-    """
-    asking, answering = (packing.stream_of(x.shape[0] * x.shape[2]) for x in (query, key))
-    queries = _to_buckets(query, asking)
-    keys, values = _to_buckets(key, answering), _to_buckets(value, answering)
-    itself = asking is answering
-    causal = itself and bool(getattr(module, "is_causal", True))
-    bias = kwargs.pop("position_bias", None)
-    own_bias = None if bias is None or not itself else _bias_of(module, packing, asking)
-    found = []
-    for at, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
-        bucket = Bucket(packing.rows[at], None if causal else answering.real[at], causal and q.shape[2] > 1)
-        if own_bias is not None:
-            kwargs["position_bias"] = own_bias[:, :, : q.shape[2], : k.shape[2]]
-        elif bias is not None:
-            kwargs["position_bias"] = bias.new_zeros(1, 1, 1, 1)
-        output = run(bucket, q, k, v, **kwargs)
-        found.append(output.reshape(-1, output.shape[2] * output.shape[3]))
-    joined = torch.cat(found) if len(found) > 1 else found[0]
-    flat: Tensor = _moved(joined, asking.slots, asking.places, asking.empty_slots)
-    return flat.view(query.shape[0], query.shape[2], query.shape[1], -1)
-
-
-def _bias_of(module: Any, packing: Packing, stream: Stream) -> Tensor:
-    """T5's position bias, one for all rows: layers without a table of their own take that of the first layer."""
-    decoder = bool(module.is_decoder)
-    if module.has_relative_attention_bias:
-        packing.biases[decoder] = module.compute_bias(stream.widest, stream.widest)
-    return packing.biases[decoder]
-
-
-def _to_buckets(x: Tensor, stream: Stream) -> list[Tensor]:
-    """``[rows, heads, width, head_dim]`` for each bucket."""
-    chunks, heads, width, size = x.shape
-    flat = x.transpose(1, 2).reshape(chunks * width, heads * size)
-    spread = _moved(flat, stream.places, stream.slots, stream.empty_places)
-    parts = torch.split(spread, [rows * width for rows, width in stream.shapes])
-    return [
-        part.view(rows, width, heads, size).transpose(1, 2)
-        for part, (rows, width) in zip(parts, stream.shapes, strict=True)
-    ]
-
-
-class _Moved(torch.autograd.Function):
-    """Rows of a matrix in another order, ``x[there]``; ``back`` leads the other way, and ``empty`` rows of ``x`` are in
-    no row that is read: they get no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, empty: Tensor) -> Tensor:
-        ctx.save_for_backward(back, empty)
-        return x.index_select(0, there)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        back, empty = ctx.saved_tensors
-        returned = grad.index_select(0, back)
-        if len(empty):
-            returned.index_fill_(0, empty, 0)
-        return returned, None, None, None
-
-
-def _moved(x: Tensor, there: Tensor, back: Tensor, empty: Tensor) -> Tensor:
-    run: Callable[..., Tensor] = _Moved.apply
-    return run(x, there, back, empty)

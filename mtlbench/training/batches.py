@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.transfer import to_device
 from mtlbench.errors import RequestError
 from mtlbench.nn.packing import Packing
 from mtlbench.nn.row_sums import TokenRows, packed_rows, padded_rows
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.planning.mixing import read_mixing
 from mtlbench.tokens.encode import TokenRow
-from mtlbench.training.packing import lay_out, pack, put
+from mtlbench.training.packing import lay_out, pack
 from mtlbench.training.tail import Places, places_by_task
 
 WINDOW = 32
@@ -149,10 +150,23 @@ class Batch:
     packing: Packing | None = None
     """How the rows lie end to end: ``input_ids`` are then ``[chunks, width]``, and so are hidden states. ``None`` where
     rows are padded."""
+    unmasked: bool = False
+    """Whether the mask among ``inputs`` stands for none (:func:`~mtlbench.nn.packed_attention.right_padded`)."""
+    original: Batch | None = None
+    """The same on the host, where this one is on another device."""
 
     @property
     def rows(self) -> int:
         return self.tasks.shape[0]
+
+    @property
+    def on_host(self) -> Batch:
+        """The same batch where its numbers can be read without waiting for a device."""
+        return self.original or self
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, in one transfer."""
+        return self if device.type == "cpu" else replace(to_device(self, device), original=self)
 
 
 def token_rows(batch: Batch, model: nn.Module) -> TokenRows:
@@ -165,7 +179,7 @@ def token_rows(batch: Batch, model: nn.Module) -> TokenRows:
     width = batch.inputs["input_ids"].shape[1]
     if batch.contexts is not None:
         return padded_rows([(batch.contexts + answers - 1, width)], slots=slots)
-    contexts = batch.inputs["attention_mask"].sum(1)
+    contexts = batch.inputs["attention_mask"].flatten(1).sum(1)
     return padded_rows([(contexts, width), (answers, batch.inputs["decoder_input_ids"].shape[1])], slots=slots)
 
 
@@ -180,9 +194,9 @@ class Collator:
     """First token of a decoder's input; ``None`` for a causal backbone."""
     device: torch.device
 
-    def padded(self, rows: Sequence[TokenRow], *, apart: int | None = None) -> Batch:
+    def padded(self, rows: Sequence[TokenRow], *, apart: int | None = None, unread: bool = False) -> Batch:
         """As :func:`collate` has it."""
-        return collate(rows, **vars(self), apart=apart)
+        return collate(rows, **vars(self), apart=apart, unread=unread)
 
     def packed(self, rows: Sequence[TokenRow], *, by_task: bool, slots: int = 0, awkward: bool = False) -> Batch:
         """As :func:`collate_packed` has it."""
@@ -202,12 +216,15 @@ def collate(
     decoder_start_id: int | None,
     device: torch.device,
     apart: int | None = None,
+    unread: bool = False,
 ) -> Batch:
     """``rows`` as one batch. A causal row loses its last token as input: nothing is predicted from it.
 
     Args:
         apart: The rows of an encoder, with so many places before each, and of its decoder have different widths, by
             which layers that report their tokens tell them apart; ``None`` where none does.
+        unread: Give masks that transformers passes on as they are; for models that
+            :func:`~mtlbench.nn.packing.passes_masks` holds of.
 
     Raises:
         ValueError: for a row without context or target, or a seq2seq batch without ``decoder_start_id``.
@@ -221,6 +238,9 @@ def collate(
         ids, mask = _pad(texts, pad_id)
         # No token looks at the padding behind it, so causal rows need no mask, which the kernels are faster without.
         inputs = {"input_ids": ids}
+        if unread:
+            inputs["position_ids"] = np.tile(np.arange(ids.shape[1]), (len(rows), 1))
+            inputs["attention_mask"] = np.zeros((1, 1, 1, 1), dtype=np.float32)
         starts, width = np.array([len(row.context) - 1 for row in rows]), ids.shape[1]
         real, padded = int(mask.sum()), ids.size
     else:
@@ -230,26 +250,28 @@ def collate(
         shifted, _ = _pad([np.concatenate(([decoder_start_id], target[:-1])) for target in targets], pad_id)
         if apart is not None and shifted.shape[1] == ids.shape[1] + apart:
             shifted = np.pad(shifted, ((0, 0), (0, 1)), constant_values=pad_id)
-        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": shifted}
+        given = mask.astype(bool)[:, None, None] if unread else mask
+        inputs = {"input_ids": ids, "attention_mask": given, "decoder_input_ids": shifted}
         starts, width = np.zeros(len(rows), dtype=np.int64), shifted.shape[1]
         real, padded = int(mask.sum() + sizes.sum()), ids.size + shifted.size
     label_rows = np.repeat(np.arange(len(rows)), sizes)
     within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
     return Batch(
-        tasks=put(np.array([row.task for row in rows], dtype=np.int64), device),
-        inputs={name: put(array, device) for name, array in inputs.items()},
-        label_index=put(label_rows * width + starts[label_rows] + within, device),
-        label_ids=put(np.concatenate(targets), device),
-        label_rows=put(label_rows, device),
-        label_weights=put((1 / sizes)[label_rows].astype(np.float32), device),
+        tasks=torch.from_numpy(np.array([row.task for row in rows], dtype=np.int64)),
+        inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
+        label_index=torch.from_numpy(label_rows * width + starts[label_rows] + within),
+        label_ids=torch.from_numpy(np.concatenate(targets)),
+        label_rows=torch.from_numpy(label_rows),
+        label_weights=torch.from_numpy((1 / sizes)[label_rows].astype(np.float32)),
         answers=None
         if 2 * sizes.max() > width
-        else Places(put(_windows(starts + sizes, width=sizes.max(), length=width), device)),
+        else Places(torch.from_numpy(_windows(starts + sizes, width=sizes.max(), length=width))),
         real_tokens=real,
         padded_tokens=padded,
-        contexts=put(starts + 1, device) if architecture == "causal" else None,
-    )
+        contexts=torch.from_numpy(starts + 1) if architecture == "causal" else None,
+        unmasked=unread and architecture == "causal",
+    ).to(device)
 
 
 def collate_packed(
@@ -275,14 +297,14 @@ def collate_packed(
     room = np.full(slots, pad_id, dtype=np.int64)
     targets = [np.asarray(row.target, dtype=np.int64) for row in rows]
     sizes = np.array([len(target) for target in targets], dtype=np.int64)
-    whole = torch.zeros(1, 1, 1, 1, device=device)  # a mask that transformers passes on: attention goes by row
+    whole = torch.zeros(1, 1, 1, 1)  # a mask that transformers passes on: attention goes by row
     if architecture == "causal":
         texts = [np.append(room, row.context + row.target[:-1]) for row in rows]
         layouts = [lay_out(np.array([len(text) for text in texts]), tasks, by_task=by_task)]
         answers = layouts[0].starts + np.array([slots + len(row.context) - 1 for row in rows])
         inputs = {
-            "input_ids": put(layouts[0].spread(texts, pad_id), device),
-            "position_ids": put(layouts[0].positions(), device),
+            "input_ids": torch.from_numpy(layouts[0].spread(texts, pad_id)),
+            "position_ids": torch.from_numpy(layouts[0].positions()),
             "attention_mask": whole,
         }
     else:
@@ -302,34 +324,34 @@ def collate_packed(
         )
         layouts, answers = [encoder, decoder], decoder.starts
         inputs = {
-            "input_ids": put(encoder.spread(texts, pad_id), device),
+            "input_ids": torch.from_numpy(encoder.spread(texts, pad_id)),
             "attention_mask": whole,
-            "decoder_input_ids": put(decoder.spread(shifted, pad_id), device),
+            "decoder_input_ids": torch.from_numpy(decoder.spread(shifted, pad_id)),
             "decoder_attention_mask": whole,
         }
     label_rows = np.repeat(np.arange(len(rows)), sizes)
     within = np.arange(len(label_rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     labels = answers[label_rows] + within
     return Batch(
-        tasks=put(tasks, device),
+        tasks=torch.from_numpy(tasks),
         inputs=inputs,
-        label_index=put(labels, device),
-        label_ids=put(np.concatenate(targets), device),
-        label_rows=put(label_rows, device),
-        label_weights=put((1 / sizes)[label_rows].astype(np.float32), device),
-        answers=_places(labels, tasks[label_rows], by_task=by_task, device=device),
+        label_index=torch.from_numpy(labels),
+        label_ids=torch.from_numpy(np.concatenate(targets)),
+        label_rows=torch.from_numpy(label_rows),
+        label_weights=torch.from_numpy((1 / sizes)[label_rows].astype(np.float32)),
+        answers=_places(labels, tasks[label_rows], by_task=by_task),
         real_tokens=int(sum(layout.lengths.sum() for layout in layouts)) - len(rows) * slots,
         padded_tokens=sum(layout.places for layout in layouts) - len(rows) * slots,
-        contexts=put(np.array([len(row.context) for row in rows]), device) if architecture == "causal" else None,
-        packing=pack(layouts, device=device),
-    )
+        contexts=torch.from_numpy(np.array([len(row.context) for row in rows])) if architecture == "causal" else None,
+        packing=pack(layouts),
+    ).to(device)
 
 
-def _places(labels: NDArray[Any], tasks: NDArray[Any], *, by_task: bool, device: torch.device) -> Places:
+def _places(labels: NDArray[Any], tasks: NDArray[Any], *, by_task: bool) -> Places:
     """The places of the answers, in chunks as those of the stream."""
     if not by_task:
-        return Places(put(labels[None], device))
-    return places_by_task(labels.tolist(), tasks.tolist(), device=device)
+        return Places(torch.from_numpy(labels[None]))
+    return places_by_task(labels.tolist(), tasks.tolist())
 
 
 def _windows(ends: NDArray[Any], *, width: int, length: int) -> NDArray[np.int64]:

@@ -73,6 +73,7 @@ def _streams(batch: Batch, *, first: int) -> list[Ints]:
 
     The stream of a decoder-only stack or an encoder, that of a decoder, and the places of answers.
     """
+    batch = batch.on_host
     ids = batch.inputs["input_ids"]
     stream = np.full(ids.numel(), -1, dtype=np.int64)
     if batch.packing is not None:
@@ -84,11 +85,11 @@ def _streams(batch: Batch, *, first: int) -> list[Ints]:
         stream[start : start + length] = (first + row) * ROW + np.arange(length)
     streams = [stream]
     if (decoder := batch.inputs.get("decoder_input_ids")) is not None:
-        rows = batch.label_rows.cpu().numpy()
+        rows = batch.label_rows.numpy()
         within = np.arange(len(rows)) - np.searchsorted(rows, rows)
         written = np.full(decoder.numel(), -1, dtype=np.int64)
-        written[batch.label_index.cpu().numpy()] = (first + rows) * ROW + within
+        written[batch.label_index.numpy()] = (first + rows) * ROW + within
         streams.append(written)
     if batch.answers is not None:
-        streams.append(streams[-1][batch.answers.index.reshape(-1).cpu().numpy()])
+        streams.append(streams[-1][batch.answers.index.reshape(-1).numpy()])
     return streams

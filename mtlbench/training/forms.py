@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mtlbench.api.method import Method
 from mtlbench.backbones.backbone import backbone_size
 from mtlbench.backbones.machine import is_out_of_memory
+from mtlbench.backbones.transfer import to_device
 from mtlbench.compat import attention_of
 from mtlbench.nn.attachments import find_module
-from mtlbench.nn.packing import attention_configs, why_not_packed, window_of
-from mtlbench.nn.prefixes.attention import NAME as PREFIXED
+from mtlbench.nn.packing import PREFIXED, attention_configs, passes_masks, why_not_packed, window_of
 from mtlbench.nn.prefixes.slots import PrefixSlots
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.encode import TokenRow
@@ -28,6 +28,7 @@ from mtlbench.training.gradients import Gradients
 from mtlbench.training.micro_batches import fewer
 
 log = logging.getLogger(__name__)
+Collate = Callable[[Sequence[TokenRow]], Batch]
 
 TRIED = 6
 """Rows of the trial."""
@@ -46,14 +47,18 @@ STATES = 1e-3
 class RowForm:
     """What makes batches of rows, and where rows are cut into passes."""
 
-    collate: Callable[[Sequence[TokenRow]], Batch]
+    collate: Collate
     cut: Callable[[Sequence[int]], list[slice]]
     """From lengths of rows, shortest first, to the slices of passes."""
     padded_because: str | None
     """Why rows are padded; ``None`` where they lie end to end."""
+    by_bounds: bool = False
+    """Whether attention takes the bounds of rows instead of buckets (:mod:`mtlbench.nn.varlen`)."""
 
     def __str__(self) -> str:
-        return "end to end" if self.padded_because is None else f"padded: {self.padded_because}"
+        if self.padded_because is not None:
+            return f"padded: {self.padded_because}"
+        return "end to end, attention by row bounds" if self.by_bounds else "end to end"
 
 
 def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], *, longest: int) -> RowForm:
@@ -69,18 +74,34 @@ def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], 
     reason = _unsuited(model, method, longest=longest)
     if reason is None:
         form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
-        trial = RowForm(_packs(model, method, collator, awkward=True), form.cut, None)
-        reason = _differs(gradients, collator, trial, rows)
+        tried: list[Batch] = []
+        reason = _differs(gradients, collator, _kept(_packs(model, method, collator, awkward=True), tried), rows)
         if reason is None:
-            return form
+            by_bounds = any(batch.packing is not None and batch.packing.by_bounds for batch in tried)
+            return replace(form, by_bounds=by_bounds and not _drops_attention(model))
     log.info("rows are padded: %s", reason)
     cut = partial(like_length, extra=pass_slots(model, collator.device), most=most)
-    return RowForm(_pads(model, method, collator), cut, reason)
+    unread = method.reads_rows and passes_masks(model, longest=longest)
+    return RowForm(_pads(model, method, collator, unread=unread), cut, reason)
 
 
-def _packs(
-    model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False
-) -> Callable[[Sequence[TokenRow]], Batch]:
+def _drops_attention(model: Any) -> bool:
+    """Whether attention has dropout in training, which the trial has not."""
+    config = model.config.get_text_config()
+    return any(getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
+
+
+def _kept(collate: Collate, made: list[Batch]) -> Collate:
+    """``collate`` that keeps the batches it makes."""
+
+    def run(rows: Sequence[TokenRow]) -> Batch:
+        made.append(collate(rows))
+        return made[-1]
+
+    return run
+
+
+def _packs(model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False) -> Collate:
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
     def collate(rows: Sequence[TokenRow]) -> Batch:
@@ -89,11 +110,11 @@ def _packs(
     return collate
 
 
-def _pads(model: nn.Module, method: Method, collator: Collator) -> Callable[[Sequence[TokenRow]], Batch]:
+def _pads(model: nn.Module, method: Method, collator: Collator, *, unread: bool) -> Collate:
     """Padded rows; where layers report their tokens, those of an encoder and a decoder can be told apart."""
     if not method.has_auxiliary_loss:
-        return collator.padded
-    return lambda rows: collator.padded(rows, apart=_slots(model))
+        return partial(collator.padded, unread=unread)
+    return lambda rows: collator.padded(rows, apart=_slots(model), unread=unread)
 
 
 def _slots(model: nn.Module) -> int:
@@ -121,7 +142,7 @@ def _unsuited(model: Any, method: Method, *, longest: int) -> str | None:
     return None
 
 
-def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]) -> str | None:
+def _differs(gradients: Gradients, collator: Collator, collate: Collate, rows: Sequence[TokenRow]) -> str | None:
     """Whether rows laid end to end have other losses than padded ones, with trainable parameters moved a little.
 
     Fewer rows are tried where memory runs out.
@@ -132,7 +153,7 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
     tried = _unlike(rows)
     while tried:
         try:
-            (padded, states), (laid, other) = _both_ways(gradients, collator, form, tried)
+            (padded, states), (laid, other) = _both_ways(gradients, collator, collate, tried)
         except Exception as error:
             if not is_out_of_memory(error):
                 return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -153,14 +174,14 @@ def _differs(gradients: Gradients, collator: Collator, form: RowForm, rows: Sequ
 
 
 def _both_ways(
-    gradients: Gradients, collator: Collator, form: RowForm, rows: Sequence[TokenRow]
+    gradients: Gradients, collator: Collator, collate: Collate, rows: Sequence[TokenRow]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Row losses and the states that logits are made of ``[labels, width]``, padded and laid end to end."""
     model, training = gradients.model, gradients.model.training
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _moved(model):
-            return _read(gradients, collator.padded(rows)), _read(gradients, form.collate(rows))
+            return _read(gradients, collator.padded(rows)), _read(gradients, collate(rows))
     finally:
         model.train(training)
 
@@ -193,8 +214,9 @@ def _moved(model: nn.Module) -> Iterator[None]:
         params = []
     draw = torch.Generator().manual_seed(0)
     before = [p.detach().clone() for p in params]
-    for p in params:
-        p.data.add_((torch.randn(p.shape, generator=draw) * NOISE).to(p))
+    noise = [torch.randn(p.shape, generator=draw) * NOISE for p in params]
+    for p, moved in zip(params, to_device(noise, params[0].device) if params else [], strict=True):
+        p.data.add_(moved.to(p.dtype))
     try:
         yield
     finally:

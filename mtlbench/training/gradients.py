@@ -43,7 +43,8 @@ class Gradients:
         self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
         self.loss = objective or Objective(method=method)
         """What is minimised; by default the mean over rows, or what the method computes itself."""
-        self._linear: bool | None = None if self.loss.own else True
+        self.linear: bool | None = None if self.loss.own else True
+        """Whether the loss is linear in the losses of rows; ``None`` until :meth:`is_linear` has tried it."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Row losses ``[rows]``."""
@@ -166,11 +167,12 @@ class Gradients:
 
         A method's own loss is tried once, at two points.
         """
-        if self._linear is None:
-            one, other = torch.ones(len(tasks)), torch.linspace(0.5, 2.0, len(tasks))
-            first, second = (self._derivative(point.to(tasks.device), tasks) for point in (one, other))
-            self._linear = torch.allclose(first, second, rtol=1e-4)
-        return self._linear
+        if self.linear is None:
+            one = torch.ones(len(tasks), device=tasks.device)
+            other = torch.linspace(0.5, 2.0, len(tasks), device=tasks.device)
+            first, second = (self._derivative(point, tasks) for point in (one, other))
+            self.linear = torch.allclose(first, second, rtol=1e-4)
+        return self.linear
 
     def row_weights(self, tasks: Tensor) -> Tensor:
         """Derivative of the method's loss by each row's loss ``[rows]``: the same everywhere, as the loss is linear.

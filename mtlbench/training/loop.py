@@ -32,7 +32,7 @@ from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
 from mtlbench.training.loss import running
-from mtlbench.training.micro_batches import MicroBatcher
+from mtlbench.training.micro_batches import MicroBatcher, tasks_of
 from mtlbench.training.objective import objective_of
 from mtlbench.training.on_ranks import micro_batcher_for
 from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
@@ -217,7 +217,7 @@ class Loop:
         most = min(self._rows_at_once, self._parts.most or self._rows_at_once)
         parts = [rows[low : low + most] for low in range(0, len(rows), most)]
         found = [self._search_losses(parts[0])] if len(parts) == 1 else [self._recomputed(part) for part in parts]
-        tasks = torch.tensor([row.task for row in rows]).to(self._device, non_blocking=True)
+        tasks = tasks_of(rows, self._device)
         with self._without_dropout():
             return self._gradients.loss(torch.cat(found), tasks, self.model)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.head import logits_at
-from mtlbench.nn.packing import packed
+from mtlbench.nn.packed_attention import packed, right_padded
 from mtlbench.training.batches import Batch
 
 
@@ -29,7 +29,8 @@ class ModelReadOut:
 @contextmanager
 def running(model: nn.Module, batch: Batch, routing: Routing) -> Iterator[None]:
     """Inside, layers know the rows of ``batch``; a backward belongs inside too, as it may compute layers again."""
-    with routing.of(batch.tasks, batch.contexts, batch.packing), packed(model, batch.packing):
+    attention = right_padded(model) if batch.unmasked else packed(model, batch.packing)
+    with routing.of(batch.tasks, batch.contexts, batch.packing), attention:
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.draws import DrawnPass, Draws
 from mtlbench.training.gradients import Gradients, Step, clear
+from mtlbench.training.packing import put
 from mtlbench.training.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,13 @@ class MicroBatcher:
         return [part[cut] for part in parts for cut in self._cut([row.length for row in part])]
 
     def _is_linear(self, rows: Sequence[TokenRow]) -> bool:
-        return self.gradients.is_linear(torch.tensor([row.task for row in rows], device=self._device))
+        known = self.gradients.linear
+        return known if known is not None else self.gradients.is_linear(tasks_of(rows, self._device))
+
+
+def tasks_of(rows: Sequence[TokenRow], device: torch.device) -> Tensor:
+    """Task ids of rows on a device ``[rows]``, which nothing waits for."""
+    return put(np.array([row.task for row in rows], dtype=np.int64), device)
 
 
 def fewer(rows: int, error: BaseException) -> int:

@@ -17,7 +17,7 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Auxiliary, Gradients, Step
-from mtlbench.training.micro_batches import MicroBatcher, fewer
+from mtlbench.training.micro_batches import MicroBatcher, fewer, tasks_of
 from mtlbench.training.progress import TrainingProgress
 
 
@@ -51,7 +51,7 @@ class RanksMicroBatcher(MicroBatcher):
         progress: TrainingProgress,
     ) -> Step:
         ranks = self._ranks
-        tasks = torch.tensor([row.task for row in rows], device=self._device)
+        tasks = tasks_of(rows, self._device)
         losses = torch.zeros(len(rows), device=self._device)
         auxiliary = self._auxiliary(rows, plan, tasks, progress.steps) if self.gradients.has_auxiliary_loss else None
         own = auxiliary and (auxiliary[0], {k: v[ranks.rank :: ranks.size] for k, v in auxiliary[1].items()})
@@ -121,7 +121,7 @@ class RanksMicroBatcher(MicroBatcher):
         if found is not None:
             losses[rank::size] = found[0]
         (losses,) = self._ranks.all_reduce([losses])
-        return losses, torch.tensor([row.task for row in rows], device=self._device)
+        return losses, tasks_of(rows, self._device)
 
     @contextmanager
     def _together(self, values: Callable[[], Sequence[int]], count: int) -> Iterator[list[list[int]]]:
@@ -224,7 +224,7 @@ class ShardedMicroBatcher(RanksMicroBatcher):
         if own:
             losses[rank::size] = torch.cat(found)[: len(range(rank, len(rows), size))]
         (losses,) = self._ranks.all_reduce([losses])
-        return losses, torch.tensor([row.task for row in rows], device=self._device)
+        return losses, tasks_of(rows, self._device)
 
     @contextmanager
     def _together(self, values: Callable[[], Sequence[int]], count: int) -> Iterator[list[list[int]]]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtlbench.nn.packing import Packing, Stream
+from mtlbench.backbones.transfer import to_device
+from mtlbench.nn.packing import Packing, RowBounds, Stream
 from mtlbench.training.cuts import like_length
 
 Ints = NDArray[np.int64]
@@ -76,20 +77,45 @@ def lay_out(lengths: Ints, tasks: Ints, *, by_task: bool, more: int = 0) -> Layo
     )
 
 
-def pack(layouts: Sequence[Layout], *, device: torch.device) -> Packing:
-    """The streams of ``layouts``, with rows of like length in one bucket: by the first stack's lengths."""
+def pack(layouts: Sequence[Layout]) -> Packing:
+    """The streams of ``layouts`` on the host, with rows of like length in one bucket: by the first stack's lengths."""
     lengths = layouts[0].lengths
     order = np.argsort(lengths, kind="stable")
     buckets = [order[cut] for cut in like_length(lengths[order].tolist(), extra=BUCKET_SLOTS)]
     return Packing(
-        rows=tuple(put(rows, device) for rows in buckets),
-        streams=tuple(_stream(layout, buckets, device=device) for layout in layouts),
-        starts=put(layouts[0].starts, device),
-        lengths=put(lengths, device),
+        rows=tuple(torch.from_numpy(np.ascontiguousarray(rows)) for rows in buckets),
+        streams=tuple(_stream(layout, buckets) for layout in layouts),
+        starts=torch.from_numpy(layouts[0].starts),
+        lengths=torch.from_numpy(lengths),
+        bounds=row_bounds(layouts[0]) if len(layouts) == 1 else None,
     )
 
 
-def _stream(layout: Layout, buckets: Sequence[Ints], *, device: torch.device) -> Stream:
+def row_bounds(layout: Layout) -> RowBounds:
+    """Where rows begin and end in a stream. Places between them, at the ends of chunks, are rows of their own."""
+    order = np.argsort(layout.starts, kind="stable")
+    rows, edges, at = [], [0], 0
+    for row in order:
+        start, length = int(layout.starts[row]), int(layout.lengths[row])
+        if start > at:
+            rows.append(-1)
+            edges.append(start)
+        rows.append(int(row))
+        edges.append(start + length)
+        at = start + length
+    if layout.places > at:
+        rows.append(-1)
+        edges.append(layout.places)
+    numbers = np.asarray(rows, dtype=np.int64)
+    return RowBounds(
+        edges=torch.from_numpy(np.asarray(edges, dtype=np.int32)),
+        rows=torch.from_numpy(np.maximum(numbers, 0)),
+        longest=int(np.diff(edges).max()),
+        lengths=tuple(int(length) for length in np.diff(edges)),
+    )
+
+
+def _stream(layout: Layout, buckets: Sequence[Ints]) -> Stream:
     places, shapes, real = [], [], []
     for rows in buckets:
         own = layout.lengths[rows]
@@ -98,17 +124,17 @@ def _stream(layout: Layout, buckets: Sequence[Ints], *, device: torch.device) ->
         held = at < own[:, None]
         places.append(np.where(held, layout.starts[rows][:, None] + at, -1).reshape(-1))
         shapes.append((len(rows), width))
-        real.append(None if held.all() else torch.from_numpy(held)[:, None, None].to(device, non_blocking=True))
+        real.append(None if held.all() else torch.from_numpy(held)[:, None, None])
     flat = np.concatenate(places)
     slots = np.full(layout.places, -1, dtype=np.int64)
     slots[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
     return Stream(
         chunks=layout.chunks,
-        tasks=None if layout.tasks is None else put(layout.tasks, device),
-        places=put(np.maximum(flat, 0), device),
-        slots=put(np.maximum(slots, 0), device),
-        empty_slots=put(np.flatnonzero(flat < 0), device),
-        empty_places=put(np.flatnonzero(slots < 0), device),
+        tasks=None if layout.tasks is None else torch.from_numpy(layout.tasks),
+        places=torch.from_numpy(np.maximum(flat, 0)),
+        slots=torch.from_numpy(np.maximum(slots, 0)),
+        empty_slots=torch.from_numpy(np.flatnonzero(flat < 0)),
+        empty_places=torch.from_numpy(np.flatnonzero(slots < 0)),
         shapes=tuple(shapes),
         real=tuple(real),
     )
@@ -116,4 +142,4 @@ def _stream(layout: Layout, buckets: Sequence[Ints], *, device: torch.device) ->
 
 def put(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     """The array on a device, which nothing waits for."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)

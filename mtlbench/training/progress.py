@@ -39,7 +39,7 @@ class TrainingProgress:
     parameters: int = 0
     """The largest number that required gradients in one run."""
     row_layout: str = ""
-    """``end to end``, or ``padded`` with the reason; empty before the first step."""
+    """As :class:`~mtlbench.training.forms.RowForm` says it; empty before the first step."""
     tasks_of_steps: int = 0
     """Sum over the steps of how many tasks each held rows of."""
     largest_of_steps: float = 0.0

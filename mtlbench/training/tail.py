@@ -34,8 +34,8 @@ class Places:
     """Task id of each row of the index; ``None`` where its rows are those of the batch."""
 
 
-def places_by_task(index: Sequence[int], tasks: Sequence[int], *, device: torch.device) -> Places:
-    """Tokens that are read at different places of their rows, with a row of the index for each task.
+def places_by_task(index: Sequence[int], tasks: Sequence[int]) -> Places:
+    """Tokens that are read at different places of their rows, with a row of the index for each task; on the host.
 
     Args:
         index: Places of the flattened ``[rows * length]``, in any order, each once.
@@ -48,9 +48,9 @@ def places_by_task(index: Sequence[int], tasks: Sequence[int], *, device: torch.
     padded = [[*places, *[places[0]] * (width - len(places))] for places in by_task.values()]
     distinct = [row * width + at for row, places in enumerate(by_task.values()) for at in range(len(places))]
     return Places(
-        index=torch.tensor(padded).to(device, non_blocking=True),
-        distinct=torch.tensor(distinct).to(device, non_blocking=True),
-        tasks=torch.tensor(list(by_task)).to(device, non_blocking=True),
+        index=torch.tensor(padded),
+        distinct=torch.tensor(distinct),
+        tasks=torch.tensor(list(by_task)),
     )
 
 

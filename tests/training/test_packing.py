@@ -143,6 +143,30 @@ def test_a_window_that_no_layer_has_keeps_no_row_from_being_packed():
     assert form_for(model).padded_because is None
 
 
+@pytest.mark.parametrize("make", [tiny_causal, tiny_seq2seq])
+@pytest.mark.parametrize("words", ["mtl_lora", "prefix", "ta_lora", "prompt_tuning", "attempt"])
+def test_padded_rows_with_masks_that_nothing_reads_have_the_losses_of_padded_ones(words, make):
+    method, model, setup = attached(words, make)
+    gradients = Gradients(model=model, method=method, routing=setup.routing, autocast=None)
+    collator = Collator(setup.architecture, PAD, PAD, torch.device("cpu"))
+    _, losses, grads = gradient(gradients, [collator.padded(rows())])
+    _, other_losses, other_grads = gradient(gradients, [collator.padded(rows(), unread=True)])
+    torch.testing.assert_close(other_losses, losses, rtol=1e-5, atol=1e-5)
+    assert (other_grads - grads).norm() <= 2e-5 * grads.norm()
+
+
+def test_a_method_that_reads_rows_gets_padded_ones_with_masks_that_nothing_reads():
+    class Reads(type(build("lora", {}))):
+        reads_rows = True
+
+    form = form_for(tiny_causal(), Reads())
+    assert "read whole rows" in form.padded_because and form.collate(rows()).unmasked
+    windowed = tiny_causal()
+    windowed.config.sliding_window = 32
+    form = form_for(windowed, Reads())
+    assert not form.collate(rows()).unmasked, "a window needs its mask"
+
+
 def test_rows_that_see_one_another_show_where_no_loss_does():
     """An untrained head makes the same of every state, so the losses of a leaking backbone are those of a tight one."""
     model = tiny_causal()

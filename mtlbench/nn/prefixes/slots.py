@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from mtlbench.compat import attention_of, set_attention
 from mtlbench.nn.attachments import get_state
-from mtlbench.nn.packing import packing_in_flight
-from mtlbench.nn.prefixes.attention import NAME, AttentionSlot
+from mtlbench.nn.packed_attention import table_bias
+from mtlbench.nn.packing import PREFIXED, packing_in_flight
+from mtlbench.nn.prefixes.attention import AttentionSlot
 from mtlbench.nn.prefixes.places import AttentionPlace, shape_of
 
 BIASES = ("relative", "zero")
@@ -74,13 +76,13 @@ class PrefixSlots(nn.Module):
         if not on:
             self.set(None)
         elif self.source is not None:
-            self._use(NAME)
+            self._use(PREFIXED)
 
     def feed(self, source: nn.Module) -> None:
         """Take the prefix from ``source()`` at every forward, as :meth:`set` takes it."""
         self.source = source.train(self.training)
         if self._on:
-            self._use(NAME)
+            self._use(PREFIXED)
 
     def set(self, kv: Tensor | GatedPrefix | None) -> None:
         """Set the prefix of every layer; ``None`` leaves the stock model, bit for bit.
@@ -91,7 +93,7 @@ class PrefixSlots(nn.Module):
                 takes no position bias.
         """
         self._put(kv, self.places)
-        self._use(NAME if kv is not None else None)
+        self._use(PREFIXED if kv is not None else None)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -172,5 +174,7 @@ def _make_bias(place: AttentionPlace, args: tuple[Any, ...], kwargs: Mapping[str
     for layer, slot in zip(place.layers, slots, strict=True):
         giver = layer if layer.has_relative_attention_bias else place.first
         if shared is None or giver is layer:
-            shared = giver.compute_bias(queries, length, past_seen_tokens=length + seen)
+            # scores of several rows in one replace the table's own bias, and packed rows have none of their layers
+            made = giver.compute_bias if packing is None else partial(table_bias, giver)
+            shared = made(queries, length, past_seen_tokens=length + seen)
         slot.bias = shared

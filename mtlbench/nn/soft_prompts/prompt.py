@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
 from mtlbench.nn.attachments import attach_module, find_module
-from mtlbench.nn.packing import Packing, packing_in_flight
+from mtlbench.nn.packing import Packing, packing_in_flight, without_mask
 from mtlbench.nn.soft_prompts.rows import among, behind, joined, padding_before, token_places, tokens_of
 
 NAME = "mtlbench_soft_prompt"
@@ -109,7 +109,8 @@ class SoftPrompt(nn.Module):
         return (), given
 
     def _into_causal(self, stack: nn.Module, given: dict[str, Any]) -> None:
-        slots, mask, positions = self.source.length, given.get("attention_mask"), given.get("position_ids")
+        slots, positions = self.source.length, given.get("position_ids")
+        mask = None if without_mask() else given.get("attention_mask")
         flat = mask is not None and mask.dim() == 2
         before = padding_before(mask) if mask is not None and flat else None
         cache = given.get("past_key_values")
@@ -118,7 +119,7 @@ class SoftPrompt(nn.Module):
             if mask is not None:
                 given["attention_mask"] = self._mask(mask, before) if flat else behind(mask, slots)
             return
-        tokens = self._join(stack, given, before)
+        tokens = self._join(stack, given, before, mask)
         if mask is not None:
             given["attention_mask"] = self._mask(mask, before) if flat else among(mask, slots)
         if positions is not None:
@@ -128,10 +129,11 @@ class SoftPrompt(nn.Module):
 
     def _into_encoder(self, stack: nn.Module, given: dict[str, Any]) -> None:
         mask = given.get("attention_mask")
-        before = None if mask is None else padding_before(mask)
-        self._join(stack, given, before)
-        if mask is not None:
-            given["attention_mask"] = self._mask(mask, before)
+        by_row = None if mask is None else _by_row(mask)
+        before = None if by_row is None else padding_before(by_row)
+        self._join(stack, given, before, by_row)
+        if mask is not None and by_row is not None:
+            given["attention_mask"] = _as_given(self._mask(by_row, before), mask)
 
     def enter_decoder(
         self, stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -140,7 +142,8 @@ class SoftPrompt(nn.Module):
         mask = kwargs.get("encoder_attention_mask")
         if not self.on or mask is None or packing_in_flight() is not None:
             return None
-        return args, {**kwargs, "encoder_attention_mask": self._mask(mask, padding_before(mask))}
+        by_row = _by_row(mask)
+        return args, {**kwargs, "encoder_attention_mask": _as_given(self._mask(by_row, padding_before(by_row)), mask)}
 
     def leave_causal(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of a decoder-only stack: its last hidden states, of tokens alone."""
@@ -171,14 +174,14 @@ class SoftPrompt(nn.Module):
         flat = flat.index_copy(0, places, prompts.to(flat.dtype).reshape(-1, flat.shape[-1]))
         given["input_ids"], given["inputs_embeds"] = None, flat.view_as(tokens)
 
-    def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None) -> Tensor:
+    def _join(self, stack: Any, given: dict[str, Any], before: Tensor | None, mask: Tensor | None) -> Tensor:
         """Put the prompts before the embeddings of ``given``, in place; the embeddings without them."""
         tokens = given.get("inputs_embeds")
         if tokens is None:
             tokens = stack.get_input_embeddings()(given["input_ids"])
         assert isinstance(tokens, Tensor)
         rows, length = tokens.shape[:2]
-        question = self._question_mask(given.get("attention_mask"), rows, tokens) if self.source.reads_text else None
+        question = self._question_mask(mask, rows, tokens) if self.source.reads_text else None
         prompts = self.source(PromptInput(rows, tokens, question)).expand(rows, -1, -1)
         given["input_ids"] = None
         # last, so that the gradients of the rows are summed in the prompt's own type
@@ -247,6 +250,15 @@ def attach_soft_prompt(model: nn.Module, source: PromptSource, routing: Routing,
 def soft_prompt_of(model: nn.Module) -> SoftPrompt | None:
     """The prompt attached to ``model``."""
     return find_module(model, SoftPrompt)
+
+
+def _by_row(mask: Tensor) -> Tensor:
+    """What a mask says of the tokens of each row ``[rows, length]``; it is that, or ``[rows, 1, 1, length]``."""
+    return mask if mask.dim() == 2 else mask[:, 0, 0]
+
+
+def _as_given(by_row: Tensor, mask: Tensor) -> Tensor:
+    return by_row if mask.dim() == 2 else by_row[:, None, None]
 
 
 def _by_name(stack: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
