@@ -31,6 +31,7 @@ class HydraLora(Method):
     source: ClassVar[str] = (
         "Tian et al. 2024, arXiv:2404.19245; Clin0212/HydraLoRA@5c08a78:HydraLoRA/peft/tuners/lora.py"
     )
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 4
     heads: int = 4

@@ -49,6 +49,7 @@ class LoraMoe(Method):
         "Dou et al. 2024, arXiv:2312.09979; Ablustrund/LoRAMoE@a2470ef:peft/tuners/lora.py, "
         "transformers/models/llama/modeling_llama.py, run_loramoe.sh"
     )
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 4
     """Of each expert."""

@@ -41,6 +41,7 @@ class Lori(Method):
     )
     resumable: ClassVar[bool] = True
     task_routed: ClassVar[bool] = True
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 32
     alpha: float = 64.0

@@ -41,6 +41,7 @@ class MixLora(Method):
         "Li et al. 2024, arXiv:2404.15159; TUDB-Labs/MixLoRA@2421333:mixlora/model.py, mixlora/config.py, "
         "@4aa266f:mlora/mix_lora.py, @0ca4aae:README.md"
     )
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 8
     """Of each update."""

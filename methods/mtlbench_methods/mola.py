@@ -41,6 +41,7 @@ class MoLa(Method):
         "Gao et al. 2024, arXiv:2402.08562; GCYZSL/MoLA@4c7324d:src/mola_lora_hacked.py, "
         "src/mola_modeling_llama_hacked.py, mola_training.py"
     )
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 8
     """Of each expert."""

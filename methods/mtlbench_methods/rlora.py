@@ -37,6 +37,7 @@ class RLora(Method):
         "Liu et al. 2025, arXiv:2502.15455; jinda-liu/R-LoRA@07b8b0c:peft/tuners/lora.py, reinit.py, fine-tuning.sh"
     )
     identity_at_start: ClassVar[bool] = False
+    size_field: ClassVar[str] = "rank"
 
     rank: int = 4
     heads: int = 5
