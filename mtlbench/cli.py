@@ -10,6 +10,9 @@ from types import FrameType
 
 import click
 
+from mtlbench.commands.authors.forget import forget
+from mtlbench.commands.authors.new import new
+from mtlbench.commands.authors.show import show
 from mtlbench.commands.bundle import bundle
 from mtlbench.commands.check import check
 from mtlbench.commands.compare import compare
@@ -60,7 +63,10 @@ for command in (
     export,
     published,
     list_,
+    show,
+    forget,
     check,
+    new,
     bundle,
 ):
     cli.add_command(command)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -29,6 +32,8 @@ _SINGULAR = {
     "executors": "executor",
     "observers": "observer",
 }
+
+_LIBRARIES = (PROJECT, "torch", "transformers", "lm_eval", "datasets", "jinja2")
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,20 @@ def load_method(name: str) -> type[Method]:
         raise PluginError(
             f"Method {name!r} of {offer.origin} must be decorated with @dataclass(frozen=True, kw_only=True)."
         )
+    without = [f.name for f in dataclasses.fields(method) if f.init and not _has_default(f)]
+    if without:
+        raise PluginError(
+            f"Method {name!r} of {offer.origin}: its setting{'s' if len(without) > 1 else ''} {', '.join(without)} "
+            f"{'have' if len(without) > 1 else 'has'} no default, and a method must work by its name alone. Give each "
+            "field one, such as `rank: int = 8`."
+        )
     if not isinstance(getattr(method, "source", None), str):
         raise PluginError(f"Method {name!r} of {offer.origin} must state its `source` (paper, reference code).")
     return method
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def load_suite(name: str) -> TaskSuite:
@@ -150,6 +166,30 @@ def load_observer(name: str) -> ModuleType:
     return module
 
 
+def load_observers(tell: Callable[[str], None]) -> dict[str, object]:
+    """The modules of all installed observers by name; one that cannot be used is told of and left out."""
+    observers: dict[str, object] = {}
+    for name in offers("observers"):
+        try:
+            observers[name] = load_observer(name)
+        except MtlbenchError as error:
+            tell(f"Left out: {error}")
+    return observers
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line, with the file and line of the last step outside of mtlbench and the libraries."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
+    if isinstance(error, SystemExit):
+        text = f"SystemExit: sys.exit({error.code!r}) was called"
+    foreign = [
+        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _LIBRARIES
+    ]
+    return f"{text} ({foreign[-1]})" if foreign else text
+
+
 def _instance(group: str, name: str, kind: type[Any]) -> Any:
     offer = offer_of(group, name)
     noun = _noun(group, offer)
@@ -189,11 +229,18 @@ def _noun(group: str, offer: Offer) -> Any:
     _register(manager, module, group, offer)
     hook = NOUN_HOOKS[group]
     try:
-        nouns = [noun for returned in getattr(manager.hook, hook)() for noun in returned]
+        answers = getattr(manager.hook, hook)()
+        single = [answer for answer in answers if not isinstance(answer, Iterable) or inspect.isclass(answer)]
+        nouns = [] if single else [noun for answer in answers for noun in answer]
     except Exception as error:
         raise PluginError(
             f"{hook}() of {offer.origin} ({offer.module}) failed: {type(error).__name__}: {error}."
         ) from error
+    if single:
+        raise PluginError(
+            f"{hook}() of {offer.origin} ({offer.module}) returns {single[0]!r}: it must return a list, such as "
+            f"[{getattr(single[0], '__name__', type(single[0]).__name__)}]."
+        )
     named = [noun for noun in nouns if getattr(noun, "name", None) == offer.name]
     if len(named) != 1:
         names = ", ".join(sorted(repr(getattr(n, "name", n)) for n in nouns)) or "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
-from mtlbench.conformance import kit, suites
+from mtlbench.conformance import kit, others, suites
 from mtlbench.conformance.kit import methods_named
 from mtlbench.conformance.toys import PAD, VOCABULARY, setup_for, tiny_causal, tiny_seq2seq, toy_loop, toy_rows
 from mtlbench.plugins import load_suite
@@ -12,7 +12,10 @@ from mtlbench.plugins import load_suite
 __all__ = [
     "PAD",
     "VOCABULARY",
+    "check_executor",
     "check_method",
+    "check_observer",
+    "check_report",
     "check_suite",
     "setup_for",
     "tiny_causal",
@@ -52,3 +55,35 @@ def check_suite(suite: str | TaskSuite, *, data: str = "demo", train: bool = Tru
     failed = [finding for finding in found if not finding.ok]
     lines = "".join(f"\n  {f.task}, {f.check}: {f.message}" for f in failed)
     assert not failed, f"{len(failed)} tasks failed:{lines}"
+
+
+def check_report(name: str) -> None:
+    """Check an installed report on small studies of every kind.
+
+    Raises:
+        AssertionError: saying what failed.
+    """
+    _check("reports", name)
+
+
+def check_observer(name: str) -> None:
+    """Check an installed observer with the events of a small run.
+
+    Raises:
+        AssertionError: saying what failed.
+    """
+    _check("observers", name)
+
+
+def check_executor(name: str) -> None:
+    """Check an installed executor: it runs one small cell on this machine, unless it says that it cannot run here.
+
+    Raises:
+        AssertionError: saying what failed.
+    """
+    _check("executors", name)
+
+
+def _check(group: str, name: str) -> None:
+    failed = [finding for finding in others.plugin_findings(group, name) if finding.outcome == "failed"]
+    assert not failed, f"{name!r}, {failed[0].check}: {failed[0].message}"

@@ -11,6 +11,10 @@ from typing import Any
 
 from mtlbench.api.method import Value
 
+COMPUTATION = 1
+"""Part of every key. A release of mtlbench that changes the numbers of cells (layers, training, scoring) raises it; any
+other release leaves the keys as they are."""
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
@@ -180,12 +184,36 @@ class Cell:
     weights: str = ""
     """Digest of the files of an embedded or local backbone; empty for a hub id."""
     plugins: Mapping[str, str] = field(default_factory=dict)
-    """Distribution name to version of the packages that own the method and the suites."""
+    """Distribution name to version of the packages that own the method and the suites. Part of the key only where
+    :attr:`sources` is empty."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Group and name of a plugin, joined by a slash, to a digest of its source, or of what it says of the tasks; see
+    :func:`mtlbench.planning.sources.sources_of`. Empty in cells of earlier versions."""
 
     @cached_property
     def key(self) -> str:
-        """Name of all files of this cell: 24 hexadecimal digits."""
-        return digest({**self.to_json(), "protocol": self.protocol.identity()}, length=24)
+        """Name of all files of this cell: 24 hexadecimal digits, from what decides its numbers.
+
+        Cells of earlier versions keep the key that they had, which holds versions of packages instead of sources.
+        """
+        values = {**self.to_json(), "protocol": self.protocol.identity()}
+        return digest({**self._asked(), "sources": values["sources"]} if self.sources else values, length=24)
+
+    @cached_property
+    def question(self) -> str:
+        """What the cell asks, whatever code answers: equal for cells that differ in sources and versions only."""
+        return digest(self._asked(), length=24)
+
+    def earlier(self) -> Cell:
+        """This cell as earlier versions named it: by the versions of its plugins, not by their source."""
+        return replace(self, sources={})
+
+    def _asked(self) -> dict[str, Any]:
+        values = {name: value for name, value in self.to_json().items() if name not in ("plugins", "sources")}
+        protocol = self.protocol.identity()
+        if "prompts" in protocol:  # "lm_eval 0.4.13:8cb1f454": the digest decides, the version does not
+            protocol["prompts"] = protocol["prompts"].rpartition(":")[2]
+        return {**values, "protocol": protocol, "computation": COMPUTATION}
 
     def named(self, model: str) -> Cell:
         """This cell with another name of its backbone for readers; its key stays, which is that of its files."""
@@ -222,6 +250,7 @@ class Cell:
             "seed": self.seed,
             "weights": self.weights,
             "plugins": dict(self.plugins),
+            **({"sources": dict(self.sources)} if self.sources else {}),
         }
 
     @classmethod
@@ -244,6 +273,7 @@ class Cell:
             seed=value["seed"],
             weights=value.get("weights", ""),
             plugins=dict(value["plugins"]),
+            sources=dict(value.get("sources", {})),
         )
 
 

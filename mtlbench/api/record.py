@@ -182,6 +182,9 @@ class Provenance(Disturbances, total=False):
     backbone_fingerprint: str
     dtype: str
     protocol_hash: str
+    plugin_commits: dict[str, str]
+    """Distribution of a plugin that is installed editable to the git commit of its folder; ``-dirty`` follows where
+    files there differ from the commit."""
     data_revisions: dict[str, str]
     """Data set to its revision on the hub."""
     started: float

@@ -188,10 +188,10 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method variant of one package version, over its seeds."""
+    """One method variant of one source of its code, over its seeds."""
 
     label: str
-    """The variant, with package versions where a table holds the variant more than once."""
+    """The variant; with versions, or digests of its source, where a table holds it more than once."""
     variant: str
     plugins: Mapping[str, str]
     records: tuple[Record, ...]

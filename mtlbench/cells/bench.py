@@ -17,6 +17,7 @@ from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
 from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, keep_to_share, no_gpu_why, probe
 from mtlbench.backbones.names import found_model
+from mtlbench.cells import guards
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
 from mtlbench.data.from_train import splits_under
@@ -94,6 +95,8 @@ class Bench:
         self._backbones: dict[tuple[str, str, str, torch.dtype], Backbone] = {}
         self._refused: dict[tuple[str, str, str, torch.dtype], str] = {}
         """Why a backbone cannot be used: it is not read again for each cell."""
+        self.dropped = False
+        """Whether backbones were dropped since this was last set to false: other processes of a cell must follow."""
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
         self._lm_tasks: dict[tuple[Any, ...], tuple[dict[str, Task], dict[str, ConfigurableTask]]] = {}
         self._revisions: dict[tuple[str, ...], Mapping[str, str]] = {}
@@ -129,6 +132,17 @@ class Bench:
                 raise
         check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
+
+    def drop_if_changed(self) -> None:
+        """Drop backbones of which a frozen weight was written to: the next cell loads a whole one."""
+        if not all(guards.backbone_unchanged(backbone) for backbone in self._backbones.values()):
+            logger.warning("a frozen weight was written to: the next cell loads the backbone again")
+            self.drop_backbones()
+
+    def drop_backbones(self) -> None:
+        """Load backbones again for the next cell, which ``dropped`` says."""
+        self._backbones.clear()
+        self.dropped = True
 
     def _load(self, name: str, protocol: Protocol, *, dtype: torch.dtype) -> Backbone:
         attention = protocol.attention

@@ -25,6 +25,7 @@ from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
+from mtlbench.planning.sources import check_sources, commits_of
 from mtlbench.store import RunFolder
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch, collator_of
@@ -73,17 +74,22 @@ def run_cell(
     )
     run = _Run(cell, around, events=events)
     try:
+        check_sources(cell)
         try:
             record = run.record()
         except Unusable as error:
             run.forget(str(error))
             record = run.record()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
     if record.failure is None or record.failure.kind != "device":
+        if record.status != "ok":
+            bench.drop_if_changed()
         free_memory(bench.device)
     provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
+    if commits := commits_of(cell.plugins):
+        provenance["plugin_commits"] = commits
     if ranks.size > 1:
         provenance["processes"] = ranks.size
     if ranks.size > 1 and ranks.sharded:

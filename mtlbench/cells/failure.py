@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import traceback
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -17,17 +19,20 @@ from mtlbench.errors import PluginError, RequestError, StoreError
 from mtlbench.files.sealed import Damaged
 from mtlbench.files.temporary import disk_error
 from mtlbench.plugins import offer_of
+from mtlbench.training.loop import DivergedError
 
 _NEXT: dict[FailureClass, str] = {
     "oom": "Give the cell less at once: a smaller --micro-batch, --max-length, or --checkpointing.",
     "user": "Correct the request as the message says and run the same command again.",
     "disk": "Free space or raise the quota of the run folder, then run the same command again.",
     "corrupt": "Remove or restore the file that the message names, then run the same command again.",
-    "plugin": "The failure is in the method's own code: report it to its authors with the frames of this record.",
+    "plugin": "The failure is in the method's own code: `mtlbench check` finds most such faults in seconds. If it is "
+    "not yours, report it to its authors with the frames of this record.",
     "device": "The worker ended, because its process cannot use the device any more; run the same command again with "
     "CUDA_LAUNCH_BLOCKING=1 set, which makes the frames show the operation, or on another device after an ECC error.",
     "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
 }
+_LAYERS = tuple(f"mtlbench.nn.{part}" for part in ("blocks", "linears", "low_rank", "prefixes", "soft_prompts"))
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -40,6 +45,10 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
     kind = _class_of(error, cell)
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, SystemExit):
+        message = f"SystemExit: sys.exit({error.code!r}) was called"
+    if kind in ("plugin", "oom") and (place := _place_in_method(error, cell)):
+        message += f" ({place})"
     if _beyond_embedding(error):
         message += (
             ". A token or a position has no row in the embeddings of the backbone: a row, with the tokens that the "
@@ -67,11 +76,11 @@ def _class_of(error: BaseException, cell: Cell) -> FailureClass:
         return "disk"
     if isinstance(error, (StoreError, Damaged, SafetensorError)):
         return "corrupt"
-    if isinstance(error, RequestError) or _beyond_embedding(error):
+    if isinstance(error, (RequestError, DivergedError)) or _beyond_embedding(error):
         return "user"
-    if isinstance(error, (PluginError, GuardError)):
+    if isinstance(error, (PluginError, GuardError, SystemExit)):
         return "plugin"
-    return "plugin" if _in_method_code(error, cell) else "infra"
+    return "plugin" if _own_steps(error, cell) or _in_layers(error) else "infra"
 
 
 def _beyond_embedding(error: BaseException) -> bool:
@@ -86,18 +95,37 @@ def _beyond_embedding(error: BaseException) -> bool:
     return last.startswith("transformers.")
 
 
-def _in_method_code(error: BaseException, cell: Cell) -> bool:
-    """Whether the traceback passes through the package that owns the cell's method."""
-    try:
-        package = offer_of("methods", cell.method).module.partition(".")[0]
-    except (PluginError, RequestError, metadata.PackageNotFoundError):
-        return True
-    step = error.__traceback__
-    while step is not None:
-        if str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
-            return True
-        step = step.tb_next
-    return False
+def _steps(error: BaseException) -> Iterator[tuple[str, traceback.FrameSummary]]:
+    """Module and place of each step of the traceback, the outermost first."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        yield str(frame.f_globals.get("__name__", "")), traceback.FrameSummary(code.co_filename, line, code.co_name)
+
+
+def _own_steps(error: BaseException, cell: Cell) -> list[traceback.FrameSummary]:
+    """The steps of the traceback in the packages that own the cell's method."""
+    packages = _packages_of(cell)
+    return [step for module, step in _steps(error) if module.partition(".")[0] in packages]
+
+
+def _in_layers(error: BaseException) -> bool:
+    """Whether a layer that methods are made of raised it, as one does that gets tensors of wrong shapes."""
+    ours = [module for module, _ in _steps(error) if module.partition(".")[0] == "mtlbench"]
+    return bool(ours) and ours[-1].startswith(_LAYERS)
+
+
+def _packages_of(cell: Cell) -> set[str]:
+    packages = set()
+    for name in cell.method.split("+"):
+        with contextlib.suppress(PluginError, RequestError, metadata.PackageNotFoundError):
+            packages.add(offer_of("methods", name).module.partition(".")[0])
+    return packages
+
+
+def _place_in_method(error: BaseException, cell: Cell) -> str:
+    """``file.py:31 in attach``: the last step in the method's own packages; empty where there is none."""
+    own = _own_steps(error, cell)
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}" if own else ""
 
 
 _DEVICE_ERRORS = (

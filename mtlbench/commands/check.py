@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 def check(names: str, data: str | None) -> None:
     """Check that methods keep their promises, on a tiny Llama and a tiny T5: lora, or 'lora[rank=4]',peml.
 
-    Names of suites or tasks (glue, or clue16/tnews,superglue) check tasks on the demo data, or on --data. Prints one
+    Names of suites or tasks (glue, or clue16/tnews,superglue) check tasks on the demo data, or on --data; names of
+    reports, observers and executors check these. Prints one
     line per check: ok, skipped with the reason, or failed with what to change. Exit code 1 when one failed, and when a
     method refused both backbones, so that no promise was examined.
     """
     from mtlbench.conformance.kit import methods_named, suites_named
+    from mtlbench.conformance.others import group_of
     from mtlbench.errors import RequestError
 
+    others = {name.strip(): group_of(name.strip()) for name in names.split(",")}
+    if all(others.values()) and data is None:
+        failed = [_other_fails(name, group) for name, group in others.items() if group]
+        sys.exit(1 if any(failed) else 0)
     suites = suites_named(names)
     if suites:
         _check_suites(suites, data or "demo")
@@ -54,6 +60,16 @@ def _fails(name: str, method: Method) -> bool:
     if nothing is not None:
         click.echo(f"{name}: {nothing}")
     return nothing is not None or any(finding.outcome == "failed" for finding in findings)
+
+
+def _other_fails(name: str, group: str) -> bool:
+    from mtlbench.conformance.others import plugin_findings
+
+    def show(finding: Finding) -> None:
+        click.echo(f"  {finding.outcome:<8}{finding.check:<20}{finding.message}")
+
+    click.echo(f"{group[:-1]} {name}")
+    return any(finding.outcome == "failed" for finding in plugin_findings(group, name, on_finding=show))
 
 
 def _check_suites(suites: list[TaskSuite], data: str) -> None:

@@ -12,6 +12,7 @@ def list_(group: str | None, verbose: bool) -> None:
     """List what is installed, from package metadata alone, and the protocols."""
     from mtlbench.api.hooks import GROUPS
     from mtlbench.planning.listing import backbone_line, peft_line, protocol_lines, suite_lines
+    from mtlbench.planning.showing import method_summary
     from mtlbench.plugins import offers
 
     for name in (group,) if group else GROUPS:
@@ -23,7 +24,8 @@ def list_(group: str | None, verbose: bool) -> None:
         for offered in known.values():
             origins = "  AND  ".join(f"{o.origin} ({o.module})" for o in offered)
             clash = "   two packages offer this name: uninstall one" if len(offered) > 1 else ""
-            click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}")
+            about = f"  {method_summary(offered[0])}" if name == "methods" and len(offered) == 1 else ""
+            click.echo(f"  {offered[0].name:<{width}}  {origins}{clash}{about}".rstrip())
             for line in suite_lines(offered[0].name) if verbose and name == "tasks" else ():
                 click.echo(f"    {line}")
             if verbose and name == "backbones":

@@ -28,7 +28,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     from mtlbench.backbones.names import is_embedded
     from mtlbench.planning.request import check_devices
     from mtlbench.planning.sweeps import sweep_lines
-    from mtlbench.results.status import plan_lines
+    from mtlbench.results.status import earlier_lines, plan_lines
     from mtlbench.store import RunFolder
 
     devices = devices_from(options)
@@ -40,7 +40,7 @@ def plan(out: Path | None, parameters: bool, forecast: bool, device: str, **opti
     path = out or made.default_folder
     records = RunFolder(path).records() if path.is_dir() else {}
     cells = RunFolder(path).known_as(made.cells)
-    for line in plan_lines(cells, records, folder=path):
+    for line in [*plan_lines(cells, records, folder=path), *earlier_lines(cells, records)]:
         click.echo(line)
     for line in (*matched, *(tuned.lines() if tuned else sweep_lines(made.sweeps, cells=len(cells)))):
         click.echo(line)

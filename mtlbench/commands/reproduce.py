@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def _run(known: FoundRecord, folder: RunFolder, *, data: str | None, device: str
     from mtlbench.backbones.names import check_model, check_reachable, found_model
     from mtlbench.errors import StoreError
     from mtlbench.executors.runner import run as run_cells
-    from mtlbench.plugins import load_executor, load_observer, offers
+    from mtlbench.plugins import load_executor, load_observers
     from mtlbench.results.reproduction import cell_now, data_source
 
     cell = cell_now(known.record.cell)
@@ -63,7 +64,7 @@ def _run(known: FoundRecord, folder: RunFolder, *, data: str | None, device: str
     source = where if where in ("demo", "hub") else str(Path(where).resolve())
     places = folder.models_in([replace(cell, model=model)])
     request = folder.put_request({"data": source, "reproduces": known.record.key, **places}, [cell])
-    observers = {name: load_observer(name) for name in offers("observers")}
+    observers = load_observers(partial(click.echo, err=True))
     code = run_cells(folder, request, [cell], load_executor("local"), observers, device=device, workers=1)
     if code == 130:
         sys.exit(code)

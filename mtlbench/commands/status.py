@@ -11,13 +11,17 @@ from mtlbench.commands.shared import run_folder
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-def status(folder: Path | None) -> None:
+@click.option("--keys", is_flag=True, help="Also the key of every cell, for `mtlbench show` and `mtlbench forget`.")
+def status(folder: Path | None, keys: bool) -> None:
     """Show what is done, running, failed and missing in a run folder."""
-    from mtlbench.results.status import status_lines
+    from mtlbench.results.status import earlier_lines, status_lines
     from mtlbench.text import one_line
 
     store = run_folder(folder)
-    for line in status_lines(store.expected(), store.records(), store.running()):
+    cells, records = store.expected(), store.records()
+    for line in [*status_lines(cells, records, store.running()), *earlier_lines(cells, records)]:
         click.echo(line)
+    for cell in cells if keys else ():
+        click.echo(f"{cell.key}  {one_line(cell.variant)} seed {cell.seed}")
     for problem in store.problems():
         click.echo(f"note: {one_line(problem)}")

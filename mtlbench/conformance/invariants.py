@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mtlbench.cells.guards import label_logits
 from mtlbench.conformance.findings import NotApplicable, PromiseBroken, expect_equal, expect_same, some
-from mtlbench.conformance.fixture import SAMPLE, STEPS, Case, Fixture, begin, fit, loop_of, scramble
+from mtlbench.conformance.fixture import NOISE, SAMPLE, STEPS, Case, Fixture, begin, fit, loop_of, scramble
 from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.model_state import Unusable
@@ -19,8 +19,23 @@ AT = STEPS // 2
 
 
 def attach(fixture: Fixture) -> None:
-    """The method attaches."""
-    fixture.attached(noise=0.0)
+    """The method attaches, lets no weight of the backbone train, and the model gives numbers."""
+    case = fixture.attached(noise=0.0)
+    frozen = {p.data_ptr() for p in case.backbone.model.parameters() if p.numel()}
+    own = [n for n, p in case.model.named_parameters() if p.requires_grad and p.numel() and p.data_ptr() in frozen]
+    if own:
+        raise PromiseBroken(
+            f"it lets weights of the backbone itself require gradients, which all cells share: {some(own)}. Set "
+            "requires_grad only on parameters of your own, or train a copy in its place (nn.Parameter(weight.clone()))"
+        )
+    for name, p in case.model.named_parameters():
+        if p.requires_grad and not bool(p.isfinite().all()):
+            raise PromiseBroken(f"the initial value of {name} holds nan or infinite numbers")
+    for noise in (0.0, NOISE):
+        fixture.move(case.model, noise)
+        if not bool(label_logits(case.model, fixture.batch(SAMPLE), case.setup.routing).isfinite().all()):
+            when = "before the first step" if not noise else "once its parameters have moved"
+            raise PromiseBroken(f"the logits are nan or infinite {when}")
 
 
 def backbone(fixture: Fixture) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,14 @@ from torch import nn
 
 from mtlbench.api.method import Method
 from mtlbench.api.task import TaskSuite
-from mtlbench.conformance import backward, forward, invariants
+from mtlbench.conformance import backward, declared, forward, invariants
 from mtlbench.conformance.findings import Finding, NotApplicable, PromiseBroken
 from mtlbench.conformance.fixture import Check, Fixture, scrambled
 from mtlbench.conformance.toys import tiny_causal, tiny_seq2seq
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.plan import resolve_tasks
 from mtlbench.planning.settings import build, read_settings, split_methods
-from mtlbench.plugins import offers
+from mtlbench.plugins import offers, raised
 
 BACKBONES: Mapping[str, Callable[[], nn.Module]] = {"tiny Llama": tiny_causal, "tiny T5": tiny_seq2seq}
 
@@ -131,6 +130,18 @@ CHECKS: tuple[Check, ...] = (
         "Frozen weights are shared between cells: train copies, and merge into a new tensor.",
         invariants.backbone,
     ),
+    Check(
+        "settings",
+        "what looks like a setting in the class is one",
+        "A setting is a field of the dataclass, and a field has an annotation.",
+        declared.settings,
+    ),
+    Check(
+        "imports",
+        "importing the method loads no library that takes seconds",
+        "Planning imports every method that is named: import torch and the like inside the functions that use them.",
+        declared.imports,
+    ),
 )
 
 
@@ -190,22 +201,11 @@ def _find(check: Check, fixture: Fixture, backbone: str) -> Finding:
     except NotApplicable as reason:
         return Finding(check.name, backbone, "skipped", str(reason))
     except PromiseBroken as seen:
-        return Finding(check.name, backbone, "failed", f"{seen}. {check.advice}")
-    except Exception as error:
+        return Finding(check.name, backbone, "failed", f"{seen}. {check.advice}".rstrip())
+    except (Exception, SystemExit) as error:
         expected = f"Correct what raised it; this check asks that {check.promise}."
-        return Finding(check.name, backbone, "failed", f"{_describe(error)}. {expected}")
+        return Finding(check.name, backbone, "failed", f"raised {raised(error)}. {expected}")
     return Finding(check.name, backbone, "ok", check.promise)
-
-
-def _describe(error: Exception) -> str:
-    """The exception in one line, with the last frame in the method's own package."""
-    text = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-    locations = [
-        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in ("mtlbench", "torch", "transformers")
-    ]
-    return f"{text} ({locations[-1]})" if locations else text
 
 
 def methods_named(names: str) -> dict[str, Method]:
@@ -246,4 +246,8 @@ def _must_be_known(name: str) -> None:
             continue
         if member in suites:
             raise RequestError(f"{member!r} is a suite: check suites and methods in separate commands.")
+        if any(member in offers(group) for group in ("reports", "observers", "executors")):
+            raise RequestError(
+                f"{member!r} is no method: check methods, and reports, observers and executors, in separate commands."
+            )
         raise RequestError(f"Unknown method or suite {member!r}. {did_you_mean(member, {*methods, *suites})}")

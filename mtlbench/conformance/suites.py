@@ -17,6 +17,7 @@ from mtlbench.data.examples import evaluation_golds, question, training_pairs
 from mtlbench.data.lm_task import load_lm_task
 from mtlbench.data.source import required_splits
 from mtlbench.errors import MtlbenchError
+from mtlbench.plugins import raised
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def _findings(suite: TaskSuite, *, data: str, train: bool) -> Iterator[TaskFindi
             except (MtlbenchError, PromiseBroken) as error:
                 yield TaskFinding(name, check, False, str(error))
                 break
-            except Exception as error:
-                yield TaskFinding(name, check, False, f"raised {type(error).__name__}: {error}")
+            except (Exception, SystemExit) as error:
+                yield TaskFinding(name, check, False, f"raised {raised(error)}")
                 break
             yield TaskFinding(name, check, True, CHECKS[check])
 

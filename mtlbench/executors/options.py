@@ -9,6 +9,7 @@ from typing import Any
 
 from mtlbench.api.executor import Executor
 from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.executors.guarded import guarded
 from mtlbench.planning.settings import typed
 from mtlbench.plugins import load_executor
 
@@ -16,7 +17,7 @@ _PATTERN = re.compile(r"(?P<name>[^\[\]=,\s]+)(?:\[(?P<inner>[^\[\]]*)\])?")
 
 
 def executor_of(text: str) -> Executor:
-    """The executor named by ``text``, with the settings in brackets.
+    """The executor named by ``text``, with the settings in brackets; of another package, watched.
 
     Raises:
         RequestError: the executor or a setting is unknown, or a value is of the wrong type.
@@ -38,4 +39,4 @@ def executor_of(text: str) -> Executor:
             raise RequestError(f"Setting {name!r} of executor {executor.name!r} needs a value: {name}=VALUE.")
         values[name] = typed(f"Executor {executor.name!r}", name, value, known[name])
     configured: Executor = dataclasses.replace(executor, **values) if values else executor
-    return configured
+    return guarded(configured)

@@ -91,7 +91,9 @@ class Session:
             StoreError: a record was written by a newer version.
         """
         folder, keys = self._folder, [cell.key for cell in cells]
-        retired = folder.retire_failed(keys)
+        # What other code failed at, before it was edited, is no result any more.
+        outdated = folder.asked_before(cells) if self._workers is None else []
+        retired = folder.retire_failed([*keys, *outdated])
         if retired:
             _log.info("retrying %d failed cells", len(retired))
         folder.forget_deaths(keys)

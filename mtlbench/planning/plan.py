@@ -29,6 +29,7 @@ from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.protocols import choose_protocol
 from mtlbench.planning.request import Request, Requests, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
+from mtlbench.planning.sources import sources_of
 from mtlbench.planning.sweeps import Sweeps
 from mtlbench.plugins import load_suite, offer_of
 from mtlbench.tokens.chat import check_chat_template
@@ -130,7 +131,7 @@ def make_plan(request: Request) -> Plan:
     _check_losses(methods, protocol)
     _check_search_rows(methods, protocol)
     check_positions(request.model, max_length=protocol.max_length)
-    cells = _cells(request, methods, protocol, tasks=tuple(tasks), suites=tuple(suites))
+    cells = _cells(request, methods, protocol, tasks=tasks, probe=probe, suites=tuple(suites))
     limits = limits_of(request.model, attention=protocol.attention)
     notes = (*model_notes(request.model), *limits, *_alike(cells, methods))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
@@ -227,12 +228,14 @@ def _cells(
     methods: Sequence[MethodChoice],
     protocol: Protocol,
     *,
-    tasks: tuple[str, ...],
+    tasks: Mapping[str, Task],
+    probe: Mapping[str, Task],
     suites: tuple[str, ...],
 ) -> tuple[Cell, ...]:
     """The cells of all methods for each seed, in turn."""
     model, weights = model_name(request.model), weights_digest(request.model)
     suite_owners = [offer_of("tasks", name) for name in suites]
+    sources = {chosen.name: sources_of(chosen.name, {**tasks, **probe}) for chosen in methods}
     cells: dict[str, Cell] = {}
     for seed in request.seeds:
         for chosen in methods:
@@ -240,12 +243,13 @@ def _cells(
             cell = Cell(
                 method=chosen.name,
                 settings=chosen.settings,
-                tasks=tasks,
+                tasks=tuple(tasks),
                 model=model,
                 protocol=protocol,
                 seed=seed,
                 weights=weights,
                 plugins={owner.distribution: owner.version for owner in owners},
+                sources=sources[chosen.name],
             )
             if cell.key in cells:
                 raise RequestError(

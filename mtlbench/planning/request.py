@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from mtlbench.plugins import offers
 
 UNTRAINED = "base"
 """The method that trains nothing: the backbone as it is, against which every row is read."""
+
+_SEPARATOR = re.compile(r",(?![^\[\]]*\])")
+"""A comma that is not inside brackets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +179,28 @@ def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
     for name in devices.of:
         if name not in methods:
             raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")
+
+
+KEY_LETTERS = 6
+"""Fewest digits that name a cell by the start of its key."""
+
+
+def cells_named(cells: Iterable[Cell], text: str) -> tuple[Cell, ...]:
+    """The cells of methods, of variants (``lora[rank=4]``) or with keys that begin so; names are joined by commas.
+
+    Raises:
+        RequestError: a name is that of no cell.
+    """
+    cells, found = list(cells), dict[str, Cell]()
+    for name in filter(None, (part.strip() for part in _SEPARATOR.split(text))):
+        is_key = len(name) >= KEY_LETTERS and not set(name) - set("0123456789abcdef")
+        named = [c for c in cells if name in (c.method, c.variant) or (is_key and c.key.startswith(name))]
+        if not named:
+            known = {cell.method for cell in cells} | {cell.variant for cell in cells}
+            raise RequestError(
+                f"No cell is of {name!r}, nor has it for the start of its key. {did_you_mean(name, known)}"
+            )
+        found.update((cell.key, cell) for cell in named)
+    if not found:
+        raise RequestError("No cell is named. Name methods, variants such as 'lora[rank=4]', or keys of cells.")
+    return tuple(found.values())

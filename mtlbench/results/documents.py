@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mtlbench.api.report import Report
 from mtlbench.api.study import Study
-from mtlbench.errors import RequestError
+from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.files.sealed import overwrite
+from mtlbench.files.temporary import DiskError
+from mtlbench.plugins import offer_of, raised
 from mtlbench.results.study import study_of
 from mtlbench.store import RunFolder
 
@@ -67,7 +70,8 @@ def write_reports(
         tell: Is called after each report.
 
     Raises:
-        RequestError: ``to`` is a symbolic link in the run folder, or no table has the reference.
+        RequestError: ``to`` is a symbolic link in the run folder or cannot be written, or no table has the reference.
+        PluginError: a report raised or returned no documents; those of the others are written.
     """
     target = to or folder.path / "report"
     if target.is_symlink() and target.parent == folder.path:
@@ -75,18 +79,74 @@ def write_reports(
     with _without_gc():
         study = study_in(folder, reference=reference, draws=draws, title=title)
         study = replace(study, shows_calibration=calibration)
+        taken: dict[str, str] = {}
+        broken: list[str] = []
         for report in reports:
-            tell(_write(report, study, target))
+            try:
+                tell(_write(report, study, target, taken=taken))
+            except PluginError as error:
+                broken.append(str(error))
+    if broken:
+        raise PluginError(" ".join(broken))
     return study
 
 
-def _write(report: Report, study: Study, target: Path) -> Written:
-    documents: Mapping[str, str | bytes] = report.render(study)
+def rendered(report: Report, study: Study) -> Mapping[str, str | bytes]:
+    """The documents of a report, checked: at least one, under names below the folder they go to.
+
+    Raises:
+        PluginError: the report raises, or returns something else; the message names it and its package.
+    """
+    who = _who(report)
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        documents: Any = report.render(study)
+    except MtlbenchError as error:
+        raise PluginError(f"{who}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{who} failed in render: {raised(error)}. The other reports are not affected.") from error
+    if not isinstance(documents, Mapping) or not documents:
+        wrong = "no document" if documents == {} else repr(type(documents).__name__)
+        raise PluginError(f"{who} returns {wrong}: render must return file names with text or bytes, at least one.")
+    for name, content in documents.items():
+        if not isinstance(name, str) or not is_inside(name):
+            raise PluginError(
+                f"{who} names a document {name!r}: a name must be a relative path below the folder of the documents, "
+                "such as report.md or figures/one.png."
+            )
+        if not isinstance(content, str | bytes):
+            raise PluginError(f"{who}: the document {name!r} is {type(content).__name__}, not text or bytes.")
+    return documents
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays below the folder it is relative to, on every system."""
+    parts = name.split("/")
+    return name.isprintable() and "\\" not in name and ":" not in name and not {"", ".", ".."} & set(parts)
+
+
+def _who(report: Report) -> str:
+    try:
+        return f"The report {report.name!r} of {offer_of('reports', report.name).origin}"
+    except MtlbenchError:
+        return f"The report {report.name!r}"
+
+
+def _write(report: Report, study: Study, target: Path, *, taken: dict[str, str]) -> Written:
+    documents = rendered(report, study)
+    for name in documents:
+        if (other := taken.get(name.lower())) is not None:
+            raise PluginError(
+                f"{_who(report)} would overwrite {name!r}, which the report {other!r} wrote: run one of them alone, or "
+                "each with a --to of its own."
+            )
+    taken.update((name.lower(), report.name) for name in documents)
+    try:
         for name, content in documents.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             overwrite(target / name, content if isinstance(content, bytes) else content.encode(), durable=False)
-    except PermissionError as error:
+    except DiskError:
+        raise
+    except OSError as error:
         raise RequestError(
             f"The reports cannot be written to {str(target)!r}: {error.strerror or error}. Name a folder of your own "
             "with --to."

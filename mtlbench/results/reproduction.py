@@ -10,6 +10,8 @@ from typing import Any
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
 from mtlbench.errors import RequestError, StoreError
+from mtlbench.planning.plan import resolve_tasks
+from mtlbench.planning.sources import sources_of
 from mtlbench.plugins import offer_of
 from mtlbench.store import RunFolder
 from mtlbench.text import one_line
@@ -90,12 +92,13 @@ def data_source(found: FoundRecord) -> str:
 
 
 def cell_now(cell: Cell) -> Cell:
-    """The cell with the versions of the plugins that are installed now."""
+    """The cell with the versions and the source of the plugins that are installed now."""
     tasks = (*cell.tasks, *cell.protocol.probe_tasks)
     names = [("methods", name) for name in cell.method.split("+")]
     names += [("tasks", name) for name in dict.fromkeys(task.partition("/")[0] for task in tasks)]
     owners = [offer_of(group, name) for group, name in names]
-    return replace(cell, plugins={owner.distribution: owner.version for owner in owners})
+    now = replace(cell, plugins={owner.distribution: owner.version for owner in owners})
+    return replace(now, sources=sources_of(cell.method, resolve_tasks(",".join(tasks))[0])) if cell.sources else now
 
 
 def differences(
@@ -160,4 +163,5 @@ def _flat(record: Record, steps: Sequence[Mapping[str, Any]]) -> dict[tuple[str,
         elif name not in _PER_RUN:
             flat["environment", name] = value
     flat.update({("environment", f"plugin {name}"): version for name, version in record.cell.plugins.items()})
+    flat.update({("environment", f"source {name}"): said for name, said in record.cell.sources.items()})
     return flat

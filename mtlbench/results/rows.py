@@ -24,18 +24,46 @@ def rows_of_variant(
     records: Mapping[int, Record],
     tuned: TunedMethod | None = None,
 ) -> list[Row]:
-    """A row for each combination of package versions; ``records`` are by the identity of their cell: making
-    a key takes long enough to do it once."""
-    by_version = grouped(cells, lambda cell: canonical(dict(cell.plugins)))
-    versions = [group[0].plugins for group in by_version]
-    differing = [name for name in sorted({n for v in versions for n in v}) if len({v.get(name) for v in versions}) > 1]
-    return [_row(group, differing=differing, tasks=tasks, records=records, tuned=tuned) for group in by_version]
+    """A row for each source of the plugins, or where cells do not say it, for each combination of their versions;
+    ``records`` are by the identity of their cell: making a key takes long enough to do it once.
+
+    A cell of an earlier version joins the cells that say their source where only one source has its versions.
+    """
+    sources = {(canonical(dict(cell.plugins)), canonical(dict(cell.sources))) for cell in cells if cell.sources}
+
+    def code(cell: Cell) -> str:
+        versions = canonical(dict(cell.plugins))
+        same = [source for other, source in sources if other == versions]
+        return canonical(dict(cell.sources)) if cell.sources else same[0] if len(same) == 1 else versions
+
+    by_code = grouped(cells, code)
+    label = _code_label([group[0] for group in by_code])
+    return [_row(group, code=label(group[0]), tasks=tasks, records=records, tuned=tuned) for group in by_code]
+
+
+def _code_label(firsts: Sequence[Cell]) -> Callable[[Cell], str]:
+    """What tells the code of each of these cells from that of the others: versions, and sources where they differ."""
+    differing = _differing([cell.plugins for cell in firsts])
+    plugins = _differing([cell.sources for cell in firsts])
+    by_version = len({tuple(c.plugins.get(name) for name in differing) for c in firsts}) == len(firsts)
+
+    def label(cell: Cell) -> str:
+        versions = [f"{name} {cell.plugins.get(name, 'not used')}" for name in differing]
+        known = [f"source {cell.sources[name][:8]}" for name in plugins if name in cell.sources]
+        return ", ".join([*versions, *([] if by_version else dict.fromkeys(known or ["source unknown"]))])
+
+    return label if len(firsts) > 1 else lambda cell: ""
+
+
+def _differing(values: Sequence[Mapping[str, str]]) -> list[str]:
+    names = sorted({name for value in values for name in value})
+    return [name for name in names if len({value.get(name) for value in values}) > 1]
 
 
 def _row(
     cells: Sequence[Cell],
     *,
-    differing: Sequence[str],
+    code: str,
     tasks: tuple[str, ...],
     records: Mapping[int, Record],
     tuned: TunedMethod | None,
@@ -45,13 +73,12 @@ def _row(
     own = tuple(records[id(cell)] for cell in cells if id(cell) in records)
     done = [record for record in own if record.status == "ok"]
     missing = tuple(cell for cell in cells if id(cell) not in records)
-    versions = ", ".join(f"{name} {first.plugins.get(name, 'not used')}" for name in differing)
     variant = one_line(first.variant)
     name = f"{one_line(tuned.variant)} (tuned)" if tuned else variant
     whole = [record for record in done if set(tasks) <= set(record.scores)]
     averages = [sum(r.scores[t].score for t in tasks) / len(tasks) for r in whole]
     return Row(
-        label=f"{name} ({versions})" if versions else name,
+        label=f"{name} ({code})" if code else name,
         variant=variant,
         plugins=first.plugins,
         records=own,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def plan_lines(cells: Sequence[Cell], records: Mapping[str, Record], *, folder: 
     planned = [("to run" if state == "missing" else state, detail) for state, detail in states]
     order = ("to run", "failed", "skipped", "done")
     return [f"{_counted(wanted, planned, order=order)} in {folder}", *_listed(wanted, planned, order=order)]
+
+
+def earlier_lines(cells: Iterable[Cell], records: Mapping[str, Record]) -> list[str]:
+    """A line on records under keys of earlier versions of mtlbench, which do not say which source made them."""
+    cells = list(cells)
+    count = sum(not cell.sources and cell.key in records for cell in cells)
+    if not count:
+        return []
+    return [
+        f"records of an earlier version of mtlbench: {count} of {len(cells)} cells. Their keys hold the versions of "
+        "the plugins, not their source: a record counts where these are installed now. To compute such cells again "
+        "with the source of now: mtlbench run ... --again METHODS"
+    ]
 
 
 def _counted(cells: Mapping[str, Cell], states: Sequence[tuple[str, str]], *, order: Sequence[str]) -> str:
@@ -89,5 +103,13 @@ def _names(cells: Sequence[Cell]) -> list[str]:
         parts += [f"{name}={getattr(cell.protocol, name)}" for name in swept]
         parts += [f"protocol {cell.protocol.hash()}"] if protocols else []
         names.append(", ".join(parts))
+    several = {name for name, count in Counter(names).items() if count > 1}
     versions = [one_line(" ".join(f"{k} {v}" for k, v in sorted(cell.plugins.items()))) for cell in cells]
-    return [f"{n}, {v}" if names.count(n) > 1 else n for n, v in zip(names, versions, strict=True)]
+    names = [f"{n}, {v}" if n in several else n for n, v in zip(names, versions, strict=True)]
+    several = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{n}, {_source(cell)}" if n in several else n for n, cell in zip(names, cells, strict=True)]
+
+
+def _source(cell: Cell) -> str:
+    said = [digest for name, digest in sorted(cell.sources.items()) if name.startswith("methods/")]
+    return f"source {' '.join(digest[:8] for digest in said) or 'unknown'}"

@@ -222,6 +222,7 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
         versions = {row.label: row.plugins[name] for row in rows if name in row.plugins}
         if len(set(versions.values())) > 1:
             yield f"The rows used different versions of {name}: {'; '.join(f'{k} {v}' for k, v in versions.items())}."
+    yield from _sources(rows)
     records = [record for row in scored for record in row.records if record.status == "ok"]
     for what, of in _SAME.items():
         seen = sorted({one_line(str(value)) for r in records if (value := of(r.provenance)) is not None})
@@ -231,6 +232,28 @@ def table_notes(rows: Sequence[Row]) -> Iterable[str]:
     yield from row_check_notes(records)
     for row in scored:
         yield from _row_notes(row)
+
+
+def _sources(rows: Sequence[Row]) -> Iterable[str]:
+    """Rows of one variant and version that differ in the source of their plugins, and rows of several versions."""
+    of: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        of.setdefault((row.variant, row.tuned is not None), []).append(row)
+    for (variant, _), same in of.items():
+        if len({canonical(dict(row.plugins)) for row in same}) < len(same):
+            newest = max(
+                same, key=lambda row: max((r.provenance.get("finished", 0.0) for r in row.records), default=0.0)
+            )
+            rows_of = "; ".join(row.label for row in same)
+            yield (
+                f"The code of {variant} changed between these rows, its version did not: {rows_of}. The last one run "
+                f"is {newest.label}."
+            )
+    for row in rows:
+        versions = {canonical(dict(record.cell.plugins)): record.cell.plugins for record in row.records}
+        if len(versions) > 1:
+            said = "; ".join(" ".join(f"{k} {v}" for k, v in sorted(one.items())) for one in versions.values())
+            yield f"The seeds of {row.label} have one source in several versions: {one_line(said)}."
 
 
 def _row_notes(row: Row) -> Iterable[str]:

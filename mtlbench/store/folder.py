@@ -6,10 +6,10 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Provenance, Record
@@ -17,6 +17,7 @@ from mtlbench.api.tuning import TunedMethod
 from mtlbench.errors import RequestError, StoreError
 from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
 from mtlbench.files.temporary import DiskError, sweep, temporary_path
+from mtlbench.store import outdated
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
 from mtlbench.store.outputs import latest_attempt, lines_since, read_samples, write_samples
 from mtlbench.store.problems import Problems
@@ -34,6 +35,7 @@ ADAPTER: Final = "adapter_sha256"
 SAMPLES: Final = "samples_sha256"
 """Provenance field of a record: checksum of the file of predictions."""
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -69,6 +71,8 @@ class RunFolder:
 
     def put_request(self, options: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         """Store the options of a request and its cells; returns the request's id. Equal requests have equal ids."""
+        for cell in cells:
+            outdated.remember(self.path, cell.key)
         return self._requests.put(options, cells)
 
     def requests(self) -> list[dict[str, Any]]:
@@ -105,23 +109,28 @@ class RunFolder:
         return Queue(self.cells, self.path / "requests", request, series=series)
 
     def expected(self) -> list[Cell]:
-        """The cells of all requests, each once."""
-        return list({cell.key: cell for request in self.requests() for cell in cells_of(request)}.values())
+        """The cells of all requests, each once: without forgotten ones, and without those that were never run and
+        that a later request asks of other code."""
+        cells = outdated.latest([cells_of(request) for request in self.requests()], self._records.has)
+        forgotten = outdated.forgotten(self.path)
+        return [cell for cell in cells if cell.key not in forgotten]
 
     # Local backbones: the digest of their weights says which it is, not the path, which changes when folders move
 
     def known_as(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """The cells with local backbones under the paths by which earlier requests here name the same weights."""
+        """The cells as this folder names them: local backbones by the paths of earlier requests with the same weights,
+        and cells that an earlier version ran by the keys that it gave them."""
         known: dict[str, str] = {}
         for cell in self.expected() if self.path.is_dir() else ():
             if cell.weights and Path(cell.model).is_absolute():
                 known.setdefault(cell.weights, cell.model)
-        return tuple(
+        named = (
             replace(cell, model=known[cell.weights])
             if cell.weights in known and Path(cell.model).is_absolute()
             else cell
             for cell in cells
         )
+        return outdated.as_recorded(named, self._records)
 
     def models_in(self, cells: Iterable[Cell]) -> dict[str, dict[str, list[str]]]:
         """Options of a request that say where the local backbones of ``cells`` are: :meth:`model_places` reads them."""
@@ -207,6 +216,39 @@ class RunFolder:
             finally:
                 self._claims.release(claim)
         return retired
+
+    def asked_before(self, cells: Iterable[Cell]) -> list[str]:
+        """Keys of other cells of earlier requests that ask the same as ``cells`` of other code."""
+        own = {cell.key: cell.question for cell in cells}
+        questions = set(own.values())
+        return [cell.key for cell in self.expected() if cell.key not in own and cell.question in questions]
+
+    def set_aside(self, keys: Iterable[str]) -> list[str]:
+        """Let cells run again: record and outputs become ``<key>.again-<n>`` and no longer count. Returns their keys.
+
+        Raises:
+            RequestError: another process runs one of them.
+        """
+        return [key for key in keys if self._held(key, lambda key: outdated.set_aside(self.path, self._records, key))]
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Move the record and the outputs of cells to ``forgotten/<key>/``; no request here asks for them any more.
+
+        Raises:
+            RequestError: another process runs one of them.
+        """
+        for key in keys:
+            self._held(key, lambda key: outdated.forget(self.path, self._records, key))
+            self.drop_checkpoints(key)
+
+    def _held(self, key: str, act: Callable[[str], T]) -> T:
+        claim = self._claims.take(key)
+        if claim is None:
+            raise RequestError(f"Cell {key} is being run by another process. Wait until `mtlbench status` shows none.")
+        try:
+            return act(key)
+        finally:
+            self._claims.release(claim)
 
     # Searches
 

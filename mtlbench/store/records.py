@@ -19,7 +19,7 @@ from mtlbench.files.sealed import Damaged, overwrite, read_sealed, seal, write_n
 from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.requests import printable
 
-_RETIRED = re.compile(r"[0-9a-f]+\.failed-\d+\.json")
+_RETIRED = re.compile(r"[0-9a-f]+\.(failed|again)-\d+\.json")
 _log = logging.getLogger(__name__)
 
 

@@ -87,11 +87,11 @@ class Requests:
             try:
                 request = self.get(path.stem)
                 cells_of(request)
-                requests.append(request)
+                # Of one second, the file that was written first.
+                requests.append(((str(request["created"]), path.stat().st_mtime_ns, str(request["id"])), request))
             except StoreError as error:
                 problems.append(f"Left out: {error}")
-        ordered = sorted(requests, key=lambda request: (str(request["created"]), str(request["id"])))
-        return ordered, problems
+        return [request for _, request in sorted(requests, key=lambda one: one[0])], problems
 
     def _file(self, request: str) -> Path:
         return self.path / f"{request}.json"

@@ -18,7 +18,7 @@ from mtlbench.executors.options import executor_of
 from mtlbench.executors.runner import INTERRUPTED, Session
 from mtlbench.observers.trackers import trackers_named
 from mtlbench.planning.request import check_devices
-from mtlbench.plugins import load_observer, offers
+from mtlbench.plugins import load_observers
 from mtlbench.store import RunFolder
 from mtlbench.tuning.grid import rate_of
 from mtlbench.tuning.report import settings_text, trial_line, write_documents
@@ -58,7 +58,7 @@ def tune(
     starter.check(device)
     if "devices" in limits:
         starter.check_shared(device, limits["devices"])
-    observers: dict[str, object] = {name: load_observer(name) for name in offers("observers")}
+    observers = load_observers(log)
     check_reachable(options.model)
     if to_optuna is not None:
         from mtlbench.tuning.command import check_storage

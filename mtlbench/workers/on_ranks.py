@@ -49,7 +49,8 @@ class Leader:
             self._wait_for_others()
             self._cells += 1
             self._ranks.use_prefix(f"cell/{self._cells}")
-            self._ranks.put(f"cell/{self._cells}", json.dumps(cell.to_json()))
+            self._ranks.put(f"cell/{self._cells}", json.dumps({"cell": cell.to_json(), "reload": bench.dropped}))
+            bench.dropped = False
             try:
                 return run_cell(
                     cell,
@@ -90,7 +91,10 @@ def follow(arguments: WorkerArguments, ranks: Connected, stop: StopRequest) -> i
         text = ranks.get(f"cell/{number}")
         if not text:
             return 0
-        cell = Cell.from_json(json.loads(text))
+        told = json.loads(text)
+        cell = Cell.from_json(told["cell"])
+        if told["reload"]:
+            bench.drop_backbones()
         ranks.use_prefix(f"cell/{number}")
         try:
             (run_along if ranks.sharded else _train)(cell, context)

@@ -241,9 +241,13 @@ def main(argv: Sequence[str] | None = None, *, engine: Engine | None = None) -> 
 
 def work_as(arguments: WorkerArguments, *, engine: Engine, stop: StopRequest) -> int:
     """Run the cells of a worker with these arguments; returns the exit code."""
+    from mtlbench.plugins import load_observers
+
     folder = RunFolder(arguments.folder)
     beat = {"heartbeat": heartbeat.install(arguments.pulse)} if arguments.pulse is not None else {}
-    events = Events({"step log": StepLog(folder), "stacks": Stacks(folder.path), **beat, **_observers()})
+    events = Events(
+        {"step log": StepLog(folder), "stacks": Stacks(folder.path), **beat, **load_observers(_log.warning)}
+    )
     try:
         work(
             folder,
@@ -275,18 +279,6 @@ def _group(arguments: WorkerArguments, stop: StopRequest) -> int:
         stop=stop,
         shard=arguments.shard,
     )
-
-
-def _observers() -> dict[str, object]:
-    from mtlbench.plugins import load_observer, offers
-
-    observers: dict[str, object] = {}
-    for name in offers("observers"):
-        try:
-            observers[name] = load_observer(name)
-        except MtlbenchError as error:
-            _log.warning("%s", error)
-    return observers
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -158,6 +159,32 @@ def merge_twice(self: Honest, model: nn.Module) -> None:
     Honest.finish(self, model)
 
 
+class GivesNan(Shared):
+    def term(self, x: Tensor) -> Tensor:
+        return super().term(x) * float("nan")
+
+
+class BreaksLater(Shared):
+    def term(self, x: Tensor) -> Tensor:
+        return super().term(x) / (self.up == 0).all().float()
+
+
+class StartsAtNan(Shared):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.down.data[0, 0] = float("nan")
+
+
+class MultipliesTheSeed(Shared):
+    def __init__(self, base: nn.Linear, setup: Setup, name: str) -> None:
+        super().__init__(base, setup, name)
+        torch.Generator().manual_seed(setup.seed * 1000003)
+
+
+def leave(self: Honest, model: nn.Module) -> None:
+    sys.exit("bye")
+
+
 @torch.no_grad()
 def merge_in_place(self: Honest, model: nn.Module) -> None:
     for layer in layers(model):
@@ -212,5 +239,11 @@ MUTANTS = [
     Mutant("merges_twice", toy(finish=merge_twice), "finish", "logits before and after finish"),
     Mutant("finish_raises", toy(finish=stumble), "finish", "raised TypeError"),
     Mutant("merges_in_place", toy(finish=merge_in_place), "backbone_untouched", "finish wrote into frozen tensors"),
-    Mutant("trains_norms", toy(attach=train_norms), "backbone_untouched", "fit wrote into frozen tensors"),
+    Mutant("trains_norms", toy(attach=train_norms), "attach", "weights of the backbone itself require gradients"),
+    Mutant("gives_nan", toy(GivesNan), "attach", "the logits are nan or infinite before the first step"),
+    Mutant("breaks_later", toy(BreaksLater), "attach", "the logits are nan or infinite once its parameters have moved"),
+    Mutant("starts_at_nan", toy(StartsAtNan), "attach", "the initial value of"),
+    Mutant("multiplies_the_seed", toy(MultipliesTheSeed), "attach", "raised ValueError: Overflow"),
+    Mutant("leaves", toy(finish=leave), "finish", "raised SystemExit: sys.exit('bye') was called (mutants.py:"),
+    Mutant("forgets_the_annotation", toy(rank_of_all=8), "settings", "rank_of_all = 8 has no annotation"),
 ]

@@ -22,6 +22,9 @@ odd = "odd_method"
 """
 MODULE = '''
 from dataclasses import dataclass
+
+import torch
+
 from mtlbench import Method, hookimpl
 
 
@@ -34,8 +37,6 @@ class Odd(Method):
     task_routed = True
 
     def attach(self, model, setup):
-        import torch
-
         head = model.get_output_embeddings()
         model.register_parameter("shift", torch.nn.Parameter(torch.zeros(head.out_features)))
         head.register_forward_hook(lambda module, inputs, output: output + model.shift)
@@ -73,8 +74,9 @@ def test_a_broken_method_of_a_stranger_ends_with_1_and_says_what_to_change(insta
     done = check("odd", path=installed(package, tmp_path / "site"))
     assert done.returncode == 1, done.stderr
     failed = [line for line in done.stdout.splitlines() if line.startswith("  failed")]
-    assert [line.split()[1] for line in failed] == ["routing", "routing"]
-    assert all("Set task_routed to what the layers do" in line for line in failed)
+    assert [line.split()[1] for line in failed] == ["routing", "imports"] * 2
+    assert all("Set task_routed to what the layers do" in line for line in failed[::2])
+    assert all("importing odd_method loads torch. Planning imports every method" in line for line in failed[1::2])
 
 
 def test_a_method_of_which_no_promise_was_examined_ends_with_1_and_names_settings_that_fit():
