@@ -67,7 +67,9 @@ class Costs:
     tokens_per_second: float = 0.0
     """Real training tokens per second of training."""
     peak_memory: int | None = None
-    """Device memory on an accelerator; resident memory of the worker's process on a CPU."""
+    """From the attachment of the method to the end of training. On an accelerator what torch allocated on the device:
+    backbone and cell. On a CPU resident memory of the worker's process: libraries, tokenised rows, backbone and cell.
+    What earlier cells held is freed before."""
     peak_memory_kind: str = ""
     """``device`` or ``process``."""
     adapter_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import platform
@@ -115,10 +116,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Release cached memory. Call it outside the ``except`` block, as the error refers to tensors in its frames."""
+    """Release cached memory. Call it outside the ``except`` block, as the error refers to tensors in its frames.
+
+    On a CPU the allocator of glibc gives freed pages back, which it otherwise keeps: resident memory would grow with
+    whatever the process did before.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def axis_seed(seed: int, axis: str) -> int:

@@ -14,7 +14,7 @@ from mtlbench.api.method import Method, Setup
 from mtlbench.api.record import Disturbances
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
-from mtlbench.backbones.machine import axis_seed
+from mtlbench.backbones.machine import axis_seed, free_memory
 from mtlbench.cells.bench import Bench, Prepared
 from mtlbench.cells.cost import Peak, read_peak, reset_peak
 from mtlbench.cells.identity import training_identity
@@ -102,6 +102,8 @@ class CellAttempt:
     def attach(self) -> str | None:
         """Attach the method, or say why it cannot be."""
         setup = self.setup
+        # an attempt whose checkpoint did not fit, or a process that only trained along, may have left its model
+        free_memory(self._around.bench.device)
         self._was_reset = reset_peak(self._around.bench.device)
         reason = self.method.refuse(setup)
         if reason is not None:

@@ -79,9 +79,10 @@ def run_cell(
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
+    provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
+    run.attempt = None
     if record.failure is None or record.failure.kind != "device":
         free_memory(bench.device)
-    provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
     if ranks.size > 1:
         provenance["processes"] = ranks.size
     if ranks.size > 1 and ranks.sharded:
@@ -152,6 +153,7 @@ class _Run:
         if before:
             self._check("trained", guards.trained(before, trainable_state(model)))
             self._reload(attempt, sample)
+        free_memory(self.bench.device)
         reach("cell.saved")
         method.finish(model)
         evaluated = time.perf_counter()
