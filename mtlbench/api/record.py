@@ -128,6 +128,8 @@ class Notes(TypedDict, total=False):
     """Mean share of a step's rows that the task with most rows had."""
     task_weighting: str
     """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
+    merging: str
+    """How a method that merges was scored where memory ran out for a second copy of the weights."""
     stages: list[StageNote]
     chat_template: str
     """What the chat template does not allow, where one is applied and it does not render every turn."""

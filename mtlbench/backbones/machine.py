@@ -7,6 +7,7 @@ import gc
 import hashlib
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "cpu" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of host memory that this process may still take; ``None`` where the system does not say."""
+    rooms: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        fields = meminfo.read_text().split()
+        rooms.append(int(fields[fields.index("MemAvailable:") + 1]) * 1024)
+    with suppress(OSError, ValueError):
+        most = int((group / "memory.max").read_text())  # "max" where there is no limit
+        rooms.append(most - int((group / "memory.current").read_text()))
+    return max(0, min(rooms)) if rooms else None
 
 
 def axis_seed(seed: int, axis: str) -> int:

@@ -129,6 +129,10 @@ class Bench:
         check_rows_fit(cell.model, self._backbones[key].model, max_length=cell.protocol.max_length)
         return self._backbones[key]
 
+    def drop_backbones(self) -> None:
+        """Load the backbone of the next cell again."""
+        self._backbones.clear()
+
     def _load(self, name: str, *, dtype: torch.dtype, attention: str) -> Backbone:
         if self.sharding is None:
             return load_backbone(name, dtype=dtype, attention=attention, device=self.device)

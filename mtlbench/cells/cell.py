@@ -11,11 +11,11 @@ import torch
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Disturbances, Notes, Provenance, Record
-from mtlbench.backbones.backbone import Backbone, stored_count
+from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import free_memory
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
-from mtlbench.cells.bench import Bench, token_budget
+from mtlbench.cells.bench import Bench
 from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
 from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
@@ -155,28 +155,23 @@ class _Run:
             self._reload(attempt, sample)
         free_memory(self.bench.device)
         reach("cell.saved")
-        method.finish(model)
-        evaluated = time.perf_counter()
         scorer = self.scorer = Scorer(attempt, self.around)
-        evaluation = scorer.tasks()
-        eval_seconds = time.perf_counter() - evaluated
-        probe = scorer.probe()
-        reach("cell.evaluated")
+        scored = scorer.run()
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         if self.around.ranks.first:
-            self.folder.put_samples(cell.key, [*evaluation.samples, *probe.samples])
+            self.folder.put_samples(cell.key, [*scored.tasks.samples, *scored.probe.samples])
         done = attempt.loop.progress
         return Record(
             cell=cell,
             status="ok",
-            scores=evaluation.scores,
-            probe=probe.scores,
+            scores=scored.tasks.scores,
+            probe=scored.probe.scores,
             costs=Costs(
                 trainable_parameters=trainable,
                 backbone_parameters=backbone.parameters,
-                inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
+                inference_parameters=scored.parameters,
                 train_seconds=done.seconds,
-                eval_seconds=eval_seconds,
+                eval_seconds=scored.seconds,
                 total_seconds=attempt.seconds(),
                 steps=done.steps,
                 train_rows=done.rows,
@@ -198,6 +193,7 @@ class _Run:
                 ),
                 **limits,
                 **_chat_note(attempt.prepared.chat),
+                **scored.notes,
             },
             provenance={**self._provenance(backbone), "cached_rows": attempt.prepared.cached},
         )

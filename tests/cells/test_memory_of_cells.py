@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_backbones import tiny_backbone
 from torch import nn
 
@@ -71,6 +72,23 @@ def test_no_model_outlives_its_cell(machine: Machine, methods: str) -> None:
     assert record.status in ("ok", "skipped"), record.failure
     alive = models()
     assert len(alive) == 1 and alive[0] is machine.bench.backbone(record.cell).model, f"{len(alive)} models"
+
+
+@pytest.mark.parametrize("methods", ["lora[rank=3]", "dora[rank=3]"])
+def test_a_trained_cell_is_scored_where_a_second_copy_of_its_weights_has_no_room(
+    machine: Machine, methods: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = machine.run(methods)
+
+    def full(*args: object, **keywords: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 86.00 MiB.")
+
+    monkeypatch.setattr(torch, "addmm", full)  # merging alone calls it
+    record = machine.run(methods)
+    assert record.status == "ok", record.failure
+    assert record.scores == expected.scores and all(record.guards.values())
+    assert record.notes["merging"] == "memory ran out: scored without merging" and "merging" not in expected.notes
+    assert record.costs is not None and record.costs.inference_parameters > 0
 
 
 PEAKS = """

@@ -22,6 +22,7 @@ from mtlbench.errors import RequestError
 from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
+from mtlbench.nn.low_rank.merging import merge_layers
 from mtlbench.nn.low_rank.siblings import GatedBlock, SharedInput, gated_blocks, siblings
 
 __all__ = [
@@ -240,10 +241,13 @@ def merge_low_rank(model: nn.Module, task: int | None = None) -> None:
     Raises:
         ValueError: when they do and no task is given, or they depend on the token.
     """
-    for name, module in list(model.named_modules()):
-        # a sharded weight stays as it is: what is merged into it would be whole on every device
-        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight):
-            replace_module(model, name, module.merged(task))
+    # a sharded weight stays as it is: what is merged into it would be whole on every device
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight)
+    ]
+    merge_layers(model, layers, lambda layer: layer.merged(task))
 
 
 FOLD_FROM = 4
