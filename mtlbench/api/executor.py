@@ -15,6 +15,9 @@ SILENCE_S = 1800.0
 FOREIGN_BYTES = "MTLBENCH_FOREIGN_BYTES"
 """Environment variable of a worker: device memory that other programs held when it was started; records keep it."""
 
+DEVICE_WHY = "MTLBENCH_DEVICE_WHY"
+"""Environment variable of a worker: why it uses the processor although the system shows a GPU; records keep it."""
+
 
 @dataclass(frozen=True)
 class DevicesPerCell:

@@ -19,6 +19,10 @@ BUDGET_S = 0.02
 """Seconds to measure each dtype, after one product to warm up."""
 
 
+OTHERS_SHARE, OTHERS_BYTES = 0.05, 2**30
+"""Share and bytes of a device's memory that are always in use: the context of each process, what a driver reserves."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """A device and its speed in GFLOP/s of square matrix products."""
@@ -47,6 +51,28 @@ def no_gpu_why(proc: Path = Path("/proc/driver/nvidia/version")) -> str | None:
         f"an NVIDIA driver is loaded, but torch {torch.__version__} for CUDA {torch.version.cuda} finds no device. Its "
         "driver may be too old for it, or CUDA_VISIBLE_DEVICES hides it; see `nvidia-smi`, or say --device cpu."
     )
+
+
+_UNFIT = {
+    "no kernel image": "torch {torch} has no code for this GPU. It is built for {archs}; install a build for the card.",
+    "kernel image is invalid": "torch {torch} has no code for this GPU. It is built for {archs}; install a build for "
+    "the card.",
+    "driver on your system is too old": "the NVIDIA driver is too old for torch {torch} with CUDA {cuda}. Update the "
+    "driver, or install a torch for an older CUDA.",
+    "driver version is insufficient": "the NVIDIA driver is too old for torch {torch} with CUDA {cuda}. Update the "
+    "driver, or install a torch for an older CUDA.",
+    "not compiled with CUDA": "torch {torch} is built without CUDA. Install a build with CUDA, or say --device cpu.",
+}
+"""Words in an error of torch to what is wrong with this installation and what to do."""
+
+
+def unfit(error: BaseException) -> str | None:
+    """Why this torch cannot compute on this machine's GPU, in one sentence with the fix; ``None`` for other errors."""
+    if not isinstance(error, (RuntimeError, AssertionError)):
+        return None
+    said = next((what for words, what in _UNFIT.items() if words in str(error)), None)
+    archs = ", ".join(torch.cuda.get_arch_list()) or "no GPU"
+    return None if said is None else said.format(torch=torch.__version__, cuda=torch.version.cuda, archs=archs)
 
 
 def probe(device: torch.device) -> Machine:
@@ -101,8 +127,9 @@ def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-_PHRASES = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Phrases in errors of CUDA and other accelerators, of torch's CPU allocator, and of cuBLAS and cuDNN."""
+_PHRASES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED")
+"""Phrases in errors of CUDA and other accelerators, of torch's CPU allocator, and of cuBLAS and cuDNN; these two cannot
+make their handles (``NOT_INITIALIZED``) where no memory is left for them."""
 
 
 class NoRoom(MemoryError):
@@ -139,6 +166,15 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("
         most = int((group / "memory.max").read_text())  # "max" where there is no limit
         rooms.append(most - int((group / "memory.current").read_text()))
     return max(0, min(rooms)) if rooms else None
+
+
+def others_hold(device: torch.device) -> int:
+    """Bytes of the device's memory that other programs hold now; 0 where that is no more than a driver needs."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    held = total - free - torch.cuda.memory_reserved(device)
+    return held if held > max(OTHERS_SHARE * total, OTHERS_BYTES) else 0
 
 
 def axis_seed(seed: int, axis: str) -> int:

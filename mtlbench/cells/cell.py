@@ -17,7 +17,7 @@ from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
-from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
+from mtlbench.cells.failure import GuardError, check_others, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
 from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
@@ -60,6 +60,7 @@ def run_cell(
 
     Raises:
         Stopped: the worker was asked to end.
+        DeviceBusy: memory ran out before the first step, as other programs hold that of the device.
     """
     started = time.time()
     around = TrainingContext(
@@ -78,7 +79,10 @@ def run_cell(
             record = run.record()
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
-        record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
+        if (unseen := lost_unseen(bench.device)) is None:
+            check_others(error, bench.device, steps=run.steps)
+        failure = failure_of(unseen or error, cell, kind="device" if unseen else None)
+        record = Record(cell=cell, status="failed", failure=failure)
     provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
     run.attempt = None
     if record.failure is None or record.failure.kind != "device":
@@ -124,6 +128,11 @@ class _Run:
     @property
     def bench(self) -> Bench:
         return self.around.bench
+
+    @property
+    def steps(self) -> int:
+        """Steps done, in earlier attempts too."""
+        return self.attempt.loop.progress.steps if self.attempt is not None else 0
 
     @property
     def folder(self) -> RunFolder:
