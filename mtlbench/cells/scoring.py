@@ -19,6 +19,7 @@ from mtlbench.evaluation.evaluate import Evaluation, evaluate
 from mtlbench.files.failpoints import reach
 from mtlbench.nn.attachments import attach_state
 from mtlbench.nn.low_rank.merging import Merging
+from mtlbench.nn.low_rank.siblings import forgotten_on_failure
 from mtlbench.text import one_line
 
 if TYPE_CHECKING:
@@ -136,13 +137,14 @@ class Scorer:
         device = self.around.bench.device
         while True:
             try:
-                with self.around.ranks.in_step(model):
+                with self.around.ranks.in_step(model), forgotten_on_failure(model):
                     return self._evaluate(model, lm_tasks)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.token_budget == 1:
                     raise
             free_memory(device)
-            if model is self.attempt.model and device.type != "cpu" and self.merging.make_room(model):
+            compact = model is self.attempt.model and device.type != "cpu" and self.merging.merged
+            if compact and self.merging.make_room(model):
                 logger.warning("memory ran out in evaluation: merged weights take no room of their own from here on")
                 continue
             self.token_budget //= 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.siblings import forgotten_on_failure
 from mtlbench.training.batches import Batch
 from mtlbench.training.draws import Draws
 from mtlbench.training.loss import BatchAnswers, running
@@ -44,7 +45,7 @@ class Gradients:
         context: AbstractContextManager[object] = (
             nullcontext() if self.autocast is None else torch.autocast(batch.tasks.device.type, dtype=self.autocast)
         )
-        with context:
+        with context, forgotten_on_failure(self.model):
             return self.method.row_losses(self.model, BatchAnswers(self.model, batch, self.routing))
 
     def step(self, batches: Sequence[Batch], draws: Draws | None = None) -> Step:
@@ -62,6 +63,7 @@ class Gradients:
         tasks = torch.cat([batch.tasks for batch in batches])
         if len(batches) == 1:
             with (
+                forgotten_on_failure(self.model),  # layers that are checkpointed run in the backward too
                 running(self.model, batches[0], self.routing),
                 narrow_tail(self.model, batches[0].answers, self.routing),
             ):
@@ -78,6 +80,7 @@ class Gradients:
         for number, (batch, weight) in enumerate(zip(batches, shares, strict=True)):
             with (
                 nullcontext() if draws is None else draws.of(number),
+                forgotten_on_failure(self.model),
                 running(self.model, batch, self.routing),
                 narrow_tail(self.model, batch.answers, self.routing),
             ):

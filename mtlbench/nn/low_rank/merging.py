@@ -50,6 +50,11 @@ class Merging:
         """What the record says; ``None`` where there was room for copies."""
         return NOTES.get(self.how)
 
+    @property
+    def merged(self) -> bool:
+        """Whether anything was."""
+        return bool(self._merged)
+
     def merge(self, model: nn.Module, name: str, layer: nn.Module, make: Merge) -> None:
         """Put the merged layer in the place of ``layer``, which has its frozen linear as ``base``."""
         if self.how == "copies":
