@@ -109,7 +109,10 @@ class Protocol:
     patience: int = 2
     """Training stops after this many consecutive validation losses without a better one."""
     dtype: str = "auto"
-    """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
+    """``auto`` (bf16 autocast where the device has the unit), ``float32``, ``bfloat16``, or ``float16`` with dynamic
+    loss scaling, for cards without bf16."""
+    tf32: bool = _added(False, before=False)
+    """CUDA computes float32 products with 10 bits of mantissa (TF32). Without effect on other devices."""
     attention: str = "auto"
     """``auto`` (``sdpa`` where the backbone has it, else ``eager``), ``sdpa`` or ``eager``."""
     checkpointing: bool = False

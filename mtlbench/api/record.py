@@ -161,6 +161,12 @@ class Provenance(Disturbances, total=False):
     host: str
     pid: int
     device: str
+    gpu_uuid: str
+    """UUID of the device of this process, as `nvidia-smi -L` lists it; absent on a CPU."""
+    driver: str
+    """Version of the NVIDIA driver, where there is one."""
+    cuda: str
+    """Version of CUDA that torch is built for; absent on a CPU."""
     device_why: str
     """Why ``--device auto`` took the processor although the system has a GPU."""
     threads: int

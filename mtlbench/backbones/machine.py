@@ -7,9 +7,11 @@ import gc
 import hashlib
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,10 +100,12 @@ def choose_dtype(requested: str, machine: Machine) -> torch.dtype:
             return torch.float32
         case "bfloat16":
             return torch.bfloat16
+        case "float16":
+            return torch.float16
         case "auto":
             faster = not machine.device.startswith("cpu") and machine.bfloat16_gflops > 1.2 * machine.float32_gflops
             return torch.bfloat16 if faster else torch.float32
-    raise RequestError(f"dtype={requested!r} is not known. Known: auto, float32, bfloat16.")
+    raise RequestError(f"dtype={requested!r} is not known. Known: auto, float32, bfloat16, float16.")
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -175,6 +179,21 @@ def others_hold(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     held = total - free - torch.cuda.memory_reserved(device)
     return held if held > max(OTHERS_SHARE * total, OTHERS_BYTES) else 0
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Inside, CUDA computes float32 products and convolutions with 10 bits of mantissa, or with all 23 where not
+    ``on``, whatever was set around. Other devices have no such unit."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = on
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def axis_seed(seed: int, axis: str) -> int:

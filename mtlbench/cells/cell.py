@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Disturbances, Notes, Provenance, Record
 from mtlbench.backbones.backbone import Backbone
-from mtlbench.backbones.machine import free_memory
+from mtlbench.backbones.checksum import sums_by_name
+from mtlbench.backbones.machine import free_memory, tf32_products
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench
@@ -34,7 +36,6 @@ from mtlbench.training.checkpoints.state import (
     saved_names,
     shrink,
     trainable_names,
-    trainable_state,
 )
 from mtlbench.training.splits import Splits
 
@@ -72,11 +73,12 @@ def run_cell(
     )
     run = _Run(cell, around, events=events)
     try:
-        try:
-            record = run.record()
-        except Unusable as error:
-            run.forget(str(error))
-            record = run.record()
+        with tf32_products(cell.protocol.tf32):
+            try:
+                record = run.record()
+            except Unusable as error:
+                run.forget(str(error))
+                record = run.record()
     except Exception as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         if (unseen := lost_unseen(bench.device)) is None:
@@ -149,7 +151,7 @@ class _Run:
         attached = trainable_count(model)
         limits = backbone_notes(model, backbone, requested=cell.protocol.attention)
         sample = self._sample(attempt.splits, backbone)
-        before = trainable_state(model)
+        before = sums_by_name(_trained(model))
         if method.identity_at_start:
             stock = guards.label_logits(backbone.fresh(), sample, routing)
             self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
@@ -160,7 +162,7 @@ class _Run:
         model.eval()
         trainable = trainable_count(model)
         if before:
-            self._check("trained", guards.trained(before, trainable_state(model)))
+            self._check("trained", guards.trained(before, sums_by_name(_trained(model))))
             self._reload(attempt, sample)
         free_memory(self.bench.device)
         reach("cell.saved")
@@ -275,6 +277,10 @@ class _Along(_Run):
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("rank.step")
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _chat_note(chat: str) -> Notes:

@@ -101,7 +101,8 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--evals-per-run", type=int, help="Scores of the early-stopping split; 0 never stops.  [default: 4]"),
     click.option("--patience", type=int, help="Stop after this many scores without a better one.  [default: 2]"),
-    click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
+    click.option("--dtype", help="auto, float32, bfloat16 or float16 (with loss scaling).  [default: auto]"),
+    click.option("--tf32/--no-tf32", default=None, help="Float32 products of GPUs with 10 bits of mantissa."),
     click.option("--attention", help="auto (sdpa where the backbone has it), sdpa or eager.  [default: auto]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
 )

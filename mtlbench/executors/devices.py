@@ -68,7 +68,8 @@ class Nvidia:
         """
         present = self._present()
         chosen = self.environ.get("CUDA_VISIBLE_DEVICES")
-        return present if chosen is None or not present else visible(present, chosen)
+        in_order = self.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+        return present if chosen is None or not present else visible(present, chosen, in_order=in_order)
 
     def unusable(self) -> str | None:
         """Why no GPU can be used although the system shows one, in one sentence; ``None`` otherwise."""
@@ -234,18 +235,18 @@ def with_memory(devices: tuple[Device, ...], listing: str) -> tuple[Device, ...]
     )
 
 
-def visible(present: tuple[Device, ...], chosen: str) -> tuple[Device, ...]:
+def visible(present: tuple[Device, ...], chosen: str, *, in_order: bool = False) -> tuple[Device, ...]:
     """The devices that ``CUDA_VISIBLE_DEVICES`` selects. Like CUDA, ignores everything after the first invalid entry.
 
-    An index stays an index, because CUDA may number devices differently from ``nvidia-smi``; memory is then known
-    only where all devices are identical.
+    An index stays an index, because CUDA may number devices differently from ``nvidia-smi``: which device it is, is
+    then known only where all are identical or CUDA numbers them ``in_order`` of the bus, as ``nvidia-smi`` does.
     """
     alike = len({(device.name, device.memory) for device in present}) == 1
     selected: list[Device] = []
     for entry in (entry.strip() for entry in chosen.split(",")):
         if entry.isdigit() and int(entry) < len(present):
             device = present[int(entry)]
-            selected.append(replace(device, id=entry) if alike else Device(id=entry))
+            selected.append(replace(device, id=entry) if alike or in_order else Device(id=entry))
             continue
         matches = [device for device in present if entry and device.id.startswith(entry)]
         if len(matches) != 1:

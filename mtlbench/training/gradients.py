@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing
@@ -38,6 +39,9 @@ class Gradients:
         self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
         self.loss = objective or Objective(method=method)
         """What is minimised; by default the mean over rows, or what the method computes itself."""
+        self.scaler: GradScaler | None = None
+        """Scales losses before they are differentiated, as small float16 gradients would vanish; ``None`` where that is
+        not the dtype."""
         self._linear: bool | None = None if self.loss.own else True
 
     def forward(self, batch: Batch) -> Tensor:
@@ -49,7 +53,8 @@ class Gradients:
             return self.method.row_losses(self.model, BatchAnswers(self.model, batch, self.routing))
 
     def step(self, batches: Sequence[Batch], draws: Draws | None = None) -> Step:
-        """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
+        """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters, scaled by
+        :attr:`scaler`.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
         losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end.
@@ -69,7 +74,7 @@ class Gradients:
             ):
                 losses = self.forward(batches[0])
                 loss = self.loss(losses, tasks, self.model)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(self._scaled(loss))
             return loss.detach(), losses.detach(), tasks
         return self.finish(self.differentiate(batches, self.row_weights(tasks), draws), tasks)
 
@@ -85,7 +90,7 @@ class Gradients:
                 narrow_tail(self.model, batch.answers, self.routing),
             ):
                 losses = self.forward(batch)
-                torch.autograd.backward((losses * weight).sum())
+                torch.autograd.backward(self._scaled((losses * weight).sum()))
             parts.append(losses.detach())
         return torch.cat(parts)
 
@@ -94,8 +99,14 @@ class Gradients:
         with self.routing.of(tasks):
             loss = self.loss(losses, tasks, self.model)
             if loss.requires_grad:
-                torch.autograd.backward(loss)
+                torch.autograd.backward(self._scaled(loss))
         return loss.detach(), losses, tasks
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        if self.scaler is None:
+            return loss
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
 
     def is_linear(self, tasks: Tensor) -> bool:
         """The loss is linear in the losses of rows of these tasks, so that micro-batches sum to its gradient.

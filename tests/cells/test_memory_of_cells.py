@@ -8,13 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_backbones import tiny_backbone
 from torch import nn
 
+from mtlbench.api.cell import Cell
+from mtlbench.api.hooks import hookimpl
 from mtlbench.api.record import Record
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_cell
@@ -24,7 +28,14 @@ from mtlbench.planning.request import Request
 from mtlbench.plugins import load_method, offers
 from mtlbench.store import RunFolder
 
-WORDS = {"steps": 2, "batch_size": 4, "train_rows": 40, "eval_rows": 4, "evals_per_run": 1, "max_length": 64}
+WORDS: dict[str, Any] = {
+    "steps": 2,
+    "batch_size": 4,
+    "train_rows": 40,
+    "eval_rows": 4,
+    "evals_per_run": 1,
+    "max_length": 64,
+}
 
 
 class Machine:
@@ -35,12 +46,12 @@ class Machine:
         self.folder = RunFolder(path)
         self.folder.preflight()
 
-    def run(self, methods: str, **words: object) -> Record:
+    def run(self, methods: str, observer: object = None, **words: object) -> Record:
         request = Request(
             methods=methods, tasks="glue/rte,glue/sst2", data="demo", model=self.model, protocol={**WORDS, **words}
         )
         (cell,) = make_plan(request).cells
-        return run_cell(cell, bench=self.bench, folder=self.folder, events=Events({}))
+        return run_cell(cell, bench=self.bench, folder=self.folder, events=Events({"test": observer}))
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +102,52 @@ def test_a_trained_cell_is_scored_where_a_second_copy_of_its_weights_has_no_room
     assert record.costs is not None and record.costs.inference_parameters > 0
 
 
+def bytes_alive() -> int:
+    """Of all tensors, each storage once."""
+    found = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(found.values())
+
+
+class AfterStep:
+    """What is so right after a step, while its gradients are there."""
+
+    def __init__(self) -> None:
+        self.bytes, self.tf32 = 0, False
+
+    @hookimpl
+    def mtlbench_step_finished(self, cell: Cell, step: int, row_losses: torch.Tensor, tasks: torch.Tensor) -> None:
+        self.bytes = max(self.bytes, bytes_alive())
+        self.tf32 = torch.backends.cuda.matmul.allow_tf32
+
+
+def test_training_of_all_weights_holds_sixteen_bytes_for_each(machine: Machine) -> None:
+    """Value, gradient and two moments, as the forecast has it, beside the frozen backbone."""
+    machine.run("base")
+    gc.collect()
+    before, seen = bytes_alive(), AfterStep()
+    record = machine.run("full", seen, evals_per_run=0)
+    assert record.status == "ok" and record.costs is not None
+    each = (seen.bytes - before) / record.costs.trainable_parameters
+    assert 15 < each < 18, each
+
+
+def test_float16_and_tf32_are_of_the_protocol(machine: Machine) -> None:
+    plain, seen = machine.run("lora[rank=2]", AfterStep()), AfterStep()
+    record = machine.run("lora[rank=2]", seen, dtype="float16", tf32=True, steps=16)
+    assert record.status == "ok" and all(record.guards.values()), record.failure
+    assert record.provenance["dtype"] == "torch.float16" and record.key != plain.key
+    assert seen.tf32 and not torch.backends.cuda.matmul.allow_tf32, "set in the cell alone"
+    exact = replace(record.cell.protocol, dtype="auto", tf32=False, steps=WORDS["steps"])
+    assert exact.hash() == plain.cell.protocol.hash(), "without it keys are those of earlier versions"
+
+
 PEAKS = """
 import json, sys
 from pathlib import Path
+from typing import Any
 from test_memory_of_cells import Machine
 machine = Machine(Path(sys.argv[1]), model="demo")
 found = [machine.run(methods).costs.peak_memory for methods in json.loads(sys.argv[2])]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from toy_worker import COMMAND, toy_cell, toy_folder
+import torch
+from toy_worker import ALLOCATOR, COMMAND, toy_cell, toy_folder
 from waiting import wait_for
 
 from mtlbench.api.executor import DEVICE_WHY, Launch
+from mtlbench.cells.provenance import gpu_facts
 from mtlbench.errors import RequestError
 from mtlbench.executors import devices
 from mtlbench.executors.devices import Nvidia, nvml_gpus
@@ -219,3 +223,46 @@ def test_auto_says_that_it_takes_the_processor_and_why(plain, tmp_path: Path, mo
     assert record.notes["CUDA_VISIBLE_DEVICES"] == "" and record.notes[DEVICE_WHY].startswith("this machine has")
     with pytest.raises(RequestError, match="--device cuda: this machine has an NVIDIA GPU, but torch 2"):
         executor.check("cuda")
+
+
+def test_unlike_cards_are_told_apart_by_number_where_cuda_counts_as_the_driver(plain) -> None:
+    unlike = EIGHT.replace("GPU $i: NVIDIA H100 80GB HBM3", "GPU $i: NVIDIA card $i")
+    found = plain(unlike, CUDA_VISIBLE_DEVICES="2,0").devices()
+    assert [(device.id, device.uuid) for device in found] == [("2", ""), ("0", "")], "CUDA may count otherwise"
+    found = plain(unlike, CUDA_VISIBLE_DEVICES="2,0", CUDA_DEVICE_ORDER="PCI_BUS_ID").devices()
+    assert [(device.id, device.uuid) for device in found] == [("2", "GPU-2"), ("0", "GPU-0")]
+
+
+@pytest.mark.parametrize("own", [None, "max_split_size_mb:128"])
+def test_workers_on_gpus_have_segments_that_grow_unless_told_otherwise(tmp_path: Path, monkeypatch, own) -> None:
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    folder, request = toy_folder(tmp_path / "run", [toy_cell()])
+    executor = LocalExecutor(command=COMMAND, inventory=Cards())
+    workers = executor.start(Launch(folder=folder.path, request=request, workers=0, device="cuda"))
+    wait_for(lambda: workers.alive() == 0)
+    (record,) = folder.records().values()
+    seen = [record.notes[name] for name in ALLOCATOR]
+    assert seen == ([None, own] if own else ["expandable_segments:True"] * 2)
+
+
+class Cards:
+    """One GPU."""
+
+    def devices(self) -> tuple[devices.Device, ...]:
+        return (devices.Device(id="one", uuid=f"one-{time.time_ns()}"),)
+
+
+def test_a_record_says_which_gpu_driver_and_cuda_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(uuid="0a1b-2c")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.133.20  Tue Mar 18 2025\nGCC version: 13")
+    facts = gpu_facts(torch.device("cuda"), version)
+    assert facts == {"gpu_uuid": "GPU-0a1b-2c", "driver": "570.133.20", "cuda": "12.8"}
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build")
+    assert gpu_facts(torch.device("cuda"), version)["driver"] == "550.54.15"
+    assert gpu_facts(torch.device("cpu"), version) == {}

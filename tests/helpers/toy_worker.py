@@ -33,7 +33,8 @@ from mtlbench.store import RunFolder
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.worker import main
 
-ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES, DEVICE_WHY)
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES, DEVICE_WHY, *ALLOCATOR)
 COMMAND = (sys.executable, __file__)
 
 

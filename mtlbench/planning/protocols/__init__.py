@@ -55,7 +55,7 @@ _OPTIONS = {
     "optimizer": ("adamw", "adafactor", "sgd"),
     "schedule": ("cosine", "linear", "constant"),
     "batching": ("drawn", "by_length"),
-    "dtype": ("auto", "float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "attention": ("auto", "sdpa", "eager"),
 }
 
