@@ -17,7 +17,7 @@ from mtlbench.backbones.checksum import sums_by_name
 from mtlbench.backbones.machine import free_memory, tf32_products
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
-from mtlbench.cells.bench import Bench
+from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, trainable_count
 from mtlbench.cells.failure import GuardError, check_others, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
@@ -86,7 +86,7 @@ def run_cell(
         failure = failure_of(unseen or error, cell, kind="device" if unseen else None)
         record = Record(cell=cell, status="failed", failure=failure)
     provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
-    run.attempt = None
+    run.attempt = run.scorer = None
     if record.failure is None or record.failure.kind != "device":
         free_memory(bench.device)
     if ranks.size > 1:

@@ -103,9 +103,7 @@ class Scorer:
         attempt, lm_tasks = self.attempt, self.attempt.prepared.probe
         if not lm_tasks:
             return {}
-        return self.around.bench.untrained(
-            attempt.cell, lambda: self._score(attempt.backbone.fresh(), lm_tasks).scores
-        )
+        return self.around.bench.untrained(attempt.cell, lambda: self._score(attempt.backbone.fresh(), lm_tasks).scores)
 
     def _probe(self, before: Mapping[str, TaskScore]) -> ProbeEvaluation:
         """The probe tasks, by the untrained backbone (``before``) and by the trained model.
