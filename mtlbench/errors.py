@@ -29,6 +29,10 @@ class StoreError(MtlbenchError):
     """A run folder cannot be read or written."""
 
 
+class DeviceBusy(MtlbenchError):
+    """Other programs hold the memory of the device, or all of it: no cell can be run on it now."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence naming the closest known name, or all known names when none is close."""
     names = sorted(known)

@@ -116,10 +116,13 @@ class Protocol:
     """What the score of the validation split is: ``loss``, or ``metric``, the mean of the tasks' own metrics. The state
     with the best one is kept."""
     dtype: str = "auto"
-    """``auto`` (bf16 autocast where the device has the unit), ``float32`` or ``bfloat16``."""
+    """``auto`` (bf16 autocast where the device has the unit), ``float32``, ``bfloat16``, or ``float16`` with dynamic
+    loss scaling, for cards without bf16."""
     quantize: str = _added("none", before="none")
     """How the frozen linears of the backbone are stored: ``nf4``, ``fp4``, ``int8`` or ``fp8``, quantised while it is
     loaded; ``none``: as its files hold them."""
+    tf32: bool = _added(False, before=False)
+    """CUDA computes float32 products with 10 bits of mantissa (TF32). Without effect on other devices."""
     attention: str = "auto"
     """``auto`` (``sdpa`` where the backbone has it, else ``eager``), ``sdpa`` or ``eager``."""
     checkpointing: bool = False

@@ -18,6 +18,9 @@ FOREIGN_BYTES = "MTLBENCH_FOREIGN_BYTES"
 SHARED_BY = "MTLBENCH_WORKERS_PER_DEVICE"
 """Environment variable of a worker: workers on its device, where that is more than one; records keep it."""
 
+DEVICE_WHY = "MTLBENCH_DEVICE_WHY"
+"""Environment variable of a worker: why it uses the processor although the system shows a GPU; records keep it."""
+
 
 @dataclass(frozen=True)
 class DevicesPerCell:

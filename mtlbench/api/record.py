@@ -68,7 +68,9 @@ class Costs:
     tokens_per_second: float = 0.0
     """Real training tokens per second of training."""
     peak_memory: int | None = None
-    """Device memory on an accelerator; resident memory of the worker's process on a CPU."""
+    """From the attachment of the method to the end of training. On an accelerator what torch allocated on the device:
+    backbone and cell. On a CPU resident memory of the worker's process: libraries, tokenised rows, backbone and cell.
+    What earlier cells held is freed before."""
     peak_memory_kind: str = ""
     """``device`` or ``process``."""
     adapter_bytes: int = 0
@@ -133,6 +135,8 @@ class Notes(TypedDict, total=False):
     """Mean share of a step's rows that the task with most rows had."""
     task_weighting: str
     """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
+    merging: str
+    """How a method that merges was scored where memory ran out for a second copy of the weights."""
     stages: list[StageNote]
     chat_template: str
     """What the chat template does not allow, where one is applied and it does not render every turn."""
@@ -164,6 +168,12 @@ class Provenance(Disturbances, total=False):
     host: str
     pid: int
     device: str
+    gpu_uuid: str
+    """UUID of the device of this process, as `nvidia-smi -L` lists it; absent on a CPU."""
+    driver: str
+    """Version of the NVIDIA driver, where there is one."""
+    cuda: str
+    """Version of CUDA that torch is built for; absent on a CPU."""
     device_why: str
     """Why ``--device auto`` took the processor although the system has a GPU."""
     threads: int

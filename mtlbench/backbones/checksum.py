@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,15 @@ class Checksum:
     def holds(self) -> bool:
         """Whether no bit of the model has changed."""
         return torch.equal(self.sums, _sums(self.model))
+
+
+@torch.no_grad()
+def sums_by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The two sums ``[2]`` of each tensor, on the CPU: what tells whether it changed, without a copy of it."""
+    if not tensors:
+        return {}
+    sums = torch.stack([_of(tensor) for tensor in tensors.values()]).cpu()
+    return dict(zip(tensors, sums, strict=True))
 
 
 @torch.no_grad()

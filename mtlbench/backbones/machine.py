@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +21,10 @@ from mtlbench.errors import RequestError
 
 BUDGET_S = 0.02
 """Seconds to measure each dtype, after one product to warm up."""
+
+
+OTHERS_SHARE, OTHERS_BYTES = 0.05, 2**30
+"""Share and bytes of a device's memory that are always in use: the context of each process, what a driver reserves."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,28 @@ def no_gpu_why(proc: Path = Path("/proc/driver/nvidia/version")) -> str | None:
     )
 
 
+_UNFIT = {
+    "no kernel image": "torch {torch} has no code for this GPU. It is built for {archs}; install a build for the card.",
+    "kernel image is invalid": "torch {torch} has no code for this GPU. It is built for {archs}; install a build for "
+    "the card.",
+    "driver on your system is too old": "the NVIDIA driver is too old for torch {torch} with CUDA {cuda}. Update the "
+    "driver, or install a torch for an older CUDA.",
+    "driver version is insufficient": "the NVIDIA driver is too old for torch {torch} with CUDA {cuda}. Update the "
+    "driver, or install a torch for an older CUDA.",
+    "not compiled with CUDA": "torch {torch} is built without CUDA. Install a build with CUDA, or say --device cpu.",
+}
+"""Words in an error of torch to what is wrong with this installation and what to do."""
+
+
+def unfit(error: BaseException) -> str | None:
+    """Why this torch cannot compute on this machine's GPU, in one sentence with the fix; ``None`` for other errors."""
+    if not isinstance(error, (RuntimeError, AssertionError)):
+        return None
+    said = next((what for words, what in _UNFIT.items() if words in str(error)), None)
+    archs = ", ".join(torch.cuda.get_arch_list()) or "no GPU"
+    return None if said is None else said.format(torch=torch.__version__, cuda=torch.version.cuda, archs=archs)
+
+
 def probe(device: torch.device) -> Machine:
     """Measure the speed of matrix products on ``device`` in float32 and bfloat16, in about 50 ms."""
     on_cpu = device.type == "cpu"
@@ -72,10 +102,12 @@ def choose_dtype(requested: str, machine: Machine) -> torch.dtype:
             return torch.float32
         case "bfloat16":
             return torch.bfloat16
+        case "float16":
+            return torch.float16
         case "auto":
             faster = not machine.device.startswith("cpu") and machine.bfloat16_gflops > 1.2 * machine.float32_gflops
             return torch.bfloat16 if faster else torch.float32
-    raise RequestError(f"dtype={requested!r} is not known. Known: auto, float32, bfloat16.")
+    raise RequestError(f"dtype={requested!r} is not known. Known: auto, float32, bfloat16, float16.")
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -101,8 +133,9 @@ def _timed(a: torch.Tensor, b: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-_PHRASES = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Phrases in errors of CUDA and other accelerators, of torch's CPU allocator, and of cuBLAS and cuDNN."""
+_PHRASES = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED")
+"""Phrases in errors of CUDA and other accelerators, of torch's CPU allocator, and of cuBLAS and cuDNN; these two cannot
+make their handles (``NOT_INITIALIZED``) where no memory is left for them."""
 
 
 class NoRoom(MemoryError):
@@ -117,10 +150,53 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Release cached memory. Call it outside the ``except`` block, as the error refers to tensors in its frames."""
+    """Release cached memory. Call it outside the ``except`` block, as the error refers to tensors in its frames.
+
+    On a CPU the allocator of glibc gives freed pages back, which it otherwise keeps: resident memory would grow with
+    whatever the process did before.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "cpu" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+def available_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of host memory that this process may still take; ``None`` where the system does not say."""
+    rooms: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        fields = meminfo.read_text().split()
+        rooms.append(int(fields[fields.index("MemAvailable:") + 1]) * 1024)
+    with suppress(OSError, ValueError):
+        most = int((group / "memory.max").read_text())  # "max" where there is no limit
+        rooms.append(most - int((group / "memory.current").read_text()))
+    return max(0, min(rooms)) if rooms else None
+
+
+def others_hold(device: torch.device) -> int:
+    """Bytes of the device's memory that other programs hold now; 0 where that is no more than a driver needs, or where
+    other workers of this run share the device: what they hold is theirs."""
+    if device.type != "cuda" or workers_on_device() > 1:
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    held = total - free - torch.cuda.memory_reserved(device)
+    return held if held > max(OTHERS_SHARE * total, OTHERS_BYTES) else 0
+
+
+@contextmanager
+def tf32_products(on: bool) -> Iterator[None]:
+    """Inside, CUDA computes float32 products and convolutions with 10 bits of mantissa, or with all 23 where not
+    ``on``, whatever was set around. Other devices have no such unit."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = on
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 CONTEXT_BYTES = 600 * 2**20

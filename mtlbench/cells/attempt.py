@@ -14,7 +14,7 @@ from mtlbench.api.method import Method, Setup
 from mtlbench.api.record import Disturbances
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
-from mtlbench.backbones.machine import axis_seed
+from mtlbench.backbones.machine import axis_seed, free_memory
 from mtlbench.backbones.quantization import check_methods, label_of
 from mtlbench.cells.bench import Bench, Prepared
 from mtlbench.cells.cost import Peak, read_peak, reset_peak
@@ -104,6 +104,8 @@ class CellAttempt:
     def attach(self) -> str | None:
         """Attach the method, or say why it cannot be."""
         setup = self.setup
+        # an attempt whose checkpoint did not fit, or a process that only trained along, may have left its model
+        free_memory(self._around.bench.device)
         self._was_reset = reset_peak(self._around.bench.device)
         reason = self.method.refuse(setup)
         if reason is not None:

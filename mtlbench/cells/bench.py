@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,22 +11,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtlbench.api.cell import Cell, Protocol
+from mtlbench.api.executor import DEVICE_WHY
 from mtlbench.api.record import TaskScore
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.api.task import Task
 from mtlbench.backbones.backbone import Backbone, load_backbone
 from mtlbench.backbones.loaded import check_rows_fit
-from mtlbench.backbones.machine import Machine, axis_seed, choose_dtype, keep_to_share, no_gpu_why, probe
+from mtlbench.backbones.machine import (
+    Machine,
+    axis_seed,
+    choose_dtype,
+    is_out_of_memory,
+    keep_to_share,
+    no_gpu_why,
+    probe,
+    unfit,
+)
 from mtlbench.backbones.names import found_model
 from mtlbench.cells import guards
+from mtlbench.cells.failure import lost
 from mtlbench.data.choose import open_source
 from mtlbench.data.examples import evaluation_golds
 from mtlbench.data.from_train import splits_under
 from mtlbench.data.k_shot import chosen_rows
 from mtlbench.data.lm_task import choose_rows, load_lm_task
 from mtlbench.data.source import Source, find_task
-from mtlbench.errors import DataError, RequestError
+from mtlbench.errors import DataError, DeviceBusy, RequestError
 from mtlbench.plugins import load_suite
+from mtlbench.text import one_line
 from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow
@@ -83,12 +96,12 @@ class Bench:
             torch.set_num_threads(threads)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
-        self.device_why = no_gpu_why() if device == "auto" and name == "cpu" else None
+        self.device_why = no_gpu_why() if device == "auto" and name == "cpu" else os.environ.get(DEVICE_WHY)
         """Why the processor was taken although the system shows a GPU."""
         if self.device_why is not None:
             logger.warning("a GPU is not used: %s", self.device_why)
         self.workers_per_device = keep_to_share(self.device)
-        self.machine: Machine = probe(self.device)
+        self.machine: Machine = _measured(self.device)
         self.sharding = sharding
         self._data = data
         self._places = places
@@ -250,6 +263,23 @@ class Bench:
 def _read(cell: Cell) -> tuple[str, ...]:
     """The tasks whose data the cell reads."""
     return (*cell.tasks, *cell.protocol.probe_tasks)
+
+
+def _measured(device: torch.device) -> Machine:
+    """The speed of the device.
+
+    Raises:
+        RequestError: this torch cannot compute on it.
+        DeviceBusy: other programs hold its memory, or it is in their exclusive use.
+    """
+    try:
+        return probe(device)
+    except (RuntimeError, AssertionError) as error:
+        if (reason := unfit(error)) is not None:
+            raise RequestError(f"--device {device}: {reason}") from error
+        if is_out_of_memory(error) or lost(error) is not None:
+            raise DeviceBusy(f"the device cannot be used now: {one_line(str(error))}") from error
+        raise
 
 
 def _check_of(trained: Sequence[RowFacts], scored: Sequence[RowFacts] | None) -> RowCheck:

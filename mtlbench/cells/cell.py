@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Costs, Disturbances, Notes, Provenance, Record
-from mtlbench.backbones.backbone import Backbone, stored_count
-from mtlbench.backbones.machine import free_memory
+from mtlbench.backbones.backbone import Backbone
+from mtlbench.backbones.checksum import sums_by_name
+from mtlbench.backbones.machine import free_memory, tf32_products
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, pruned_count, trainable_count
-from mtlbench.cells.failure import GuardError, failure_of, lost_unseen, refusal
+from mtlbench.cells.failure import GuardError, check_others, failure_of, lost_unseen, refusal
 from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
 from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
@@ -37,7 +39,6 @@ from mtlbench.training.checkpoints.state import (
     saved_names,
     shrink,
     trainable_names,
-    trainable_state,
 )
 from mtlbench.training.splits import Splits
 
@@ -63,6 +64,7 @@ def run_cell(
 
     Raises:
         Stopped: the worker was asked to end.
+        DeviceBusy: memory ran out before the first step, as other programs hold that of the device.
     """
     started = time.time()
     around = TrainingContext(
@@ -75,19 +77,24 @@ def run_cell(
     run = _Run(cell, around, events=events)
     try:
         check_sources(cell)
-        try:
-            record = run.record()
-        except Unusable as error:
-            run.forget(str(error))
-            record = run.record()
+        with tf32_products(cell.protocol.tf32):
+            try:
+                record = run.record()
+            except Unusable as error:
+                run.forget(str(error))
+                record = run.record()
     except (Exception, SystemExit) as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
-        record = Record(cell=cell, status="failed", failure=failure_of(lost_unseen(bench.device) or error, cell))
+        if (unseen := lost_unseen(bench.device)) is None:
+            check_others(error, bench.device, steps=run.steps)
+        failure = failure_of(unseen or error, cell, kind="device" if unseen else None)
+        record = Record(cell=cell, status="failed", failure=failure)
+    provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
+    run.attempt = run.scorer = None
     if record.failure is None or record.failure.kind != "device":
         if record.status != "ok":
             bench.drop_if_changed()
         free_memory(bench.device)
-    provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
     if commits := commits_of(cell.plugins):
         provenance["plugin_commits"] = commits
     if ranks.size > 1:
@@ -133,6 +140,11 @@ class _Run:
         return self.around.bench
 
     @property
+    def steps(self) -> int:
+        """Steps done, in earlier attempts too."""
+        return self.attempt.loop.progress.steps if self.attempt is not None else 0
+
+    @property
     def folder(self) -> RunFolder:
         return self.around.folder
 
@@ -150,7 +162,7 @@ class _Run:
         attached = trainable_count(model)
         limits = backbone_notes(model, backbone, requested=cell.protocol.attention)
         sample = self._sample(attempt.splits, backbone)
-        before = trainable_state(model)
+        before = sums_by_name(_trained(model))
         if method.identity_at_start:
             stock = guards.label_logits(backbone.fresh(), sample, routing)
             self._check("equal_to_backbone_at_start", self._same(stock, guards.label_logits(model, sample, routing)))
@@ -161,30 +173,26 @@ class _Run:
         model.eval()
         trainable = trainable_count(model) - pruned_count(model)
         if before:
-            self._check("trained", guards.trained(before, trainable_state(model)))
+            self._check("trained", guards.trained(before, sums_by_name(_trained(model))))
             self._reload(attempt, sample)
+        free_memory(self.bench.device)
         reach("cell.saved")
-        method.finish(model)
-        evaluated = time.perf_counter()
-        evaluation = scorer.tasks()
-        eval_seconds = time.perf_counter() - evaluated
-        probe = scorer.probe()
-        reach("cell.evaluated")
+        scored = scorer.run()
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         if self.around.ranks.first:
-            self.folder.put_samples(cell.key, [*evaluation.samples, *probe.samples])
+            self.folder.put_samples(cell.key, [*scored.tasks.samples, *scored.probe.samples])
         done = attempt.loop.progress
         return Record(
             cell=cell,
             status="ok",
-            scores=evaluation.scores,
-            probe=probe.scores,
+            scores=scored.tasks.scores,
+            probe=scored.probe.scores,
             costs=Costs(
                 trainable_parameters=trainable,
                 backbone_parameters=backbone.parameters,
-                inference_parameters=max(0, stored_count(model) - stored_count(backbone.model)),
+                inference_parameters=scored.parameters,
                 train_seconds=done.seconds,
-                eval_seconds=eval_seconds,
+                eval_seconds=scored.seconds,
                 total_seconds=attempt.seconds(),
                 steps=done.steps,
                 train_rows=done.rows,
@@ -206,6 +214,7 @@ class _Run:
                 ),
                 **limits,
                 **_chat_note(attempt.prepared.chat),
+                **scored.notes,
             },
             provenance={**self._provenance(backbone), "cached_rows": attempt.prepared.cached},
         )
@@ -282,6 +291,10 @@ class _Along(_Run):
 
     def _stepped(self, step: int, losses: torch.Tensor, tasks: torch.Tensor) -> None:
         reach("rank.step")
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _chat_note(chat: str) -> Notes:

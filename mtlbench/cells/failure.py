@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, FailureClass
-from mtlbench.backbones.machine import is_out_of_memory
-from mtlbench.errors import PluginError, RequestError, StoreError
+from mtlbench.backbones.machine import is_out_of_memory, others_hold, unfit
+from mtlbench.errors import DeviceBusy, PluginError, RequestError, StoreError
 from mtlbench.files.sealed import Damaged
 from mtlbench.files.temporary import disk_error
 from mtlbench.plugins import offer_of
+from mtlbench.text import memory
 from mtlbench.training.loop import DivergedError
 
 _NEXT: dict[FailureClass, str] = {
@@ -28,8 +29,8 @@ _NEXT: dict[FailureClass, str] = {
     "corrupt": "Remove or restore the file that the message names, then run the same command again.",
     "plugin": "The failure is in the method's own code: `mtlbench check` finds most such faults in seconds. If it is "
     "not yours, report it to its authors with the frames of this record.",
-    "device": "The worker ended, because its process cannot use the device any more; run the same command again with "
-    "CUDA_LAUNCH_BLOCKING=1 set, which makes the frames show the operation, or on another device after an ECC error.",
+    "device": "The worker ended, because its process cannot use the device any more, and the cell was tried again in a "
+    "new one; run the same command again with CUDA_LAUNCH_BLOCKING=1 set, which makes the frames show the operation.",
     "infra": "Run the same command again; if it fails the same way, report it with the frames of this record.",
 }
 _LAYERS = tuple(f"mtlbench.nn.{part}" for part in ("blocks", "linears", "low_rank", "prefixes", "soft_prompts"))
@@ -40,9 +41,9 @@ class GuardError(Exception):
     """A check made on every cell did not hold, so its scores cannot be trusted."""
 
 
-def failure_of(error: BaseException, cell: Cell) -> Failure:
-    """The class, message and next step of an exception raised while running ``cell``."""
-    kind = _class_of(error, cell)
+def failure_of(error: BaseException, cell: Cell, *, kind: FailureClass | None = None) -> Failure:
+    """The class, message and next step of an exception raised while running ``cell``; ``kind`` is a class known."""
+    kind = kind or _class_of(error, cell)
     frames = traceback.extract_tb(error.__traceback__)[-6:]
     message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SystemExit):
@@ -54,6 +55,8 @@ def failure_of(error: BaseException, cell: Cell) -> Failure:
             ". A token or a position has no row in the embeddings of the backbone: a row, with the tokens that the "
             "method puts before it, is longer than its positions. Lower --max-length."
         )
+    if (reason := unfit(error)) is not None:
+        message += f". {reason[0].upper()}{reason[1:]}"
     return Failure(
         kind=kind,
         message=message,
@@ -76,7 +79,7 @@ def _class_of(error: BaseException, cell: Cell) -> FailureClass:
         return "disk"
     if isinstance(error, (StoreError, Damaged, SafetensorError)):
         return "corrupt"
-    if isinstance(error, (RequestError, DivergedError)) or _beyond_embedding(error):
+    if isinstance(error, (RequestError, DivergedError)) or _beyond_embedding(error) or unfit(error) is not None:
         return "user"
     if isinstance(error, (PluginError, GuardError, SystemExit)):
         return "plugin"
@@ -140,13 +143,27 @@ _DEVICE_ERRORS = (
     "hardware stack error",
     "uncorrectable ECC",
     "uncorrectable NVLink",
+    "contained error",
+    "Invalid access of peer GPU memory",
+    "memory address leak",
     "context is destroyed",
+    "busy or unavailable",
+    "GPU is lost",
+    "fallen off the bus",
+    "driver shutting down",
+    "initialization error",
+    "system not yet initialized",
+    "fabric not ready",
+    "invalid device ordinal",
+    "No CUDA GPUs are available",
+    "CUDA unknown error",
     "CUDA error: unknown error",
     "HIP error: unknown error",
     "STATUS_EXECUTION_FAILED",
+    "STATUS_INTERNAL_ERROR",
 )
-"""What CUDA and HIP call the errors that no later call of the process survives (CUDA runtime API, `cudaError_t`: "the
-process must be terminated"); cuBLAS and cuDNN report them as their own failure to execute."""
+"""What CUDA, HIP and the driver call errors after which a process must be ended (CUDA runtime API, `cudaError_t`), or
+which say that the device cannot be had; cuBLAS and cuDNN report the former as their own failure."""
 
 
 def lost(error: BaseException) -> BaseException | None:
@@ -162,11 +179,28 @@ def lost(error: BaseException) -> BaseException | None:
 
 
 def lost_unseen(device: torch.device) -> BaseException | None:
-    """The error that waits on the device for the next call, as kernels fail after the call that started them."""
+    """The error that waits on the device for the next call, as kernels fail after the call that started them.
+
+    Whatever waiting for the device raises after a failure says that its context is gone.
+    """
     if device.type != "cuda":
         return None
     try:
         torch.cuda.synchronize(device)
     except RuntimeError as error:
-        return lost(error)
+        return error
     return None
+
+
+def check_others(error: BaseException, device: torch.device, *, steps: int) -> None:
+    """Tell a device that others have filled from a cell that is too large.
+
+    Raises:
+        DeviceBusy: memory ran out before the first step, and other programs hold some of it.
+    """
+    if steps or not is_out_of_memory(error) or not (held := others_hold(device)):
+        return
+    raise DeviceBusy(
+        f"memory ran out before the first step, and other programs hold {memory(held)} of the device. Its cells are "
+        "left for other devices; run the same command again once it is free."
+    ) from error

@@ -12,7 +12,7 @@ from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.head import logits_at
 from mtlbench.training.batches import Batch
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference of logits that counts as equal, relative to the largest logit."""
 MEANING: Mapping[str, str] = {
     "equal_to_backbone_at_start": "its logits differ from the backbone's before the first step; set identity_at_start "
@@ -42,7 +42,7 @@ def backbone_unchanged(backbone: Backbone) -> bool:
 
 
 def trained(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
-    """At least one trainable parameter moved."""
+    """At least one trainable parameter moved, by their values or sums of them by name."""
     return any(not torch.equal(value, after[name]) for name, value in before.items() if name in after)
 
 

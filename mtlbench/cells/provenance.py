@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
@@ -103,6 +107,7 @@ def provenance_of(bench: Bench) -> Provenance:
         "float32_gflops": round(bench.machine.float32_gflops, 1),
         "bfloat16_gflops": round(bench.machine.bfloat16_gflops, 1),
     }
+    provenance |= gpu_facts(bench.device)
     if bench.device_why is not None:
         provenance["device_why"] = bench.device_why
     if bench.workers_per_device > 1:
@@ -110,3 +115,19 @@ def provenance_of(bench: Bench) -> Provenance:
     if foreign := os.environ.get(FOREIGN_BYTES):
         provenance["foreign_device_bytes"] = int(foreign)
     return provenance
+
+
+def gpu_facts(device: torch.device, version: Path = Path("/proc/driver/nvidia/version")) -> Provenance:
+    """UUID, driver and CUDA version of an accelerator; nothing of a CPU. ``version`` is the file of the driver."""
+    facts: Provenance = {}
+    if device.type != "cuda":
+        return facts
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    if uuid is not None:
+        facts["gpu_uuid"] = f"GPU-{uuid}"
+    with suppress(OSError):
+        if found := re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", version.read_text()):
+            facts["driver"] = found[1]
+    if (cuda := torch.version.cuda) is not None:
+        facts["cuda"] = cuda
+    return facts

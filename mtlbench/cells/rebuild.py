@@ -70,7 +70,9 @@ def rebuild(record: Record, adapter: Path, *, model: str | None = None) -> Rebui
     """
     cell = record.cell
     extra = saved_extra(adapter)
-    dtype = {"torch.bfloat16": torch.bfloat16}.get(record.provenance.get("dtype", ""), torch.float32)
+    dtype = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16}.get(
+        record.provenance.get("dtype", ""), torch.float32
+    )
     where = model or cell.model
     backbone = load_backbone(
         where,

@@ -1,9 +1,10 @@
-"""Scoring a cell: its tasks after training, in training on rows kept from it, and its probe tasks before and after."""
+"""Scoring a cell: its tasks after training and merging, in training on rows kept from it, and its probe tasks."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mtlbench.api.record import ProbeScore
+from mtlbench.api.record import Notes, ProbeScore, TaskScore
+from mtlbench.backbones.backbone import stored_count
 from mtlbench.backbones.machine import free_memory, is_out_of_memory
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import token_budget
 from mtlbench.data.lm_task import scored_on_training
 from mtlbench.evaluation.evaluate import Evaluation, evaluate
+from mtlbench.files.failpoints import reach
+from mtlbench.nn.attachments import attach_state
+from mtlbench.nn.low_rank.merging import Merging
+from mtlbench.nn.low_rank.siblings import forgotten_on_failure
 from mtlbench.text import one_line
 
 if TYPE_CHECKING:
@@ -35,6 +41,19 @@ class ProbeEvaluation:
     """Predictions after training, as of :class:`~mtlbench.evaluation.evaluate.Evaluation`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """How a trained model was scored."""
+
+    tasks: Evaluation
+    probe: ProbeEvaluation
+    seconds: float
+    """Of the evaluation of the tasks."""
+    parameters: int
+    """Parameters and buffers that the method adds at inference."""
+    notes: Notes
+
+
 @dataclass
 class Scorer:
     """Scores models of one attempt; less memory for one evaluation holds for those after it."""
@@ -43,9 +62,40 @@ class Scorer:
     around: TrainingContext
     token_budget: int = 0
     """Tokens of a batch; lower than the device's where memory ran out."""
+    merging: Merging = field(default_factory=Merging)
 
     def __post_init__(self) -> None:
         self.token_budget = token_budget(self.around.bench.device)
+
+    def run(self) -> Scored:
+        """Let the method merge or collapse what it trained, and score the tasks with what is left.
+
+        The frozen weights are afterwards what they were, also where merged ones took their place.
+        """
+        attempt, model = self.attempt, self.attempt.model
+        before = self._untrained()  # the frozen weights may hold merged ones later
+        attach_state(model, self.merging)
+        try:
+            attempt.method.finish(model)
+            began = time.perf_counter()
+            tasks = self.tasks()
+            seconds = time.perf_counter() - began
+            probe = self._probe(before)
+            reach("cell.evaluated")
+            parameters = max(0, stored_count(model) - stored_count(attempt.backbone.model))
+        finally:
+            self._put_back()
+        notes: Notes = {} if self.merging.note is None else {"merging": self.merging.note}
+        return Scored(tasks=tasks, probe=probe, seconds=seconds, parameters=parameters, notes=notes)
+
+    def _put_back(self) -> None:
+        if self.merging.how == "copies":
+            return
+        try:
+            self.merging.undo(self.attempt.model)
+        except BaseException:
+            self.around.bench.drop_backbones()  # some weights hold what was merged: later cells load them again
+            raise
 
     def tasks(self) -> Evaluation:
         """The tasks of the cell, by the trained model."""
@@ -69,19 +119,22 @@ class Scorer:
         scores = [score.score for score in found.scores.values()]
         return sum(score if math.isfinite(score) else 0.0 for score in scores) / len(scores)
 
-    def probe(self) -> ProbeEvaluation:
-        """The probe tasks, by the untrained backbone and by the trained model.
+    def _untrained(self) -> Mapping[str, TaskScore]:
+        """Scores of the probe tasks by the untrained backbone."""
+        attempt, lm_tasks = self.attempt, self.attempt.prepared.probe
+        if not lm_tasks:
+            return {}
+        return self.around.bench.untrained(attempt.cell, lambda: self._score(attempt.backbone.fresh(), lm_tasks).scores)
+
+    def _probe(self, before: Mapping[str, TaskScore]) -> ProbeEvaluation:
+        """The probe tasks, by the untrained backbone (``before``) and by the trained model.
 
         A method whose output depends on the task id has parameters for the tasks it trained only. Which of them would
         answer for another task is the method's to say, and no method says it: its probe has a reason instead.
         """
-        attempt = self.attempt
-        lm_tasks = attempt.prepared.probe
+        attempt, lm_tasks = self.attempt, self.attempt.prepared.probe
         if not lm_tasks:
             return ProbeEvaluation()
-        before = self.around.bench.untrained(
-            attempt.cell, lambda: self._score(attempt.backbone.fresh(), lm_tasks).scores
-        )
         if attempt.method.task_routed:
             reason = (
                 f"{one_line(attempt.cell.variant)} routes examples by their task, and has no parameters for a task "
@@ -97,21 +150,26 @@ class Scorer:
     def _score(
         self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask], *, every_row: bool = False
     ) -> Evaluation:
-        """Score tasks; where memory runs out, again with half the tokens at once, until one row is left.
+        """Score tasks; where memory runs out, again without copies of merged weights, and then with half the tokens at
+        once, until one row is left.
 
         The longest rows come first, so that little is computed twice.
         """
         device = self.around.bench.device
         while True:
             try:
-                with self.around.ranks.in_step(model):
+                with self.around.ranks.in_step(model), forgotten_on_failure(model):
                     return self._evaluate(model, lm_tasks, None if every_row else self.attempt.cell.protocol.eval_rows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.token_budget == 1:
                     raise
-                self.token_budget //= 2
-                logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
             free_memory(device)
+            compact = model is self.attempt.model and device.type != "cpu" and self.merging.merged
+            if compact and self.merging.make_room(model):
+                logger.warning("memory ran out in evaluation: merged weights take no room of their own from here on")
+                continue
+            self.token_budget //= 2
+            logger.warning("memory ran out in evaluation: %d tokens at once from here on", self.token_budget)
 
     def _evaluate(
         self, model: nn.Module, lm_tasks: Mapping[str, ConfigurableTask], eval_rows: int | None

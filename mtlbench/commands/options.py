@@ -109,8 +109,9 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="WHAT",
         help="Keep the state that held-out rows score best: loss or metric.  [default: loss]",
     ),
-    click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]"),
+    click.option("--dtype", help="auto, float32, bfloat16 or float16 (with loss scaling).  [default: auto]"),
     click.option("--quantize", help="Store the frozen backbone in fewer bits: nf4, fp4, int8, fp8.  [default: none]"),
+    click.option("--tf32/--no-tf32", default=None, help="Float32 products of GPUs with 10 bits of mantissa."),
     click.option("--attention", help="auto (sdpa where the backbone has it), sdpa or eager.  [default: auto]"),
     click.option("--checkpointing/--no-checkpointing", default=None, help="Recompute layers in backward."),
 )

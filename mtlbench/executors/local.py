@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,19 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mtlbench.api.executor import DevicesPerCell, Executor, Launch, Workers
+from mtlbench.api.executor import DEVICE_WHY, DevicesPerCell, Executor, Launch, Workers
 from mtlbench.api.hooks import hookimpl
+from mtlbench.errors import RequestError
 from mtlbench.executors import slots as leases
 from mtlbench.executors.devices import Device, Inventory, Nvidia
 from mtlbench.executors.process import WorkerProcess, end_all, spawn
 from mtlbench.executors.queue import CellQueue
-from mtlbench.executors.slots import Pool, check_shareable, pool, shares
+from mtlbench.executors.room import with_room
+from mtlbench.executors.slots import Pool, check_shareable, foreign, pool, shares
 from mtlbench.executors.watch import overdue, timeout_record
 from mtlbench.files.owner import cpus
 from mtlbench.text import memory
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.stacks import frames, stacks_file
-from mtlbench.workers.worker import MAX_DEATHS
+from mtlbench.workers.worker import BUSY, MAX_DEATHS, REFUSED
 
 WORKER_RESTARTS = 2
 """Restarts of a slot in a row without a finished cell."""
@@ -61,6 +64,8 @@ class LocalExecutor(Executor):
     def check(self, device: str) -> None:
         """Reject ``cuda`` without a GPU."""
         if device == "cuda":
+            if (why := self._unusable()) is not None:
+                raise RequestError(f"--device cuda: {why}.")
             pool(device, 0, demand={}, cores=1, cards=self.inventory.devices())
 
     def check_shared(self, device: str, devices: DevicesPerCell) -> None:
@@ -72,10 +77,17 @@ class LocalExecutor(Executor):
         """Start the workers, at most one for each cell without a record.
 
         Raises:
-            RequestError: ``cuda`` is requested without a GPU, or there are fewer GPUs than a cell or the workers need.
+            RequestError: ``cuda`` is requested without a GPU, there are fewer GPUs than a cell or the workers need, or
+                other programs have filled all of them.
         """
         queue = CellQueue(launch, only=self.only)
-        cards = () if launch.device == "cpu" else self.inventory.devices()
+        why = None if launch.device == "cpu" else self._unusable()
+        if why is not None and launch.device == "cuda":
+            raise RequestError(f"--device cuda: {why}.")
+        cards = () if launch.device == "cpu" or why is not None else self.inventory.devices()
+        if why is not None:
+            _log.warning("a GPU is not used: %s", why)
+        cards = with_room(cards, queue.missing(), devices=launch.devices)
         chosen = pool(
             launch.device,
             launch.workers,
@@ -94,12 +106,16 @@ class LocalExecutor(Executor):
                 )
         return LocalWorkers(
             self.command,
+            device_why=why,
             queue=queue,
             pool=chosen,
             inventory=self.inventory,
             first=self.first,
             directory=self.directory,
         )
+
+    def _unusable(self) -> str | None:
+        return self.inventory.unusable() if isinstance(self.inventory, Nvidia) else None
 
 
 @dataclass
@@ -127,6 +143,8 @@ class LocalWorkers(Workers):
     inventory: Inventory = field(kw_only=True)
     first: int = field(default=0, kw_only=True)
     directory: Path | None = field(default=None, kw_only=True)
+    device_why: str | None = field(default=None, kw_only=True)
+    """Why the processor is used although the system shows a GPU."""
 
     def __post_init__(self) -> None:
         self.launch, self.folder = self.queue.launch, self.queue.folder
@@ -246,14 +264,14 @@ class LocalWorkers(Workers):
         demand = self.queue.demand()
         if worker.retired or (code == 0 and not demand[worker.slot.width]):
             return
-        if worker.kill_at is None:
+        if worker.kill_at is None and code != REFUSED:
             self._count_fault(worker)
         if not demand:
             return
         log = self.folder.log(slot.index)
         if self._progressed(worker, demand.total()):
             slot.restarts = 0
-        elif slot.restarts >= WORKER_RESTARTS:
+        elif slot.restarts >= WORKER_RESTARTS or code == REFUSED:
             _log.error("worker %d ended (%s) and is not started again: see %s", slot.index, worker.ending(), log)
             slot.closed = True
             return
@@ -291,15 +309,26 @@ class LocalWorkers(Workers):
             if worker.heartbeat.done:
                 self._faults[device.id].clear()
             self._faults[device.id].add(where)
-        present = {device.id for device in self.inventory.devices()}
+        busy = worker.process.returncode == BUSY
+        present = self._present()
         for device in list(self._usable):
             faults = len(self._faults[device.id])
-            # The last one stays in use: the cells may be at fault, not the device.
-            if device.id in present and (faults < FAULTS or len(self._usable) == 1):
+            # The last one stays in use: the cells may be at fault, not the device, unless others have filled it.
+            if device.id in present and (faults < FAULTS or (len(self._usable) == 1 and not busy)):
                 continue
             self._usable.remove(device)
             why = f"{faults} workers in a row died on it" if device.id in present else "it is gone"
+            if busy and device in worker.slot.devices:
+                why = "other programs have filled it"
             _log.error("device %s is not used again: %s; %d left", device.id, why, len(self._usable))
+
+    def _present(self) -> set[str]:
+        """Ids of the devices that are there; those known before where the driver lists none or does not answer."""
+        with contextlib.suppress(RequestError):
+            if listed := {device.id for device in self.inventory.devices()}:
+                return listed
+        _log.warning("the driver does not list its devices now: they are used as before")
+        return {device.id for device in self._usable}
 
     # New workers
 
@@ -339,11 +368,12 @@ class LocalWorkers(Workers):
         return None
 
     def _take(self, width: int) -> tuple[tuple[Device, ...], tuple[int, ...]] | None:
-        """Free devices, those without faults first, and their lock files; ``None`` when too few are free."""
+        """Free devices and their lock files, those without faults first, then those that no other program uses;
+        ``None`` when too few are free."""
         busy = {(device.id, device.seat) for worker in self._workers() for device in worker.slot.devices}
         free = sorted(
             (device for device in self._usable if (device.id, device.seat) not in busy),
-            key=lambda d: len(self._faults[d.id]),
+            key=lambda d: (len(self._faults[d.id]), foreign(d)),
         )
         if self.pool.device == "cpu":
             return (tuple(free[:width]), ()) if len(free) >= width else None
@@ -394,7 +424,7 @@ class LocalWorkers(Workers):
             slot=self.pool.slot(devices),
             log=self.folder.log(slot.index),
             done=done,
-            base=os.environ,
+            base=os.environ if self.device_why is None else {**os.environ, DEVICE_WHY: self.device_why},
             directory=self.directory,
             leases=held,
         )

@@ -166,6 +166,7 @@ def _environment(slot: DeviceSlot, base: Mapping[str, str], *, module: bool) -> 
     if slot.shared_by > 1:
         told[SHARED_BY] = str(slot.shared_by)
     return {
+        **(_allocator(base) if slot.device == "cuda" else {}),
         # Spinning OpenMP threads make two busy processes on two cores an order of magnitude slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         **base,
@@ -175,6 +176,12 @@ def _environment(slot: DeviceSlot, base: Mapping[str, str], *, module: bool) -> 
         "CUDA_VISIBLE_DEVICES": slot.visible,
         **told,
     }
+
+
+def _allocator(base: Mapping[str, str]) -> dict[str, str]:
+    """Segments of device memory that grow: every step has other lengths, which would leave gaps between fixed ones."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second until torch 2.9
+    return {} if any(name in base for name in names) else dict.fromkeys(names, "expandable_segments:True")
 
 
 def _size(path: Path) -> int:

@@ -20,6 +20,11 @@ FOREIGN_SHARE = 0.05
 """Fraction of a device's memory that other programs must use before it is reported."""
 
 
+def foreign(device: Device) -> int:
+    """Bytes of a device that other programs use; 0 for what drivers reserve."""
+    return device.used if device.memory is not None and device.used > FOREIGN_SHARE * device.memory else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceSlot:
     """The devices and threads of one worker."""
@@ -39,7 +44,7 @@ class DeviceSlot:
     @property
     def foreign(self) -> int:
         """Bytes on its devices that other programs used when the run began; what drivers reserve is not counted."""
-        return sum(d.used for d in self.devices if d.memory is not None and d.used > FOREIGN_SHARE * d.memory)
+        return sum(map(foreign, self.devices))
 
     @property
     def visible(self) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from mtlbench.files.owner import Owner
 from mtlbench.files.sealed import write_new
-from mtlbench.files.temporary import temporary_path
+from mtlbench.files.temporary import atomic_write, temporary_path
 
 LEASE_S = 600.0
 """A claim of a process that cannot be checked from here expires after this many seconds without a heartbeat."""
@@ -32,6 +32,7 @@ CONFIRM_BEATS = 4
 """An expired claim is broken only after this process has observed this many further missed heartbeats: a clock that
 jumps makes every claim look expired, and file attributes on a network file system may be stale."""
 
+_GIVEN_BACK = ".given-back.json"
 _NAME = re.compile(r"([0-9a-f]+)\.(\d+)\.json")
 _log = logging.getLogger(__name__)
 
@@ -98,10 +99,31 @@ class Claims:
         if self.holds(claim):
             self._remove(claim.key, claim.attempt)
 
+    def give_back(self, claim: Claim, *, kind: str, devices: Iterable[str]) -> None:
+        """Note that the holder of ``claim`` leaves its cell to others, as ``devices`` failed it in the way ``kind``."""
+        entries = [*self.given_back().get(claim.key, []), {"kind": kind, "devices": sorted(devices)}]
+        with atomic_write(self._left(claim.key)) as made:
+            made.write_text(json.dumps(entries))
+
+    def given_back(self) -> dict[str, list[dict[str, Any]]]:
+        """Cell key to how and by which devices it was given back: ``kind`` and ``devices`` of each time."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for path in self.path.glob(f"*{_GIVEN_BACK}"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                entries = [{"kind": e["kind"], "devices": list(e["devices"])} for e in json.loads(path.read_bytes())]
+                found[path.name.removesuffix(_GIVEN_BACK)] = entries
+        return found
+
+    def _left(self, key: str) -> Path:
+        return self.path / f"{key}{_GIVEN_BACK}"
+
     def forget(self, keys: Iterable[str]) -> None:
-        """Remove attempts that are over, so that earlier deaths no longer count."""
+        """Remove attempts that are over, so that earlier deaths no longer count, nor that the cell was given back."""
         attempts = self._attempts()
         for key in keys:
+            if key not in attempts or self._over(key, attempts[key][-1]) or len(attempts[key]) > 1:
+                with contextlib.suppress(OSError):
+                    self._left(key).unlink(missing_ok=True)
             numbers = attempts.get(key, [])
             over = numbers if numbers and self._over(key, numbers[-1]) else numbers[:-1]
             # Lowest first: the highest one shows others who holds the cell.

@@ -281,6 +281,14 @@ class RunFolder:
         if self._records.has(claim.key):
             self._claims.forget([claim.key])
 
+    def give_back(self, claim: Claim, *, kind: str, devices: Iterable[str]) -> None:
+        """Leave a claimed cell to other workers, as ``devices`` failed it: ``kind`` is ``device`` or ``busy``."""
+        self._claims.give_back(claim, kind=kind, devices=devices)
+
+    def given_back(self) -> dict[str, list[dict[str, Any]]]:
+        """Key of a cell without a record to how and by which devices it was given back: ``kind``, ``devices``."""
+        return self._claims.given_back()
+
     def forget_deaths(self, keys: Iterable[str]) -> None:
         """Reset the count of worker deaths of these cells."""
         self._claims.forget(keys)

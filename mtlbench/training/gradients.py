@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing, RowSums
 from mtlbench.errors import RequestError
+from mtlbench.nn.low_rank.siblings import forgotten_on_failure
 from mtlbench.nn.row_sums import collecting
 from mtlbench.training.batches import Batch, token_rows
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
@@ -43,6 +45,9 @@ class Gradients:
         self.model, self.method, self.routing, self.autocast = model, method, routing, autocast
         self.loss = objective or Objective(method=method)
         """What is minimised; by default the mean over rows, or what the method computes itself."""
+        self.scaler: GradScaler | None = None
+        """Scales losses before they are differentiated, as small float16 gradients would vanish; ``None`` where that is
+        not the dtype."""
         self.linear: bool | None = None if self.loss.own else True
         """Whether the loss is linear in the losses of rows; ``None`` until :meth:`is_linear` has tried it."""
 
@@ -51,11 +56,12 @@ class Gradients:
         context: AbstractContextManager[object] = (
             nullcontext() if self.autocast is None else torch.autocast(batch.tasks.device.type, dtype=self.autocast)
         )
-        with context:
+        with context, forgotten_on_failure(self.model):
             return self.method.row_losses(self.model, BatchAnswers(self.model, batch, self.routing))
 
     def step(self, batches: Sequence[Batch], draws: Draws | None = None) -> Step:
-        """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters.
+        """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters, scaled by
+        :attr:`scaler`.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
         losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end. An
@@ -74,7 +80,7 @@ class Gradients:
                 loss = self.loss(losses, tasks, self.model)
                 if self.has_auxiliary_loss:
                     loss = loss + self.method.auxiliary_loss(reports, tasks, self.model)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(self._scaled(loss))
             return loss.detach(), losses.detach(), tasks
         auxiliary = self.auxiliary(self.reports(batches, draws), tasks) if self.has_auxiliary_loss else None
         losses = self.differentiate(batches, self.row_weights(tasks), draws, auxiliary)
@@ -93,6 +99,7 @@ class Gradients:
         """
         rows = token_rows(batch, self.model) if self.has_auxiliary_loss else None
         with (
+            forgotten_on_failure(self.model),  # layers that are checkpointed run in the backward too
             running(self.model, batch, self.routing),
             narrow_tail(self.model, batch.answers if rows is None else None, self.routing),
             collecting(rows) as reports,
@@ -149,7 +156,7 @@ class Gradients:
                 total = (losses * weight).sum()
                 for layer, slope in slopes.items():
                     total = total + (reports[layer].values * slope[number]).sum()
-                torch.autograd.backward(total)
+                torch.autograd.backward(self._scaled(total))
             parts.append(losses.detach())
         return torch.cat(parts)
 
@@ -158,9 +165,15 @@ class Gradients:
         with self.routing.of(tasks):
             loss = self.loss(losses, tasks, self.model)
             if loss.requires_grad:
-                torch.autograd.backward(loss)
+                torch.autograd.backward(self._scaled(loss))
         loss = loss.detach() if auxiliary is None else loss.detach() + auxiliary[0]
         return loss, losses, tasks
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        if self.scaler is None:
+            return loss
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
 
     def is_linear(self, tasks: Tensor) -> bool:
         """The loss is linear in the losses of rows of these tasks, so that micro-batches sum to its gradient.

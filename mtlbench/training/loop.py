@@ -28,14 +28,13 @@ from mtlbench.training.checkpoints.checkpoint import TrainingPosition
 from mtlbench.training.checkpoints.recovery import CheckpointPolicy
 from mtlbench.training.checkpoints.run_state import RunState
 from mtlbench.training.checkpoints.savepoints import TrainerState
-from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.forms import RowForm, form_of
 from mtlbench.training.gradients import Gradients, checkpointing, clear
 from mtlbench.training.loss import running
 from mtlbench.training.micro_batches import MicroBatcher, tasks_of
 from mtlbench.training.objective import objective_of
 from mtlbench.training.on_ranks import micro_batcher_for
-from mtlbench.training.optimizer import make_optimizer, parameters_of, schedule_factor, take_step
+from mtlbench.training.optimizer import make_optimizer, make_scaler, parameters_of, schedule_factor, take_step
 from mtlbench.training.progress import RunProgress, TrainingProgress
 from mtlbench.training.splits import SearchBatches, Splits, budget_steps
 from mtlbench.training.stages import RunPlan, stage_of
@@ -188,7 +187,8 @@ class Loop:
             plan = self._plan(self._stage(tasks))[self.progress.steps - self._first_step :][: stage.steps]
         done = RunProgress(tasks=stage.tasks, first_step=self.progress.steps, steps=self.progress.steps)
         self.progress.stages.append(done)
-        run = RunState(number, stage, optimizer, plan, stop_points, self.protocol.patience, done)
+        scaler = make_scaler(self._gradients.autocast, self._device)
+        run = RunState(number, stage, optimizer, plan, stop_points, self.protocol.patience, done, scaler=scaler)
         torch.manual_seed(axis_seed(self.seed, "dropout"))
         self.model.train()
         recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
@@ -245,6 +245,7 @@ class Loop:
         """Every step of a run that is left. Checkpoints are taken before a score, so that the score is made again."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.progress.parameters = max(self.progress.parameters, sum(p.numel() for p in trainable))
+        self._gradients.scaler = run.scaler
         self._savepoints.begin_run()
         self.progress.row_layout, self.progress.task_weighting = str(self.form), str(self._gradients.loss)
         self._mark = time.perf_counter()
@@ -272,7 +273,7 @@ class Loop:
         while (score := self._score_stop(run.stage.stop)) is None:
             self._pause(run)
         if run.judge(score):
-            run.best = trainable_state(self.model)
+            run.best = {name: p.detach().to("cpu", copy=True) for name, p in _trained(self.model)}
 
     def _pause(self, run: RunState) -> None:
         """Write a checkpoint, and end here if that was asked for."""
@@ -311,7 +312,7 @@ class Loop:
         state = self._savepoints.load(run.number, ended=False)
         if state is not None:
             self._load(state)
-            run.load(state["run"], done=self.progress.stages[-1], like=dict(self.model.named_parameters()))
+            run.load(state["run"], done=self.progress.stages[-1])
         return state is not None
 
     @property
@@ -351,10 +352,13 @@ class Loop:
     def _step(self, step: int, rows: Sequence[TokenRow], optimizer: Optimizer, *, total: int) -> None:
         params = parameters_of(optimizer)
         loss, losses, tasks = self._parts.step(rows, params, asked=self._rows_at_once, progress=self.progress)
+        scaler = self._gradients.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         if self.protocol.clip:
             nn.utils.clip_grad_norm_(params, self.protocol.clip)
         factor = schedule_factor(step, total=total, warmup=self.protocol.warmup, schedule=self.protocol.schedule)
-        take_step(optimizer, factor)
+        take_step(optimizer, factor, scaler)
         self.method.after_step(self.model, self._budgets_before + step)
         self.progress.steps += 1
         if (step + 1) % READ_EVERY == 0 or step + 1 == total:
@@ -399,3 +403,7 @@ class Loop:
         for name, p in self.model.named_parameters():
             if name in state:
                 p.copy_(state[name])
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 
 MOMENTUM = 0.9
@@ -49,15 +50,27 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def take_step(optimizer: Optimizer, factor: float) -> None:
-    """One update with every learning rate times ``factor``. Parameters without a gradient are left alone."""
+def take_step(optimizer: Optimizer, factor: float, scaler: GradScaler | None = None) -> None:
+    """One update with every learning rate times ``factor``. Parameters without a gradient are left alone.
+
+    Gradients that ``scaler`` scaled are unscaled; where one is not finite, nothing is updated and the scale is halved.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
         for p in group["params"]:
             if p.grad is not None and p.grad.stride() != p.stride():
                 # The fused kernel goes through both as they lie in memory.
                 p.grad = torch.empty_like(p).copy_(p.grad)
-    optimizer.step()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def make_scaler(dtype: torch.dtype | None, device: torch.device) -> GradScaler | None:
+    """Loss scaling for a forward pass in ``dtype``: dynamic for float16, as ``torch.amp`` does it; else none."""
+    return GradScaler(device.type) if dtype is torch.float16 else None
 
 
 def optimizer_state(optimizer: Optimizer) -> list[Any]:

@@ -15,7 +15,7 @@ from functools import partial
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Record
-from mtlbench.backbones.machine import Machine, free_memory
+from mtlbench.backbones.machine import Machine, free_memory, tf32_products
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench
 from mtlbench.cells.cell import run_along, run_cell
@@ -97,7 +97,8 @@ def follow(arguments: WorkerArguments, ranks: Connected, stop: StopRequest) -> i
             bench.drop_backbones()
         ranks.use_prefix(f"cell/{number}")
         try:
-            (run_along if ranks.sharded else _train)(cell, context)
+            with tf32_products(cell.protocol.tf32):
+                (run_along if ranks.sharded else _train)(cell, context)
         except Stopped:
             return 0
         except Exception as error:

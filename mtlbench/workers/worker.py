@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.record import Failure, Record
-from mtlbench.errors import MtlbenchError
+from mtlbench.errors import DeviceBusy, MtlbenchError, RequestError
 from mtlbench.files import heartbeat
 from mtlbench.files.failpoints import reach
 from mtlbench.files.redact import log_to_stderr
@@ -21,6 +21,7 @@ from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events, StepLog
 from mtlbench.store import Claim, RunFolder
 from mtlbench.workers.arguments import WorkerArguments
+from mtlbench.workers.elsewhere import Elsewhere
 from mtlbench.workers.stacks import Stacks, crash_of
 
 MAX_DEATHS = 2
@@ -33,6 +34,11 @@ ORPHAN_GRACE_S = 30.0
 LOG_FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
 _log = logging.getLogger(__name__)
+
+
+BUSY, REFUSED = 75, 78
+"""Exit codes of a worker whose device is in use by other programs, and of one that cannot run on this machine at all
+(``EX_TEMPFAIL`` and ``EX_CONFIG`` of sysexits.h)."""
 
 
 class DeviceLost(MtlbenchError):
@@ -62,7 +68,8 @@ def work(
 
     Raises:
         StoreError: the request or a record cannot be read.
-        DeviceLost: a cell broke the device; it is recorded.
+        DeviceLost: a cell broke the device. The first time it is left to another worker, the second time recorded.
+        DeviceBusy: other programs hold the memory of the device; the cell is left to other workers.
         Stopped: a stop was requested; the claim is released and the cell stays without a record.
     """
     queue = folder.queue(request, series=series)
@@ -71,6 +78,7 @@ def work(
     relay = events if events is not None else Events({})
     stop = stop if stop is not None else StopRequest()
     named: set[str] = set()
+    elsewhere = Elsewhere(folder)
     folder.drop_finished_checkpoints()
     while True:
         taken = [cell for cell in new if takes(cell)]
@@ -78,7 +86,8 @@ def work(
         pending += sorted(taken[shift:] + taken[:shift], key=lambda cell: cell.key == last)
         with stop.held():
             pending = folder.missing(pending)
-            claim = next((c for cell in pending if (c := folder.claim(cell.key)) is not None), None)
+            mine = elsewhere.leave(pending)
+            claim = next((c for cell in mine if (c := folder.claim(cell.key)) is not None), None)
         if claim is None:
             stop.check()
             new = queue.refresh()
@@ -94,11 +103,18 @@ def work(
             cell = next(cell for cell in pending if cell.key == claim.key)
             relay.cell_started(cell)
             reach("worker.claimed")
-            record = run(cell) if claim.deaths < MAX_DEATHS else _killed(folder, cell, claim)
+            try:
+                record = run(cell) if claim.deaths < MAX_DEATHS else _killed(folder, cell, claim)
+            except DeviceBusy:
+                elsewhere.give_back(claim, kind="busy")
+                raise
             if record.status == "failed":
                 # A stop signal may be the cause: children of the worker get it too.
                 stop.check()
             reach("worker.computed")
+            if record.failure is not None and record.failure.kind == "device" and elsewhere.first(claim):
+                elsewhere.give_back(claim, kind="device")
+                raise DeviceLost(f"{record.failure.message} Its cell is tried once more, by another worker")
             with stop.held():
                 record, published = _publish(folder, record, claim)
             reach("worker.published")
@@ -263,7 +279,9 @@ def work_as(arguments: WorkerArguments, *, engine: Engine, stop: StopRequest) ->
     except MtlbenchError as error:
         # Without a traceback, which would push the message out of the lines that the parent shows.
         _log.error("this worker ends: %s", error)
-        return 1
+        if isinstance(error, DeviceBusy):
+            return BUSY
+        return REFUSED if isinstance(error, RequestError) else 1
     return 0
 
 

@@ -91,7 +91,9 @@ def test_cuda_without_a_gpu_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     folder, request = toy_folder(tmp_path / "run", [toy_cell()])
     with pytest.raises(RequestError, match="no NVIDIA GPU"):
-        LocalExecutor(command=COMMAND).start(Launch(folder=folder.path, request=request, workers=0, device="cuda"))
+        LocalExecutor(command=COMMAND, inventory=Nvidia(proc=tmp_path, dev=tmp_path)).start(
+            Launch(folder=folder.path, request=request, workers=0, device="cuda")
+        )
     assert ran(folder) == []
 
 
@@ -118,7 +120,7 @@ def test_gpus_are_read_from_the_driver_and_the_environment(monkeypatch: pytest.M
     assert named.uuid == "GPU-bbbb" and named.memory == whole.memory
     tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     assert ids(CUDA_VISIBLE_DEVICES="0") == []
-    assert Nvidia({"PATH": str(tmp_path / "empty")}).devices() == ()
+    assert Nvidia({"PATH": str(tmp_path / "empty")}, proc=tmp_path).devices() == ()
     assert cpus() >= 1
 
 

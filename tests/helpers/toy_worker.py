@@ -4,7 +4,8 @@
 run folder. Settings: ``do`` is ``ok``, ``fail``, ``skip``, ``nan``, ``die``, ``die_once``, ``hang``, ``spin`` (hang with
 Python's lock held), ``deaf`` (hang and swallow every exception), ``crash`` (read address 0), ``fork`` (hang with a child
 that ignores SIGTERM), ``stray`` (leave a child behind that is in another session), ``bad_gpu`` (crash on a
-device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device) or ``fail_when_stopped``;
+device with this word in its name), ``break`` (lose the device), ``break_bad`` (that, on such a device), ``full_bad`` (find such
+a device filled by others) or ``fail_when_stopped``;
 ``seconds`` is how long it works. A cell that :mod:`holding` holds waits after the second of its four steps.
 """
 
@@ -23,15 +24,17 @@ from pathlib import Path
 from holding import wait_while_held
 
 from mtlbench.api.cell import Cell, Protocol
-from mtlbench.api.executor import FOREIGN_BYTES, SHARED_BY
+from mtlbench.api.executor import DEVICE_WHY, FOREIGN_BYTES, SHARED_BY
 from mtlbench.api.record import Failure, Record
+from mtlbench.errors import DeviceBusy, RequestError
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.store import RunFolder
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.worker import main
 
-ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES, SHARED_BY)
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+ENVIRONMENT = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", FOREIGN_BYTES, SHARED_BY, DEVICE_WHY, *ALLOCATOR)
 COMMAND = (sys.executable, __file__)
 
 
@@ -68,6 +71,8 @@ def toy_run(cell: Cell, folder: RunFolder, events: Events) -> Record:
     if do == "break" or (do == "break_bad" and "bad" in os.environ["CUDA_VISIBLE_DEVICES"]):
         broken = Failure(kind="device", message="m", next_step="n")
         return Record(cell=cell, status="failed", failure=broken, notes={"pid": os.getpid()})
+    if do == "full_bad" and "bad" in os.environ["CUDA_VISIBLE_DEVICES"]:
+        raise DeviceBusy("memory ran out before the first step, and other programs hold 68 GiB of the device")
     if do in ("hang", "fork"):
         time.sleep(600)
     if do == "spin":
@@ -114,6 +119,8 @@ def toy_engine(
 ) -> Callable[[Cell], Record]:
     if (folder.path / "broken-engine").exists():
         raise RuntimeError("this engine cannot start")
+    if (folder.path / "unfit-engine").exists():
+        raise RequestError("torch 2.13 has no code for this GPU. Install a build for the card.")
     return lambda cell: toy_run(cell, folder, events)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mtlbench.nn.low_rank.layer import LowRankLinear
 from mtlbench.nn.low_rank.siblings import _GATED, GatedBlock, siblings
 from mtlbench.planning.settings import build
 from mtlbench.testing import setup_for, tiny_causal, tiny_seq2seq, toy_rows
 from mtlbench.training.batches import collate
+from mtlbench.training.gradients import Gradients, checkpointing
 from mtlbench.training.loss import row_losses
 
 BUILDERS = [tiny_causal, tiny_seq2seq]
@@ -168,3 +172,36 @@ def test_an_activation_in_one_kernel_is_the_same_function():
             torch.testing.assert_close(fast(x), activation(x), rtol=1e-12, atol=1e-14)
             seen.add(name)
     assert seen == {"gelu_new"}
+
+
+def graphs() -> list[torch.Tensor]:
+    """Tensors that hold a graph, and with it the activations of a forward pass."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and thing.grad_fn is not None]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("method", ["lora", "mtl_lora"])
+def test_memory_that_runs_out_between_projections_leaves_no_activations_behind(method, checkpointed):
+    """Qwen3 normalises queries between the query and the key projection, which are computed together."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = Qwen3Config(vocab_size=97, num_key_value_heads=2, head_dim=8, max_position_embeddings=128, **sizes)
+    model, setup = attached(lambda seed: Qwen3ForCausalLM(config).requires_grad_(False), method)
+    gradients = Gradients(model=model, method=build(method, {}), routing=setup.routing, autocast=None)
+    model.train()
+    norm, calls = model.model.layers[1].self_attn.q_norm, 0
+
+    def full(module, args):
+        nonlocal calls
+        calls += 1
+        if calls == (2 if checkpointed else 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    before = len(graphs())
+    handle = norm.register_forward_pre_hook(full)
+    with checkpointing(model) if checkpointed else nullcontext():
+        with pytest.raises(torch.OutOfMemoryError):
+            gradients.step([batch_of(setup)])
+        assert len(graphs()) == before
+        handle.remove()
+        gradients.step([batch_of(setup)])

@@ -48,6 +48,7 @@ class Attempt:
     build: Any = tiny_causal
     changes: dict[str, Any] = field(default_factory=dict)
     splits: Splits | None = None
+    autocast: torch.dtype | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self) -> Attempt:
@@ -64,6 +65,7 @@ class Attempt:
             self.setup,
             Protocol(**{**protocol, **self.changes}),
             splits=self.splits,
+            autocast=self.autocast,
             on_step=self._stepped,
             recovery=self.recovery if self.folder else None,
         )

@@ -9,6 +9,7 @@ from mtlbench.training.checkpoints.checkpoint import pack, unpack
 from mtlbench.training.optimizer import (
     load_optimizer_state,
     make_optimizer,
+    make_scaler,
     optimizer_state,
     schedule_factor,
     take_step,
@@ -134,3 +135,26 @@ def test_schedules():
     assert factors("linear", warmup=0.0)[0] == 1.0
     with pytest.raises(ValueError, match="known: cosine"):
         factors("square")
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_scaled_gradients_give_the_update_of_plain_ones_and_overflows_none(name):
+    plain, scaled = parameters(), parameters()
+    optimizers = [make_optimizer(name, [{"params": p}], learning_rate=1e-2, weight_decay=0.0) for p in (plain, scaled)]
+    scaler = make_scaler(torch.float16, torch.device("cpu"))
+    assert scaler is not None and make_scaler(torch.bfloat16, torch.device("cpu")) is None
+    scale = scaler.get_scale()
+    for step in range(5):
+        gradients(plain, step)
+        take_step(optimizers[0], 1.0)
+        gradients(scaled, step)
+        for p in scaled:
+            p.grad = None if p.grad is None else scaler.scale(p.grad)
+        scaler.unscale_(optimizers[1])
+        take_step(optimizers[1], 1.0, scaler)
+    assert all(torch.equal(p, q) for p, q in zip(plain, scaled, strict=True)), "the scale is a power of two"
+    gradients(scaled, 5)
+    scaled[0].grad[0, 0] = torch.inf
+    scaler.unscale_(optimizers[1])
+    take_step(optimizers[1], 1.0, scaler)
+    assert all(torch.equal(p, q) for p, q in zip(plain, scaled, strict=True)) and scaler.get_scale() == scale / 2

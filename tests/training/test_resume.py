@@ -85,3 +85,17 @@ def test_early_stopping_goes_on_counting(tmp_path: Path):
         with pytest.raises(Stopped):
             Attempt(Lora(), tmp_path, signal_at=step, **given).run()
     assert_equal(undisturbed, Attempt(Lora(), tmp_path, **given).run())
+
+
+def test_in_float16_the_scale_of_the_loss_is_resumed_too(tmp_path: Path):
+    words, changes = "lora[dropout=0.1]", {"micro_batch": 5, "steps": 6, "batch_size": 6, "evals_per_run": 2}
+    given = {"autocast": torch.float16, "changes": changes}
+    undisturbed = Attempt(method_of(words), **given).run()
+    wide = Attempt(method_of(words), changes=changes).run()
+    for step, losses in undisturbed.losses.items():
+        torch.testing.assert_close(losses.float(), wide.losses[step].float(), rtol=0.05, atol=0.05)
+    with pytest.raises(Crash):
+        Attempt(method_of(words), tmp_path, crash_at=4, **given).run()
+    resumed = Attempt(method_of(words), tmp_path, **given).run()
+    assert_equal(undisturbed, resumed)
+    assert undisturbed.loop._gradients.scaler.state_dict() == resumed.loop._gradients.scaler.state_dict()

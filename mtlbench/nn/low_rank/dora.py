@@ -17,10 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from mtlbench.errors import PluginError
-from mtlbench.nn.linears import replace_module
 from mtlbench.nn.low_rank.dropout import dropout_mask, dropout_seed
 from mtlbench.nn.low_rank.export import write_lora
 from mtlbench.nn.low_rank.fused import Activation, again
+from mtlbench.nn.low_rank.merging import merge_layers
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,8 @@ class MergedDoraLinear(nn.Linear):
 
 def merge_dora(model: nn.Module) -> None:
     """Put a plain linear in the place of every :class:`DoraLinear`."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, DoraLinear):
-            replace_module(model, name, MergedDoraLinear(module))
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, DoraLinear)]
+    merge_layers(model, layers, MergedDoraLinear)
 
 
 def export_dora(model: nn.Module, folder: Path, *, dropout: float = 0.0) -> None:

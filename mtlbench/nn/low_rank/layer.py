@@ -23,6 +23,7 @@ from mtlbench.errors import RequestError
 from mtlbench.nn.layer_rows import in_rows
 from mtlbench.nn.linears import replace_module
 from mtlbench.nn.low_rank.fused import Factors, LowRankBranch, fused_low_rank
+from mtlbench.nn.low_rank.merging import merge_layers
 from mtlbench.nn.low_rank.siblings import GatedBlock, SharedInput, gated_blocks, siblings
 from mtlbench.nn.row_sums import collects, report
 
@@ -267,11 +268,14 @@ def merge_low_rank(model: nn.Module, task: int | None = None) -> None:
     Raises:
         ValueError: when they do and no task is given, or they depend on the token.
     """
-    for name, module in list(model.named_modules()):
-        # A sharded weight stays as it is: what is merged into it would be whole on every device. So does a quantised
-        # one: rounding the sum again would change the function that was trained.
-        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight) and not module.quantized:
-            replace_module(model, name, module.merged(task))
+    # A sharded weight stays as it is: what is merged into it would be whole on every device. So does a quantised one:
+    # rounding the sum again would change the function that was trained.
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLinear) and not is_shard(module.base.weight) and not module.quantized
+    ]
+    merge_layers(model, layers, lambda layer: layer.merged(task))
 
 
 FOLD_FROM = 4

@@ -6,7 +6,8 @@ works one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -91,6 +92,26 @@ class SharedInput:
         self._ahead = {id(m): (made[id(m)], (*mode, *m.stamp())) for m in self.members if m is not member}
         self._x = x
         return own
+
+    def forget(self) -> None:
+        """Let go of what was computed ahead, and of the graph behind it."""
+        self._x, self._ahead = None, {}
+
+
+@contextmanager
+def forgotten_on_failure(model: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass of ``model`` that fails leaves nothing behind that was computed ahead.
+
+    Where a norm stands between linears that share an input (Qwen3, Gemma 3, OLMo 2), memory may run out there: what the
+    later ones would have taken would hold every activation so far while the step is tried again.
+    """
+    try:
+        yield
+    except BaseException:
+        for module in model.modules():
+            if isinstance(shared := getattr(module, "shared", None), SharedInput):
+                shared.forget()
+        raise
 
 
 def _writes(x: Tensor) -> int:

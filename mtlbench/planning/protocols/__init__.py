@@ -57,7 +57,7 @@ _OPTIONS = {
     "schedule": ("cosine", "linear", "constant"),
     "batching": ("drawn", "by_length"),
     "select_by": ("loss", "metric"),
-    "dtype": ("auto", "float32", "bfloat16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": ("none", *KINDS),
     "attention": ("auto", "sdpa", "eager"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from mtlbench.training.checkpoints.model_state import Unusable
@@ -33,8 +34,10 @@ class RunState:
     done: RunProgress
     step: int = 0
     """Steps done."""
+    scaler: GradScaler | None = None
+    """Of losses, in float16."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The trainable parameters with the best score; empty before the first score."""
+    """The trainable parameters with the best score, on the host; empty before the first score."""
     lowest: float = math.inf
     waited: int = 0
 
@@ -62,10 +65,11 @@ class RunState:
             "best": self.best,
             "lowest": self.lowest,
             "waited": self.waited,
+            "scaler": None if self.scaler is None else dict(self.scaler.state_dict()),
         }
 
-    def load(self, state: Mapping[str, Any], *, done: RunProgress, like: Mapping[str, Tensor]) -> None:
-        """Go on where :meth:`state` was taken; ``like`` are the present parameters, for their devices.
+    def load(self, state: Mapping[str, Any], *, done: RunProgress) -> None:
+        """Go on where :meth:`state` was taken.
 
         Raises:
             Unusable: it was another run.
@@ -73,5 +77,7 @@ class RunState:
         if (state["tasks"], state["steps"]) != (list(self.stage.tasks), len(self.plan)):
             raise Unusable(f"run {self.number} trains on other tasks or for another number of steps")
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.best = {name: value.to(like[name].device) for name, value in state["best"].items()}
+        if self.scaler is not None:
+            self.scaler.load_state_dict(dict(state["scaler"]))
+        self.best = {name: value.cpu() for name, value in state["best"].items()}
         self.step, self.lowest, self.waited, self.done = state["step"], state["lowest"], state["waited"], done
