@@ -166,7 +166,9 @@ class _Run:
         reach("cell.evaluated")
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         if self.around.ranks.first:
-            self.folder.put_samples(cell.key, [*evaluation.samples, *probe.samples])
+            # With the key, the files of many cells can be read as one table.
+            samples = [*evaluation.samples, *probe.samples]
+            self.folder.put_samples(cell.key, [{"key": cell.key, **sample} for sample in samples])
         done = attempt.loop.progress
         return Record(
             cell=cell,
