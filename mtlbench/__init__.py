@@ -1,6 +1,8 @@
-"""mtlbench compares multi-task parameter-efficient fine-tuning methods. These names are what a plugin author imports.
+"""mtlbench compares multi-task parameter-efficient fine-tuning methods.
 
-They load on first use, so that ``mtlbench --help`` stays instant.
+Functions for notebooks and scripts: :func:`plan`, :func:`run`, :func:`load`, :func:`load_adapter`, :func:`check` and
+:func:`published_tables`. The other names are what a plugin author imports. All load on first use, so that
+``mtlbench --help`` stays instant.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from mtlbench.api.routing import Routing, RowSums
     from mtlbench.api.task import Task, TaskSuite
     from mtlbench.composition import Composite
+    from mtlbench.errors import MtlbenchError
+    from mtlbench.interface.adapters import load_adapter
+    from mtlbench.interface.calls import check, plan, published_tables, run
+    from mtlbench.interface.study import Study, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "Launch",
     "Ledger",
     "Method",
+    "MtlbenchError",
     "PackagedBackbone",
     "ReadOut",
     "Report",
@@ -35,13 +42,20 @@ __all__ = [
     "Setup",
     "SetupTask",
     "Stateful",
+    "Study",
     "Task",
     "TaskSuite",
     "Trainer",
     "Value",
     "Workers",
+    "check",
     "hookimpl",
+    "load",
+    "load_adapter",
     "nn",
+    "plan",
+    "published_tables",
+    "run",
 ]
 
 _HOMES = {
@@ -65,6 +79,14 @@ _HOMES = {
     "RowSums": "api.routing",
     "Task": "api.task",
     "TaskSuite": "api.task",
+    "MtlbenchError": "errors",
+    "Study": "interface.study",
+    "check": "interface.calls",
+    "load": "interface.study",
+    "load_adapter": "interface.adapters",
+    "plan": "interface.calls",
+    "published_tables": "interface.calls",
+    "run": "interface.calls",
 }
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -166,10 +166,10 @@ def load_observer(name: str) -> ModuleType:
     return module
 
 
-def load_observers(tell: Callable[[str], None]) -> dict[str, object]:
+def load_observers(tell: Callable[[str], None], *, without: Collection[str] = ()) -> dict[str, object]:
     """The modules of all installed observers by name; one that cannot be used is told of and left out."""
     observers: dict[str, object] = {}
-    for name in offers("observers"):
+    for name in (name for name in offers("observers") if name not in without):
         try:
             observers[name] = load_observer(name)
         except MtlbenchError as error:

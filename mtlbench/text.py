@@ -41,6 +41,11 @@ def sentences(*texts: str) -> str:
     return " ".join(t if t.endswith((".", "!", "?", "…")) else f"{t}." for t in texts if t)
 
 
+def count(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def seeds_label(seeds: Iterable[int]) -> str:
     """``seed 1``, ``seeds 0, 2`` or ``seeds 0 to 9``."""
     numbers = list(seeds)

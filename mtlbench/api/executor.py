@@ -62,6 +62,8 @@ class Launch:
     """A cell that runs longer than this many seconds is ended with class ``timeout``."""
     series: str | None = None
     """Name of the series whose later requests the workers also serve; they stay until it is closed."""
+    threads: int | None = None
+    """CPU threads of each worker; ``None`` divides the cores among the workers."""
     at_once: int = 1
     """Number of missing cells that each later request of the series will have."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mtlbench.api.study import Study
 
 
@@ -22,6 +24,10 @@ class Report(ABC):
     @abstractmethod
     def render(self, study: Study) -> Mapping[str, str | bytes]:
         """File name to content, such as ``{"report.md": "..."}``; the command line writes them."""
+
+    def figures(self, study: Study) -> Mapping[str, Figure]:
+        """Charts by name as figures of matplotlib, which notebooks show; a report without charts has none."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

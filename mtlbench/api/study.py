@@ -265,6 +265,35 @@ class Table:
         return [row for row in self.rows if row.average and math.isfinite(row.average.scores.mean)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignScore:
+    """One number of a foreign row."""
+
+    task: str
+    """Full name of our task where it is scored on the same data set, otherwise the program's name."""
+    metric: str
+    score: float
+    """In percent."""
+    rows: int | None
+    """Number of evaluation examples, where the file says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignRow:
+    """What another program measured under a protocol of its own: shown apart, never compared, ranked or tested."""
+
+    label: str
+    program: str
+    """Name and version."""
+    model: str
+    file: str
+    """Name of the file that it was read from."""
+    details: str
+    """What the file says about how it was measured."""
+    scores: tuple[ForeignScore, ...]
+    trainable_parameters: int | None = None
+
+
 Predictions = Callable[[str], "Mapping[str, TaskAnswers] | None"]
 """Cell key to the stored answers by full task name, or ``None`` where there are none."""
 
@@ -294,6 +323,8 @@ class Study:
     steps: Steps = field(default=no_steps, compare=False, repr=False)
     shows_calibration: bool = False
     """Whether reports that must be short have the table of calibration too."""
+    foreign: tuple[ForeignRow, ...] = ()
+    """Results of other programs, which reports show apart from the tables."""
 
 
 def spread(values: Iterable[float]) -> Spread:

@@ -180,7 +180,9 @@ class _Run:
         scored = scorer.run()
         self._check("backbone_unchanged", guards.backbone_unchanged(backbone))
         if self.around.ranks.first:
-            self.folder.put_samples(cell.key, [*scored.tasks.samples, *scored.probe.samples])
+            # With the key, the files of many cells can be read as one table.
+            samples = [*scored.tasks.samples, *scored.probe.samples]
+            self.folder.put_samples(cell.key, [{"key": cell.key, **sample} for sample in samples])
         done = attempt.loop.progress
         return Record(
             cell=cell,

@@ -31,6 +31,7 @@ class Rebuilt:
     model: nn.Module
     method: Method
     setup: Setup
+    tokenizer: Any = None
 
 
 def setup_of(
@@ -102,4 +103,4 @@ def rebuild(record: Record, adapter: Path, *, model: str | None = None) -> Rebui
     method.attach(backbone.model, setup)
     shrink(backbone.model, saved_names(adapter))
     load_adapter(backbone.model, adapter)
-    return Rebuilt(backbone.model.eval(), method, setup)
+    return Rebuilt(backbone.model.eval(), method, setup, backbone.tokenizer)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mtlbench.commands.options import JSON, with_options
+
 if TYPE_CHECKING:
     from mtlbench.results.regression import Change
     from mtlbench.store import RunFolder
@@ -16,23 +18,30 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-def compare(before: str, after: str) -> None:
+@with_options(JSON)
+def compare(before: str, after: str, as_json: bool) -> None:
     """Print what changed from A to B, task by task, and exit with 1 when something dropped significantly.
 
     A and B are run folders, whose variants are compared name by name, or a folder and a variant: runs/a:lora
     'runs/a:lora[rank=4]'. Where a folder holds a variant under several protocols, name one by the start of its hash:
     runs/a:lora@3f2a. Differences are paired over seeds and examples; tasks are corrected after Holm.
     """
+    from mtlbench.results.data.as_json import comparison_json, json_text
     from mtlbench.results.regression import changes, pairs_of
     from mtlbench.text import aligned
 
-    dropped = False
+    dropped, compared = False, []
     for one, other in pairs_of(_named(before), _named(after)):
-        click.echo(f"{one.name} -> {other.name}")
         changed = changes(one, other)
+        dropped |= any(change.dropped for change in changed)
+        if as_json:
+            compared.append(comparison_json(one, other, changed))
+            continue
+        click.echo(f"{one.name} -> {other.name}")
         for line in aligned([["task", "A", "B", "B - A [95 %]", "p", "verdict"], *map(_cells, changed)]):
             click.echo(f"  {line}")
-        dropped |= any(change.dropped for change in changed)
+    if as_json:
+        click.echo(json_text("compare", {"dropped": dropped, "pairs": compared}))
     sys.exit(1 if dropped else 0)
 
 

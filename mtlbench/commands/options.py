@@ -42,7 +42,9 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
         help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id; a,b is a sweep.",
     ),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
-    click.option("--seeds", metavar="N,N", help="Seeds; every method sees the same data order per seed.  [default: 0]"),
+    click.option(
+        "--seeds", metavar="N,N", help="Seeds, 0,1,2 or 0-4; every method sees the same order per seed.  [default: 0]"
+    ),
     click.option(
         "--tune", metavar="LEVEL", help="Tune every method equally, beside its default: quick, standard or paper."
     ),
@@ -141,6 +143,12 @@ DEVICES: tuple[Callable[[Any], Any], ...] = (
 LIMITS: tuple[Callable[[Any], Any], ...] = (
     *DEVICES,
     click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="CPU threads of each worker.  [default: OMP_NUM_THREADS, or the cores divided among the workers]",
+    ),
+    click.option(
         "--silence",
         "silence_s",
         type=click.FloatRange(min=0, min_open=True),
@@ -153,6 +161,12 @@ LIMITS: tuple[Callable[[Any], Any], ...] = (
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="End a cell that runs longer.  [default: no limit]",
+    ),
+)
+
+JSON: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object instead; docs/schemas.md describes it."
     ),
 )
 

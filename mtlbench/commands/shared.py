@@ -1,4 +1,4 @@
-"""What several commands do: print notes and documents, find the run folder, read lists of names."""
+"""What several commands do: print documents, find the run folder, read lists of names."""
 
 from __future__ import annotations
 
@@ -20,16 +20,9 @@ if TYPE_CHECKING:
     from mtlbench.tuning.comparison import TunedPlan
 
 
-def show_notes(plan: Plan, *, but: Sequence[str] = ()) -> None:
-    """Print the notes of a plan to standard error, apart from the result; none of ``but``, which are shown there."""
-    for note in plan.notes:
-        if note not in but:
-            click.echo(note, err=True)
-
-
-def show_written(written: Written) -> None:
-    """Print a document that is meant for a terminal, and where the documents are."""
-    if written.on_terminal is not None:
+def show_written(written: Written, *, documents: bool = True) -> None:
+    """Print a document that is meant for a terminal, unless told not to, and where the documents are."""
+    if documents and written.on_terminal is not None:
         click.echo(written.on_terminal)
     click.echo(f"wrote {', '.join(map(str, written.paths))}", err=True)
 
@@ -126,7 +119,7 @@ def check_tuned(plan: Plan, searches: Sequence[TunedMethod]) -> None:
 def limits_from(options: dict[str, Any]) -> dict[str, Any]:
     """Take :data:`mtlbench.commands.options.LIMITS` out of a command's options, as the runner takes them."""
     given = {name: value for name in ("silence_s", "cell_timeout_s") if (value := options.pop(name)) is not None}
-    return {"devices": devices_from(options), **given}
+    return {"devices": devices_from(options), "threads": options.pop("threads"), **given}
 
 
 def devices_from(options: dict[str, Any]) -> DevicesPerCell:
@@ -152,6 +145,19 @@ def reports_named(formats: str | None) -> list[Report]:
 
 DRAWS = 1000
 """Resamples of the examples behind tests and intervals, where a command does not say."""
+
+
+def names_in(option: str, text: str | None) -> tuple[str, ...]:
+    """The names in an option's text; commas in brackets, as in ``lora[rank=4,alpha=8]``, belong to a name."""
+    from mtlbench.errors import RequestError
+    from mtlbench.planning.presets import BETWEEN
+
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in BETWEEN.split(text) if name.strip())
+    if not names:
+        raise RequestError(f"--{option} is empty.")
+    return names
 
 
 def run_folder(path: Path | None) -> RunFolder:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -88,6 +88,9 @@ class LocalExecutor(Executor):
         if why is not None:
             _log.warning("a GPU is not used: %s", why)
         cards = with_room(cards, queue.missing(), devices=launch.devices)
+        threads = launch.threads
+        if threads is None and self.only is None:  # on a node, the variable is the cluster's and not the user's
+            threads = threads_asked(os.environ)
         chosen = pool(
             launch.device,
             launch.workers,
@@ -95,6 +98,7 @@ class LocalExecutor(Executor):
             cores=cpus(),
             cards=cards,
             shared_by=launch.devices.workers,
+            threads=threads,
         )
         for card in cards:
             if foreign := chosen.slot((card,)).foreign:
@@ -116,6 +120,13 @@ class LocalExecutor(Executor):
 
     def _unusable(self) -> str | None:
         return self.inventory.unusable() if isinstance(self.inventory, Nvidia) else None
+
+
+def threads_asked(environ: Mapping[str, str]) -> int | None:
+    """What ``OMP_NUM_THREADS`` asks for: of a list for nested levels the first; nothing where it is no number, which
+    OpenMP ignores too."""
+    first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 @dataclass

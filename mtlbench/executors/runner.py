@@ -46,6 +46,7 @@ class Session:
         devices: DevicesPerCell | None = None,
         silence_s: float = SILENCE_S,
         cell_timeout_s: float | None = None,
+        threads: int | None = None,
         at_once: int | None = None,
     ) -> None:
         self._folder = folder
@@ -60,6 +61,7 @@ class Session:
             devices=devices or DevicesPerCell(),
             silence_s=silence_s,
             cell_timeout_s=cell_timeout_s,
+            threads=threads,
             series=self._series.name if self._series is not None else None,
             at_once=at_once or 1,
         )

@@ -64,10 +64,12 @@ class Pool:
     """CPU cores for each device in use."""
     shared_by: int = 1
     """Workers on each device; :attr:`devices` then holds each as often, with different seats."""
+    threads: int | None = None
+    """CPU threads of each worker, where they are given."""
 
     def slot(self, devices: tuple[Device, ...]) -> DeviceSlot:
         """The slot of a worker on these devices."""
-        threads = max(1, int(self.threads_each * len(devices)))
+        threads = self.threads or max(1, int(self.threads_each * len(devices)))
         return DeviceSlot(device=self.device, threads=threads, devices=devices, shared_by=self.shared_by)
 
 
@@ -79,11 +81,13 @@ def pool(
     cores: int,
     cards: tuple[Device, ...],
     shared_by: int = 1,
+    threads: int | None = None,
 ) -> Pool:
     """The devices that a run uses on a machine with ``cores`` CPU cores and the GPUs ``cards``.
 
     ``demand`` is the number of cells by width (devices per cell). ``workers`` 0 means every GPU, or one worker per core
-    up to four. Cores are divided evenly. ``shared_by`` workers run on each GPU.
+    up to four. Cores are divided evenly, unless ``threads`` says how many threads each worker has. ``shared_by``
+    workers run on each GPU.
 
     Raises:
         RequestError: ``cuda`` is requested without a GPU, or there are fewer GPUs than a cell or the workers need.
@@ -114,7 +118,8 @@ def pool(
         )
     most = workers or len(cards)
     in_use = sum(width * count for width, count in shares(len(cards), demand, most=most).items())
-    return Pool(device=device, devices=cards, workers=most, threads_each=cores / max(in_use, 1), shared_by=shared_by)
+    each = cores / max(in_use, 1)
+    return Pool(device=device, devices=cards, workers=most, threads_each=each, shared_by=shared_by, threads=threads)
 
 
 def check_shareable(device: str, cards: tuple[Device, ...], *, shared_by: int) -> None:

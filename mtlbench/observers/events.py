@@ -114,9 +114,10 @@ class StepLog:
     def mtlbench_cell_started(self, cell: Cell) -> None:
         """Open the log of a new attempt."""
         self._close()
-        self._file = self._folder.steps_file(cell.key).open("ab", buffering=0)
-        # A killed attempt may have left an incomplete line: end it.
-        self._file.write(b"\n")
+        path = self._folder.steps_file(cell.key)
+        self._file = path.open("ab", buffering=0)
+        if self._file.tell() and not path.read_bytes().endswith(b"\n"):  # of a killed attempt: end its last line
+            self._file.write(b"\n")
         self._began, self._total, self._next, self._resumed = time.monotonic(), None, 1, False
         self._write({"started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 

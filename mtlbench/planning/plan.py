@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,13 @@ from mtlbench.backbones.quantization import check_loadable, check_methods, check
 from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
-from mtlbench.errors import RequestError, did_you_mean
+from mtlbench.errors import MtlbenchError, RequestError, did_you_mean
 from mtlbench.planning.protocols import choose_protocol
 from mtlbench.planning.request import Request, Requests, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.planning.sources import sources_of
 from mtlbench.planning.sweeps import Sweeps
-from mtlbench.plugins import load_suite, offer_of
+from mtlbench.plugins import load_suite, offer_of, offers
 from mtlbench.tokens.chat import check_chat_template
 
 
@@ -188,6 +189,8 @@ def resolve_tasks(text: str, *, option: str = "--tasks") -> tuple[dict[str, Task
     suites: dict[str, TaskSuite] = {}
     for name in filter(None, (part.strip() for part in text.split(","))):
         suite_name, slash, task_name = name.partition("/")
+        if not slash:
+            _refuse_bare_task(name)
         suite = suites.get(suite_name) or load_suite(suite_name)
         suites[suite_name] = suite
         by_name = {task.name: task for task in suite.tasks}
@@ -198,6 +201,19 @@ def resolve_tasks(text: str, *, option: str = "--tasks") -> tuple[dict[str, Task
     if not tasks:
         raise RequestError(f"{option} is empty. Name a suite such as glue, or tasks such as glue/rte,glue/sst2.")
     return tasks, suites
+
+
+def _refuse_bare_task(name: str) -> None:
+    """Refuse the name of a task without its suite, which several suites may have."""
+    known = offers("tasks")
+    if name in known:
+        return
+    homes = []
+    for suite in known:
+        with contextlib.suppress(MtlbenchError):  # a broken suite of somebody else has nothing to do with this name
+            homes += [f"{suite}/{task.name}" for task in load_suite(suite).tasks if task.name == name.lower()]
+    if homes:
+        raise RequestError(f"{name!r} is no suite but a task. Write {' or '.join(homes)}.")
 
 
 def _trained(

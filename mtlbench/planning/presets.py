@@ -13,7 +13,7 @@ from mtlbench.plugins import carried, offers
 
 OF_THE_COMMAND = ("parts", "notes", "reports")
 """Keys of a preset that are no option of a request: several requests, lines to print, reports to end in."""
-_BETWEEN = re.compile(r",(?![^\[]*\])")
+BETWEEN = re.compile(r",(?![^\[]*\])")
 """A comma between methods, not inside the brackets of one."""
 
 
@@ -78,7 +78,7 @@ def _installed(methods: str) -> tuple[str, list[str]]:
     known = offers("methods")
     installed: list[str] = []
     absent: list[str] = []
-    for method in _BETWEEN.split(methods):
+    for method in BETWEEN.split(methods):
         members = method.partition("[")[0].split("+")
         (installed if all(member in known for member in members) else absent).append(method)
     return ",".join(installed), absent

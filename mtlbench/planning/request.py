@@ -119,12 +119,23 @@ def _request(options: Mapping[str, Any]) -> Request:
     return Request(**named, seeds=seeds, protocol=protocol)
 
 
+_MOST_SEEDS = 10_000
+"""Seeds of a range: more are a slip of the keyboard."""
+
+
 def _seeds(text: str) -> tuple[int, ...]:
+    """``"0,1,2"``, ``"0-4"`` or ``"0-2,7"``; both ends of a range count."""
+    seeds: tuple[int, ...] = ()
     try:
-        seeds = tuple(int(number) for number in text.split(","))
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            numbers = range(int(first), int(last) + 1) if dash and first else (int(part),)
+            if not 0 < len(numbers) <= _MOST_SEEDS:
+                raise ValueError
+            seeds = (*seeds, *numbers)
     except ValueError:
         raise RequestError(
-            f"--seeds {text!r} cannot be read. Write whole numbers with commas, such as 0,1,2."
+            f"--seeds {text!r} cannot be read. Write whole numbers with commas, such as 0,1,2, or ranges such as 0-4."
         ) from None
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise RequestError(f"--seeds {text!r}: seeds must be different and not negative.")

@@ -15,6 +15,8 @@ from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.plugins import load_method
 
 _NAME = re.compile(r"(?P<name>[^\[\]=,+\s]*)(?:\[(?P<inner>[^\[\]]*)\])?")
+_AROUND = re.compile(r" *([,+]) *(?![^\[\]]*\])")
+"""A comma or plus between methods, with the blanks around it; other white space is no part of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ def split_methods(text: str) -> list[tuple[str, dict[str, str]]]:
         RequestError: the text is not names with optional bracketed settings.
     """
     methods: list[tuple[str, dict[str, str]]] = []
+    text = _AROUND.sub(r"\1", text.strip(" "))
     at = 0
     while at < len(text):
         members: list[str] = []

@@ -1,4 +1,4 @@
-"""The study of a run folder, and the documents that reports make of it."""
+"""The study of run folders, and the documents that reports make of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mtlbench.api.report import Report
-from mtlbench.api.study import Study
+from mtlbench.api.study import ForeignRow, Study
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.files.sealed import overwrite
 from mtlbench.files.temporary import DiskError
 from mtlbench.plugins import offer_of, raised
 from mtlbench.results.study import study_of
 from mtlbench.store import RunFolder
+from mtlbench.store.several import Results, read_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,30 +29,39 @@ class Written:
     """What the command line prints too."""
 
 
-def study_in(folder: RunFolder, *, reference: str | None = None, draws: int, title: str = "") -> Study:
-    """The study of all records of a run folder, with its stored predictions and step logs.
+def study_in(
+    of: RunFolder | Results,
+    *,
+    reference: str | None = None,
+    draws: int,
+    title: str = "",
+    foreign: Sequence[ForeignRow] = (),
+) -> Study:
+    """The study of all records of a run folder, or of what was read of several, with predictions and step logs.
 
     ``reference``, ``draws`` and ``title`` are those of :func:`mtlbench.results.study.study_of`.
     """
     from mtlbench.statistics.answers import answers_in  # numpy
 
-    records = folder.records()
-    searches, unread = folder.searches()
-    return study_of(
-        records.values(),
-        expected=folder.expected(),
-        steps=folder.steps,
-        predictions=answers_in(folder, records.values()),
+    results = read_results([of]) if isinstance(of, RunFolder) else of
+    searches, unread = results.searches
+    records = results.records.values()
+    study = study_of(
+        records,
+        expected=results.expected,
+        steps=results.steps,
+        predictions=answers_in(results, records),
         reference=reference,
         draws=draws,
         title=title,
-        notes=lambda: [*unread, *folder.problems(records)],
+        notes=lambda: [*results.notes, *unread, *results.problems()],
         searches=searches,
     )
+    return replace(study, foreign=tuple(foreign))
 
 
 def write_reports(
-    folder: RunFolder,
+    of: RunFolder | Results,
     reports: Sequence[Report],
     to: Path | None = None,
     *,
@@ -59,25 +69,29 @@ def write_reports(
     draws: int,
     title: str = "",
     calibration: bool = False,
+    foreign: Sequence[ForeignRow] = (),
     tell: Callable[[Written], None],
 ) -> Study:
-    """Compute the study of a run folder once, write what each of ``reports`` renders of it, and hand it over.
+    """Compute the study of ``of`` once, write what each of ``reports`` renders of it, and hand it over.
 
     Args:
-        to: Where documents go; ``report/`` in the run folder by default.
+        of: A run folder, or what was read of several.
+        to: Where documents go; ``report/`` in the first run folder by default.
         title: As of :func:`~mtlbench.results.study.study_of`.
         calibration: Whether every report has the table of calibration.
+        foreign: Results of other programs, which reports show apart.
         tell: Is called after each report.
 
     Raises:
         RequestError: ``to`` is a symbolic link in the run folder or cannot be written, or no table has the reference.
         PluginError: a report raised or returned no documents; those of the others are written.
     """
+    folder = of if isinstance(of, RunFolder) else of.folders[0]
     target = to or folder.path / "report"
     if target.is_symlink() and target.parent == folder.path:
         raise RequestError(f"{str(target)!r} is a symbolic link. Say where documents go with --to.")
     with _without_gc():
-        study = study_in(folder, reference=reference, draws=draws, title=title)
+        study = study_in(of, reference=reference, draws=draws, title=title, foreign=foreign)
         study = replace(study, shows_calibration=calibration)
         taken: dict[str, str] = {}
         broken: list[str] = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mtlbench.api.study import AT_MAJORITY, Entry, Flag, Interval, Row, Spread, Table
-from mtlbench.text import seeds_label, sentences
+from mtlbench.api.study import AT_MAJORITY, Entry, Flag, ForeignRow, Interval, Row, Spread, Table
+from mtlbench.text import count, seeds_label, sentences
 
 NONE = "–"
 MAJORITY = "†"
@@ -32,11 +32,6 @@ def points(value: float, digits: int = 1) -> str:
 def probability(p: float) -> str:
     """``0.04``, ``0.004`` or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
-
-
-def count(number: int, noun: str) -> str:
-    """``1 cell``, ``2 cells``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def counts(by_status: Mapping[str, int]) -> str:
@@ -76,6 +71,33 @@ def legend(table: Table, *, best: str = "in bold", tied: str = TIED, majority: s
     if any(entry.at_majority for entry in entries):
         items.append(f"{majority} {AT_MAJORITY}")
     return sentences("; ".join(items), table.tests)
+
+
+FOREIGN = (
+    "Foreign rows were measured by other programs, under protocols of their own. Prompts, examples and budgets "
+    "differ, so they are compared with no row of ours."
+)
+"""What a reader must know about foreign rows."""
+FOREIGN_HEADER = ("foreign row", "program", "task", "metric", "score", "examples")
+
+
+def foreign_cells(rows: Iterable[ForeignRow]) -> list[list[str]]:
+    """A line for each score of foreign rows, with the columns :data:`FOREIGN_HEADER`."""
+    return [
+        [row.label, row.program, one.task, one.metric, f"{one.score:.1f}", NONE if one.rows is None else str(one.rows)]
+        for row in rows
+        for one in row.scores
+    ]
+
+
+def foreign_notes(rows: Iterable[ForeignRow]) -> list[str]:
+    """A sentence for each foreign row: backbone, and what its file says about how it was measured."""
+    return [
+        f"{row.label}: on {row.model}; {row.details}"
+        + (f"; {row.trainable_parameters:,} trained parameters" if row.trainable_parameters is not None else "")
+        + f" ({row.file})."
+        for row in rows
+    ]
 
 
 def troubles(row: Row) -> list[str]:

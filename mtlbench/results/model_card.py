@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ FILE = "README.md"
 
 
 def write_card(record: Record, siblings: Sequence[Record], folder: Path, *, task: str | None) -> None:
-    """Write ``README.md`` into the folder of an exported adapter.
+    """Write ``README.md`` into the folder of an exported adapter, and its scores where the hub looks for them.
 
     Args:
         siblings: Finished records of the same method, settings and protocol, this one included.
@@ -35,6 +36,7 @@ def write_card(record: Record, siblings: Sequence[Record], folder: Path, *, task
 
     body = "\n".join(_lines(record, siblings, folder, task))
     ModelCard(f"---\n{_front_matter(record, folder).to_yaml()}\n---\n\n{body}\n").save(folder / FILE)
+    _write_results(record, folder)
 
 
 def loading_code(record: Record, folder: Path, *, task: str | None) -> str:
@@ -129,7 +131,6 @@ def _front_matter(record: Record, folder: Path) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     cell = record.cell
-    whole = not (_is_demo(record) or cell.protocol.eval_from_train or cell.protocol.eval_rows)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -140,8 +141,7 @@ def _front_matter(record: Record, folder: Path) -> ModelCardData:
             metric_type=metric.partition(",")[0],
             metric_value=value,
         )
-        for name, task in (_tasks_of(record) if whole else {}).items()
-        if name in record.scores
+        for name, task in _results_of(record).items()
         for metric, value in record.scores[name].metrics.items()
     ]
     return ModelCardData(
@@ -151,6 +151,41 @@ def _front_matter(record: Record, folder: Path) -> ModelCardData:
         model_name=one_line(cell.variant) if results else None,
         eval_results=results or None,
     )
+
+
+def _write_results(record: Record, folder: Path) -> None:
+    """``.eval_results/mtlbench.yaml``, which the hub shows on the page of a model and of each data set."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    cell, finished = record.cell, record.provenance.get("finished")
+    revisions = record.provenance.get("data_revisions", {})
+    entries = [
+        EvalResultEntry(
+            dataset_id=task.dataset,
+            task_id=task.config or "default",
+            value=record.scores[name].score,
+            dataset_revision=revisions.get(task.dataset),
+            date=None if finished is None else datetime.fromtimestamp(finished, UTC).isoformat(timespec="seconds"),
+            notes=f"{one_line(cell.variant)}, seed {cell.seed}; "
+            f"{' and '.join(record.scores[name].metrics)} in percent, split {task.eval_split}; "
+            f"mtlbench, protocol {cell.protocol.hash()}, prompts {cell.protocol.prompts}",
+        )
+        for name, task in _results_of(record).items()
+    ]
+    if entries:
+        path = folder / ".eval_results" / "mtlbench.yaml"
+        path.parent.mkdir(exist_ok=True)
+        text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _results_of(record: Record) -> dict[str, Task]:
+    """The tasks whose scores are results: on the whole evaluation split of a data set."""
+    protocol = record.cell.protocol
+    if _is_demo(record) or protocol.eval_from_train or protocol.holdout or protocol.eval_rows:
+        return {}
+    return {name: task for name, task in _tasks_of(record).items() if name in record.scores}
 
 
 def _model_name(record: Record) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from mtlbench.api.record import Record
 from mtlbench.api.study import Predictions, Row, Table
 from mtlbench.errors import RequestError, did_you_mean
-from mtlbench.results.formatting import NONE, count, points, probability
+from mtlbench.results.formatting import NONE, points, probability
 from mtlbench.results.study import study_of
-from mtlbench.text import aligned, seeds_label
+from mtlbench.text import aligned, count, seeds_label
 
 if TYPE_CHECKING:
     from mtlbench.statistics.draws import AnswersOfRecords

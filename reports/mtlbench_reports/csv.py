@@ -1,6 +1,6 @@
-"""``scores.csv``, one line per measured number, ``summary.csv``, per row of a table, and ``differences.csv``, per row
-and task compared with the reference. Where there are any, ``forgetting.csv``, per row and probe task, and
-``sweeps.csv``, per row and value of a swept field."""
+"""``scores.csv``, ``metrics.csv``, ``costs.csv`` and ``differences.csv``, one line for each observation, and
+``summary.csv``, one line for each row of a table. Where there are any, ``forgetting.csv``, per row and probe task,
+``sweeps.csv``, per row and value of a swept field, and ``foreign.csv``. docs/schemas.md describes their columns."""
 
 from __future__ import annotations
 
@@ -12,30 +12,25 @@ from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
 from mtlbench.results.analyses.probing import forgetting, probed, refusal, untrained
 from mtlbench.results.analyses.sweeps import sweeps_in
+from mtlbench.results.data.tidy import MAKERS, OF_A_STUDY, TidyRow, Value
 from mtlbench.results.tuned import tuning_text
 
-Value = str | int | float | None
-CsvRow = dict[str, Value]
-
-_SCORES = (
-    "table", "title", "model", "data", "protocol", "variant", "plugins", "seed", "status", "task", "score", "metric",
-    "value", "rows", "majority", "flags", "reason", "key",
-)  # fmt: skip
-_SUMMARY = ("table", "title", "method", "seeds", "outcome")
-_MOVED = ("tuning", "moved by tuning", "moved low", "moved high", "held-out score", "searched")
+_SUMMARY = ("table", "title", "label", "seeds", "outcome")
+_MOVED = ("tuning", "moved_by_tuning", "moved_low", "moved_high", "held_out_score", "searched")
 _COSTS = (
     "trainable_parameters", "trainable_percent", "inference_parameters", "adapter_bytes", "peak_memory",
     "peak_memory_kind", "tokens_per_second", "train_seconds", "total_seconds", "trained_at_once",
 )  # fmt: skip
 _OVER_TASKS = (
-    "mean rank", "iqm", "iqm low", "iqm high", "reference", "gain percent", "worse tasks", "worst task",
-    "better percent", "rank p",
+    "mean_rank", "iqm", "iqm_low", "iqm_high", "reference", "gain_percent", "worse_tasks", "worst_task",
+    "better_percent", "rank_p",
 )  # fmt: skip
 _FORGETTING = (
-    "table", "title", "method", "task", "seeds", "before", "after", "forgetting", "sd", "low", "high", "reason",
+    "table", "title", "label", "task", "seeds", "before", "after", "forgetting", "sd", "low", "high", "reason",
 )  # fmt: skip
-_SWEEPS = ("sweep", "field", "value", "position", "table", "method", "seeds", "average", "sd", "low", "high")
-_DIFFERENCES = ("table", "title", "method", "reference", "task", "seeds", "points", "low", "high", "corrected p")
+_SWEEPS = ("sweep", "field", "value", "position", "table", "label", "seeds", "average", "sd", "low", "high")
+PARTS = ("", "_sd", "_low", "_high", "_mark")
+"""Of the columns of a task in the summary: mean, standard deviation over seeds, ends of the 95 % interval, mark."""
 
 
 class Csv(Report):
@@ -45,11 +40,15 @@ class Csv(Report):
 
     def render(self, study: Study) -> Mapping[str, str]:
         tasks = dict.fromkeys(task for table in study.tables for task in table.tasks)
-        columns = [f"{task}{what}" for task in (*tasks, "average") for what in ("", " sd", " low", " high", " mark")]
+        columns = [f"{task}{part}" for task in (*tasks, "average") for part in PARTS]
+        tidy = {
+            f"{name}.csv": _text([column.name for column in OF_A_STUDY[name]], rows(study))
+            for name, rows in MAKERS.items()
+            if name != "foreign" or study.foreign
+        }
         return {
-            "scores.csv": _text(_SCORES, _long(study.tables)),
+            **tidy,
             "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_MOVED, *_COSTS), _wide(study.tables)),
-            "differences.csv": _text(_DIFFERENCES, _differences(study.tables)),
             **({"sweeps.csv": _text(_SWEEPS, _sweeps(study.tables))} if sweeps_in(study.tables) else {}),
             **({"forgetting.csv": _text(_FORGETTING, _forgetting(study.tables))} if _any_probed(study) else {}),
         }
@@ -60,41 +59,10 @@ def mtlbench_reports() -> Iterable[Report]:
     return [Csv()]
 
 
-def _long(tables: Sequence[Table]) -> Iterator[CsvRow]:
-    for number, table in enumerate(tables, start=1):
-        where: CsvRow = {"table": number, "title": table.title, "model": table.model}
-        where |= {"data": table.protocol.data, "protocol": table.protocol.hash()}
-        for row in table.rows:
-            plugins = " ".join(f"{name}={version}" for name, version in sorted(row.plugins.items()))
-            yield from (where | {"variant": row.variant, "plugins": plugins} | line for line in _lines(row))
-
-
-def _lines(row: Row) -> Iterator[CsvRow]:
-    reasons = {seed: str(problem) for problem in row.problems for seed in problem.seeds}
-    for record in row.records:
-        seed = record.cell.seed
-        cell: CsvRow = {"seed": seed, "status": record.status, "reason": reasons.get(seed), "key": record.key}
-        if not record.scores:
-            yield cell
-        flags = [flag for flag in row.flags if flag.seed == seed]
-        for task, score in record.scores.items():
-            scored: CsvRow = {"task": task, "score": score.score, "rows": score.rows, "majority": score.majority}
-            flagged = [f"{flag.kind} {flag.detail}".rstrip() for flag in flags if flag.task in (None, task)]
-            scored["flags"] = "; ".join(flagged) or None
-            for metric, value in score.metrics.items() or [(None, None)]:
-                yield cell | scored | {"metric": metric, "value": value}
-            calibration = row.calibration.get(seed, {}).get(task)
-            for name, number in (("ece", calibration.ece), ("brier", calibration.brier)) if calibration else ():
-                if number is not None:
-                    yield cell | scored | {"metric": name, "value": number}
-    for missing in row.missing:
-        yield {"seed": missing.seed, "status": "missing", "reason": reasons.get(missing.seed), "key": missing.key}
-
-
-def _wide(tables: Sequence[Table]) -> Iterator[CsvRow]:
+def _wide(tables: Sequence[Table]) -> Iterator[TidyRow]:
     for number, table in enumerate(tables, start=1):
         for row in table.rows:
-            line: CsvRow = {"table": number, "title": table.title, "method": row.label}
+            line: TidyRow = {"table": number, "title": table.title, "label": row.label}
             line |= {"seeds": len(row.seeds), "outcome": row.outcome}
             for name, entry in (*row.entries.items(), ("average", row.average)):
                 line |= _entry(name, entry) if entry else {}
@@ -102,58 +70,45 @@ def _wide(tables: Sequence[Table]) -> Iterator[CsvRow]:
             yield line | _over_tasks(row, table.reference) | (_costs(row.costs) if row.costs else {})
 
 
-def _tuning(row: Row, table: Table) -> CsvRow:
-    values: CsvRow = {"tuning": tuning_text(row, table)} if table.searches else {}
+def _tuning(row: Row, table: Table) -> TidyRow:
+    values: TidyRow = {"tuning": tuning_text(row, table)} if table.searches else {}
     if row.tuned and row.tuned.winner:
-        values |= {"held-out score": row.tuned.winner.mean, "searched": ", ".join(sorted(row.tuned.fields))}
+        values |= {"held_out_score": row.tuned.winner.mean, "searched": ", ".join(sorted(row.tuned.fields))}
     if row.moved:
-        values["moved by tuning"] = row.moved.points
+        values["moved_by_tuning"] = row.moved.points
         if row.moved.interval:
-            values |= {"moved low": row.moved.interval.low, "moved high": row.moved.interval.high}
+            values |= {"moved_low": row.moved.interval.low, "moved_high": row.moved.interval.high}
     return values
 
 
-def _entry(name: str, entry: Entry) -> CsvRow:
+def _entry(name: str, entry: Entry) -> TidyRow:
     mark = "best" if entry.best else {True: "not significantly worse", False: "worse", None: None}[entry.tied]
-    values: CsvRow = {name: entry.scores.mean, f"{name} sd": entry.scores.sd, f"{name} mark": mark}
-    return values | ({f"{name} low": entry.interval.low, f"{name} high": entry.interval.high} if entry.interval else {})
+    values: TidyRow = {name: entry.scores.mean, f"{name}_sd": entry.scores.sd, f"{name}_mark": mark}
+    return values | ({f"{name}_low": entry.interval.low, f"{name}_high": entry.interval.high} if entry.interval else {})
 
 
-def _over_tasks(row: Row, reference: str | None) -> CsvRow:
-    values: CsvRow = {"mean rank": row.rank}
+def _over_tasks(row: Row, reference: str | None) -> TidyRow:
+    values: TidyRow = {"mean_rank": row.rank}
     if row.iqm:
-        values |= {"iqm": row.iqm.mean, "iqm low": row.iqm.low, "iqm high": row.iqm.high}
+        values |= {"iqm": row.iqm.mean, "iqm_low": row.iqm.low, "iqm_high": row.iqm.high}
     if row.comparison:
         values |= {
             "reference": reference,
-            "gain percent": row.comparison.gain,
-            "worse tasks": len(row.comparison.worse),
+            "gain_percent": row.comparison.gain,
+            "worse_tasks": len(row.comparison.worse),
         }
-        values |= {"worst task": row.comparison.worst, "better percent": row.comparison.improvement}
-        values |= {"rank p": row.comparison.rank_p}
+        values |= {"worst_task": row.comparison.worst, "better_percent": row.comparison.improvement}
+        values |= {"rank_p": row.comparison.rank_p}
     return values
 
 
-def _differences(tables: Sequence[Table]) -> Iterator[CsvRow]:
-    for number, table in enumerate(tables, start=1):
-        for row in table.rows:
-            if row.comparison is None:
-                continue
-            where: CsvRow = {"table": number, "title": table.title, "method": row.label, "reference": table.reference}
-            where["seeds"] = len(row.comparison.seeds)
-            for task, one in (*row.comparison.differences.items(), ("average", row.comparison.average)):
-                if one is not None:
-                    low, high = (one.interval.low, one.interval.high) if one.interval else (None, None)
-                    yield where | {"task": task, "points": one.points, "low": low, "high": high, "corrected p": one.p}
-
-
-def _sweeps(tables: Sequence[Table]) -> Iterator[CsvRow]:
+def _sweeps(tables: Sequence[Table]) -> Iterator[TidyRow]:
     numbers = {id(table): number for number, table in enumerate(tables, start=1)}
     for sweep in sweeps_in(tables):
         for row in sweep.rows:
             for point in sweep.points:
-                line: CsvRow = {"sweep": sweep.title, "field": sweep.field, "value": point.value}
-                line |= {"position": point.position, "table": numbers[id(point.table)], "method": row.label}
+                line: TidyRow = {"sweep": sweep.title, "field": sweep.field, "value": point.value}
+                line |= {"position": point.position, "table": numbers[id(point.table)], "label": row.label}
                 if (entry := point.entry(row.label)) is not None:
                     line |= {"seeds": entry.scores.n, "average": entry.scores.mean, "sd": entry.scores.sd}
                     line |= {"low": entry.interval.low, "high": entry.interval.high} if entry.interval else {}
@@ -164,13 +119,13 @@ def _any_probed(study: Study) -> bool:
     return any(probed(table) for table in study.tables)
 
 
-def _forgetting(tables: Sequence[Table]) -> Iterator[CsvRow]:
+def _forgetting(tables: Sequence[Table]) -> Iterator[TidyRow]:
     for number, table in enumerate(tables, start=1):
         tasks = table.protocol.probe_tasks
         for row in probed(table):
-            where: CsvRow = {"table": number, "title": table.title, "method": row.label, "reason": refusal(row) or None}
+            where: TidyRow = {"table": number, "title": table.title, "label": row.label, "reason": refusal(row) or None}
             for name, over in (*((task, (task,)) for task in tasks), ("mean", tasks)):
-                line: CsvRow = {"task": name, "before": untrained(row, over)}
+                line: TidyRow = {"task": name, "before": untrained(row, over)}
                 if (one := forgetting(row, over)) is not None:
                     line |= {"seeds": len(one.seeds), "before": one.before, "after": one.after}
                     line |= {"forgetting": one.points.mean, "sd": one.points.sd}
@@ -178,7 +133,7 @@ def _forgetting(tables: Sequence[Table]) -> Iterator[CsvRow]:
                 yield where | line
 
 
-def _costs(costs: RowCosts) -> CsvRow:
+def _costs(costs: RowCosts) -> TidyRow:
     return {
         "trainable_parameters": costs.trainable_parameters.mean,
         "trained_at_once": (costs.trained_at_once or costs.trainable_parameters).mean,
@@ -193,7 +148,7 @@ def _costs(costs: RowCosts) -> CsvRow:
     }
 
 
-def _text(columns: Sequence[str], lines: Iterable[CsvRow]) -> str:
+def _text(columns: Sequence[str], lines: Iterable[TidyRow]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([_guarded(column) for column in columns])

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from mtlbench import Report, hookimpl
-from mtlbench.api.study import Entry, Row, Study, Table
+from mtlbench.api.study import Entry, ForeignRow, Row, Study, Table
 from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
 from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.analyses.sweeps import SweptField, sweep_columns, sweep_legend, sweeps_in
@@ -21,7 +21,19 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.formatting import NONE, counts, flags, legend, metrics_of, short_names, troubles
+from mtlbench.results.formatting import (
+    FOREIGN,
+    FOREIGN_HEADER,
+    NONE,
+    counts,
+    flags,
+    foreign_cells,
+    foreign_notes,
+    legend,
+    metrics_of,
+    short_names,
+    troubles,
+)
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 from mtlbench.text import sentences
 from mtlbench_reports.latex_text import escaped
@@ -57,6 +69,7 @@ class Latex(Report):
         for number, table in enumerate(study.tables, start=1):
             prefix = f"{number}-" if len(study.tables) > 1 else ""
             sections += _sections(table, prefix=prefix, calibration=study.shows_calibration)
+        sections += _foreign(study.foreign) if study.foreign else []
         if not study.tables:
             sections.append("There are no cells, so there is no table.")
         return {"tables.tex": "\n".join(sections) + "\n", "report.tex": _DOCUMENT}
@@ -65,6 +78,24 @@ class Latex(Report):
 @hookimpl
 def mtlbench_reports() -> Iterable[Report]:
     return [Latex()]
+
+
+def _foreign(rows: Sequence[ForeignRow]) -> Iterator[str]:
+    """Results of other programs as floats of their own; programs and protocols are in the notes."""
+    lines = [
+        _line(f"{{}}{_folding(escaped(label))}", list(map(escaped, cells))) for label, _, *cells in foreign_cells(rows)
+    ]
+    head = _line(escaped(FOREIGN_HEADER[0]), list(map(escaped, FOREIGN_HEADER[2:])))
+    for at, run in enumerate(_runs(lines, _LINES)):
+        caption = escaped(FOREIGN) if at == 0 else "Table~\\ref{tab:foreign}, continued."
+        body = "\n".join(["\\begin{tabular}{@{}p{4.2cm}llrr@{}}", "\\toprule", head, "\\midrule", *run])
+        name = "tab:foreign" if at == 0 else f"tab:foreign-{at + 1}"
+        yield (
+            "\\begin{table}[tp]\n\\centering\\footnotesize\n"
+            f"\\caption{{{caption}}}\\label{{{name}}}\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}"
+        )
+    named = [f"{row.program}: {note}" for row, note in zip(rows, foreign_notes(rows), strict=True)]
+    yield "\n".join(["{\\footnotesize", *(f"\\noindent {escaped(note)}\\par" for note in named), "}"])
 
 
 @dataclass(frozen=True, kw_only=True)

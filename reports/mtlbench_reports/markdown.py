@@ -20,7 +20,21 @@ from mtlbench.results.columns import (
     over_tasks_columns,
     over_tasks_legend,
 )
-from mtlbench.results.formatting import NONE, counts, flags, legend, marks, mean, metrics_of, short_names, troubles
+from mtlbench.results.formatting import (
+    FOREIGN,
+    FOREIGN_HEADER,
+    NONE,
+    counts,
+    flags,
+    foreign_cells,
+    foreign_notes,
+    legend,
+    marks,
+    mean,
+    metrics_of,
+    short_names,
+    troubles,
+)
 from mtlbench.results.tuned import tuning_columns, tuning_legend
 
 
@@ -38,6 +52,14 @@ class Markdown(Report):
         for table in study.tables:
             sections.extend([] if alone else [f"## {_escape(table.title)}"])
             sections.extend(_sections(table, calibration=study.shows_calibration))
+        if study.foreign:
+            cells = [list(map(_escape, line)) for line in foreign_cells(study.foreign)]
+            sections += [
+                "## Foreign rows",
+                FOREIGN,
+                _grid(FOREIGN_HEADER, cells),
+                _bullets(foreign_notes(study.foreign)),
+            ]
         return {"report.md": "\n\n".join(filter(None, sections)) + "\n"}
 
 

@@ -17,7 +17,7 @@ from mtlbench.api.cell import Cell
 from mtlbench.api.executor import Launch, Workers
 from mtlbench.errors import RequestError
 from mtlbench.executors.devices import Device, Nvidia
-from mtlbench.executors.local import LocalExecutor
+from mtlbench.executors.local import LocalExecutor, threads_asked
 from mtlbench.executors.slots import DeviceSlot, Pool, pool, shares
 from mtlbench.files.owner import cpus
 from mtlbench.plugins import load_executor
@@ -61,6 +61,8 @@ def test_cores_are_shared_out_over_workers() -> None:
     assert threads(3, cores=32) == [10] * 3
     assert threads(6, cores=2) == [1] * 6
     assert threads(0, cores=8, w1=1) == [8], "one cell gets the whole machine"
+    given = pool("cpu", 2, demand={1: 4}, cores=8, cards=(), threads=3)
+    assert [given.slot((device,)).threads for device in given.devices] == [3, 3], "what is asked for is not divided"
     two = chosen("cpu", 1, cores=8, w2=9)
     assert two.slot(two.devices).width == 2 and two.slot(two.devices).threads == 8
 
@@ -124,7 +126,27 @@ def test_gpus_are_read_from_the_driver_and_the_environment(monkeypatch: pytest.M
     assert cpus() >= 1
 
 
-def test_workers_end_by_themselves_and_know_their_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "threads"), [("3", 3), ("4,2", 4), (" 1 ", 1), ("", None), ("many", None), ("0", None), ("-2", None)]
+)
+def test_openmp_is_told_a_number_of_threads(variable: str, threads: int | None) -> None:
+    assert threads_asked({"OMP_NUM_THREADS": variable}) == threads and threads_asked({}) is None
+
+
+@pytest.mark.parametrize(("given", "variable", "threads"), [(None, "3", "3"), (2, "3", "2")])
+def test_workers_have_the_threads_that_the_user_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int | None, variable: str, threads: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    folder, request = toy_folder(tmp_path / "run", [toy_cell(0)])
+    launch = Launch(folder=folder.path, request=request, workers=1, device="cpu", threads=given)
+    workers = LocalExecutor(command=COMMAND).start(launch)
+    wait_for(lambda: workers.alive() == 0)
+    assert {record.notes["OMP_NUM_THREADS"] for record in folder.records().values()} == {threads}
+
+
+def test_workers_end_by_themselves_and_know_their_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cells = [toy_cell(seed, seconds=0.05) for seed in range(6)]
     folder, workers = begin(tmp_path, cells, workers=2)
     wait_for(lambda: workers.alive() == 0)

@@ -167,5 +167,7 @@ def test_an_attempt_after_a_torn_one_starts_afresh(tmp_path: Path) -> None:
     log = StepLog(folder)
     log.mtlbench_cell_started(cell)
     assert folder.steps(cell.key) == []
+    text = folder.steps_file(cell.key).read_text()
+    assert text.count("\n\n") == 0 and text.startswith('{"started": "t"}'), "no empty line, in an attempt after another"
     log.mtlbench_step_finished(cell, 1, Numbers([2.0]), Numbers([0]))  # type: ignore[arg-type]
     assert [line["loss"] for line in folder.steps(cell.key)] == [2.0]

@@ -14,7 +14,7 @@ from mtlbench.planning.mixing import ordered, read_mixing
 from mtlbench.planning.plan import make_plan, resolve_tasks
 from mtlbench.planning.presets import preset
 from mtlbench.planning.protocols import choose_protocol
-from mtlbench.planning.request import Request
+from mtlbench.planning.request import Request, read_requests
 
 
 def test_suites_and_single_tasks_become_full_names_in_order():
@@ -29,11 +29,28 @@ def test_suites_and_single_tasks_become_full_names_in_order():
         ("", "--tasks is empty"),
         ("gleu", r"Unknown suite 'gleu'\. Did you mean 'glue'"),
         ("glue/rtee", r"no task 'rtee'\. Did you mean 'rte'"),
+        ("rte", r"'rte' is no suite but a task\. Write attempt21/rte or glue/rte or .*superglue/rte\."),
+        ("glue/cola,STSB", r"'STSB' is no suite but a task\. Write attempt21/stsb or glue/stsb\."),
     ],
 )
 def test_unknown_tasks_name_the_nearest(words: str, message: str):
     with pytest.raises(RequestError, match=message):
         resolve_tasks(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0", (0,)), ("0-4", (0, 1, 2, 3, 4)), (" 3, 1 ", (3, 1)), ("7,0-2", (7, 0, 1, 2)), ("5-5", (5,))],
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: tuple[int, ...]):
+    (request,) = read_requests({"methods": "lora", "tasks": "glue", "seeds": text}).parts
+    assert request.seeds == seeds
+
+
+@pytest.mark.parametrize("text", ["4-2", "0-", "-", "0-1-2", "a-b", "0-99999999999", "0-3,2", "-1", "0--1", ""])
+def test_seeds_that_are_none_are_refused(text: str):
+    with pytest.raises(RequestError, match="--seeds"):
+        read_requests({"methods": "lora", "tasks": "glue", "seeds": text})
 
 
 def test_cells_are_methods_times_seeds_with_one_protocol():

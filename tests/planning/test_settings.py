@@ -14,10 +14,29 @@ def test_names_and_brackets():
         ("lora", {"rank": "16", "alpha": "32"}),
         ("base", {}),
     ]
+    assert split_methods(" peml , lora[rank=16] + base,ia3 ") == [
+        ("peml", {}),
+        ("lora+base", {"lora.rank": "16"}),
+        ("ia3", {}),
+    ]
 
 
 @pytest.mark.parametrize(
-    "words", ["", ",", "lora[rank=1", "lora]rank", "lora[[rank=1]]", "lora[rank]", "lora[rank=1,rank=2]", "a,,b"]
+    "words",
+    [
+        "",
+        ",",
+        "lora[rank=1",
+        "lora]rank",
+        "lora[[rank=1]]",
+        "lora[rank]",
+        "lora[rank=1,rank=2]",
+        "a,,b",
+        "a b",
+        "lora [rank=1]",
+        "lora\t",
+        "lora,\nia3",
+    ],
 )
 def test_words_that_cannot_be_read(words: str):
     with pytest.raises(RequestError):

@@ -18,15 +18,21 @@ def documents(records, **words) -> dict[str, list[dict[str, str]]]:
     return {name: list(csv.DictReader(io.StringIO(text))) for name, text in made.items()}
 
 
-def test_scores_have_a_line_per_cell_task_and_metric():
+def test_scores_have_a_line_per_cell_and_task_and_metrics_one_per_metric():
     both = TaskScore(score=100 / 3, metrics={"acc": 0.1 + 0.2, "f1": 0.5}, rows=277, majority=52.7)
     records = [replace(done(cell(seed=s), 60.0, 20.0), scores={"glue/rte": both, "glue/cola": both}) for s in (0, 1)]
-    lines = documents(records)["scores.csv"]
-    assert [(x["seed"], x["task"], x["metric"]) for x in lines] == [
+    made = documents(records)
+    lines = made["scores.csv"]
+    assert [(x["seed"], x["task"]) for x in lines] == [
+        (seed, task) for seed in "01" for task in ("glue/rte", "glue/cola")
+    ]
+    assert [(x["seed"], x["task"], x["metric"]) for x in made["metrics.csv"]] == [
         (seed, task, metric) for seed in "01" for task in ("glue/rte", "glue/cola") for metric in ("acc", "f1")
     ]
+    assert float(made["metrics.csv"][0]["value"]) == 100 * (0.1 + 0.2), "in percent, as scores are"
+    assert [x["key"] for x in made["costs.csv"]] == [record.key for record in records]
     first = lines[0]
-    assert float(first["score"]) == 100 / 3 and float(first["value"]) == 0.1 + 0.2
+    assert float(first["score"]) == 100 / 3
     assert (first["rows"], first["majority"], first["status"]) == ("277", "52.7", "ok")
     assert first["key"] == records[0].key and first["protocol"] == PROTOCOL.hash()
     assert "demo data" in first["title"] and first["plugins"] == "mtlbench=0.1.0"
@@ -46,14 +52,14 @@ def test_cells_without_scores_have_a_line_with_the_reason():
 def test_the_summary_has_a_line_per_row_and_columns_for_the_tasks_of_all_tables():
     records = [done(cell(seed=s), 60.0 + s, 20.0) for s in (0, 1)] + [done(cell(tasks=("x/y",)), 33.0)]
     lines = documents(records)["summary.csv"]
-    parts = ("", " sd", " low", " high", " mark")
+    parts = ("", "_sd", "_low", "_high", "_mark")
     columns = [f"{task}{part}" for task in ("glue/rte", "glue/cola", "x/y", "average") for part in parts]
     assert list(lines[0])[5:25] == columns
     both = next(x for x in lines if x["seeds"] == "2")
     assert (both["glue/rte"], both["average"], both["x/y"]) == ("60.5", "40.25", "")
-    assert float(both["glue/rte sd"]) == 0.5**0.5
+    assert float(both["glue/rte_sd"]) == 0.5**0.5
     single = next(x for x in lines if x["seeds"] == "1")
-    assert (single["x/y"], single["x/y sd"], single["glue/rte"]) == ("33.0", "", "")
+    assert (single["x/y"], single["x/y_sd"], single["glue/rte"]) == ("33.0", "", "")
     assert both["peak_memory"] == str(512 * 2**20) and float(both["adapter_bytes"]) == 98 * 2**10
 
 

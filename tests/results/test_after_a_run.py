@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from record_builder import PROTOCOL, cell, done
 
 from mtlbench.cli import cli
@@ -317,7 +318,7 @@ def test_the_hub_gets_scores_on_the_whole_evaluation_split_and_no_others(tmp_pat
     (tmp_path / "record.json").write_text("{}")
 
     def front(**changes):
-        made = done(cell(model="org/model", protocol=replace(PROTOCOL, data="hub:1", **changes)), 80.0, 40.0)
+        made = done(cell(model="org/model", protocol=replace(PROTOCOL, **{"data": "hub:1", **changes})), 80.0, 40.0)
         write_card(made, [made], tmp_path, task=None)
         return ModelCard.load(tmp_path / "README.md").data
 
@@ -327,8 +328,16 @@ def test_the_hub_gets_scores_on_the_whole_evaluation_split_and_no_others(tmp_pat
         ("nyu-mll/glue", "rte", "validation", "acc", 0.8),
         ("nyu-mll/glue", "cola", "validation", "mcc", 0.4),
     ]
-    for changes in ({"eval_from_train": 0.25}, {"eval_rows": 100}):
+    entries = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "mtlbench.yaml").read_text()))
+    assert [(e.dataset_id, e.task_id, e.value) for e in entries] == [
+        ("nyu-mll/glue", "rte", 80.0),
+        ("nyu-mll/glue", "cola", 40.0),
+    ]
+    assert "seed 0" in entries[0].notes and "acc in percent, split validation" in entries[0].notes
+    for changes in ({"eval_from_train": 0.25}, {"eval_rows": 100}, {"holdout": 0.1}, {"data": "demo:1"}):
+        (tmp_path / ".eval_results" / "mtlbench.yaml").unlink(missing_ok=True)
         assert front(**changes).eval_results is None
+        assert not (tmp_path / ".eval_results" / "mtlbench.yaml").exists()
 
 
 def test_the_own_form_gives_the_trained_model_and_tells_no_machine(folder, tmp_path):

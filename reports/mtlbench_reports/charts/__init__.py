@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mtlbench import Report, hookimpl
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mtlbench.api.study import Study
 
 
@@ -20,6 +22,11 @@ class Charts(Report):
         from mtlbench_reports.charts.documents import documents  # imports matplotlib
 
         return documents(study)
+
+    def figures(self, study: Study) -> Mapping[str, Figure]:
+        from mtlbench_reports.charts.documents import figures
+
+        return figures(study)
 
 
 @hookimpl

@@ -57,6 +57,18 @@ def documents(study: Study) -> dict[str, str | bytes]:
     return {"charts.txt": "\n".join(lines) + "\n", **files}
 
 
+def figures(study: Study) -> dict[str, Figure]:
+    """Each chart by its name; with several tables the number of the table comes first: ``2-score-memory``."""
+    several = len(study.tables) > 1
+    with drawing(families=families()), drawings(study, lambda _, chart: chart, copies=1) as drawn_tables:
+        return {
+            f"{drawn.number}-{chart.name}" if several else chart.name: chart.figure
+            for drawn in drawn_tables()
+            for chart in drawn.charts
+            if isinstance(chart, Chart)
+        }
+
+
 def _drawn(_: int, chart: Chart) -> _ChartFiles:
     text = f"{chart.title}. {chart.caption}".rstrip()
     return _ChartFiles(name=chart.name, text=text, images={kind: image(chart.figure, kind) for kind in _FORMATS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from mtlbench.text import one_line
-from mtlbench_reports.charts.style import FAINT, SMALL
+from mtlbench_reports.charts.face import families
+from mtlbench_reports.charts.style import FAINT, SMALL, drawing
 
 LINE = 0.165
 """Height of a line of text in a legend or a title, in inches."""
@@ -24,6 +26,16 @@ _TITLE = 10.5
 """Size of a title; one font face for all texts, because every face in a PDF costs a twentieth of a second."""
 
 
+class ChartFigure(Figure):
+    """A figure that a notebook shows by itself, drawn with the settings of the charts."""
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        with drawing(families=families()):
+            self.savefig(out, format="png")
+        return out.getvalue()
+
+
 class Sheet:
     """A figure with a title over a content area of ``width`` x ``height`` inches."""
 
@@ -32,7 +44,7 @@ class Sheet:
         under = wrapped(subtitle, width=width - 2 * EDGE, size=SMALL, lines=8)
         self.head = EDGE + (LINE * 1.15) * len(heads) + LINE * len(under) + 0.1
         self.width, self.height = width, height + self.head + EDGE
-        self.figure = Figure(figsize=(self.width, self.height))
+        self.figure = ChartFigure(figsize=(self.width, self.height))
         top = self._up(EDGE - self.head)
         left = EDGE / self.width
         self.figure.text(left, top, "\n".join(heads), size=_TITLE, va="top", linespacing=1.15)

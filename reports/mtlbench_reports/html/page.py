@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import resources
 
 from mtlbench.api.study import Study, Table
-from mtlbench.results.formatting import counts
+from mtlbench.results.formatting import FOREIGN, FOREIGN_HEADER, counts, foreign_cells, foreign_notes
 from mtlbench_reports.charts.drawings import drawings
 from mtlbench_reports.charts.style import drawing
 from mtlbench_reports.html.cell_lines import lines, links
@@ -23,6 +23,9 @@ from mtlbench_reports.html.tables import (
     costs,
     degenerate,
     failures,
+    grid,
+    head,
+    number,
     probing,
     scores,
     sweeps,
@@ -41,7 +44,8 @@ def page(study: Study) -> str:
             el("section", before, figures(charts), after, id=f"table-{charts.number}")
             for (before, after), charts in zip(texts, drawn(), strict=True)
         ]
-    head = join(
+    sections += [_foreign(study)] if study.foreign else []
+    page_head = join(
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
@@ -50,7 +54,7 @@ def page(study: Study) -> str:
     )
     top = el("header", el("h1", study.title), el("p", counts(study.counts)), _bullets(study.notes), _contents(study))
     body = el("body", top, el("main", sweeps(study), sections), el("script", Markup(script)))
-    whole = f"<!doctype html>\n{el('html', el('head', head), body, lang='en')}\n"
+    whole = f"<!doctype html>\n{el('html', el('head', page_head), body, lang='en')}\n"
     return whole.encode(errors="replace").decode()  # lone surrogates in messages cannot be encoded
 
 
@@ -80,6 +84,24 @@ def _around_charts(study: Study, table: Table, number: int) -> tuple[Markup, Mar
         map(details, cell_lines),
     )
     return before, after
+
+
+def _foreign(study: Study) -> Markup:
+    """Results of other programs, after all of ours."""
+    header = [head(name, number=at > 3) for at, name in enumerate(FOREIGN_HEADER)]
+    rows = [
+        el(
+            "tr",
+            el("th", label, scope="row"),
+            [el("td", text) for text in texts],
+            number(score, float(score)),
+            el("td", count),
+        )
+        for label, *texts, score, count in foreign_cells(study.foreign)
+    ]
+    table = grid(header, rows, name="Foreign rows")
+    notes = _bullets(tuple(foreign_notes(study.foreign)))
+    return el("section", el("h2", "Foreign rows"), el("p", FOREIGN), table, notes, id="foreign")
 
 
 def _contents(study: Study) -> Markup:

@@ -70,11 +70,11 @@ def test_short_reports_show_it_when_asked_and_long_ones_always(shown: bool):
 
 
 def test_the_tidy_table_has_a_line_for_each_number():
-    lines = list(csv.DictReader(io.StringIO(load_report("csv").render(study())["scores.csv"])))
+    lines = list(csv.DictReader(io.StringIO(load_report("csv").render(study())["metrics.csv"])))
     found = {(x["seed"], x["task"], x["metric"]): x["value"] for x in lines if x["metric"] in ("ece", "brier")}
     assert found == {
-        ("0", RTE, "ece"): "0.1", ("0", RTE, "brier"): "0.4", ("0", COLA, "ece"): "0.3", ("0", COLA, "brier"): "0.6",
-        ("1", RTE, "ece"): "0.2", ("1", RTE, "brier"): "0.5", ("1", COLA, "ece"): "0.3",
+        ("0", RTE, "ece"): "10.0", ("0", RTE, "brier"): "40.0", ("0", COLA, "ece"): "30.0", ("0", COLA, "brier"): "60.0",
+        ("1", RTE, "ece"): "20.0", ("1", RTE, "brier"): "50.0", ("1", COLA, "ece"): "30.0",
     }  # fmt: skip
 
 

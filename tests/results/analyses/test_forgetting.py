@@ -105,8 +105,8 @@ def test_cells_with_and_without_a_probe_share_no_table():
 def test_every_report_shows_forgetting():
     made = study()
     lines = list(csv.DictReader(io.StringIO(load_report("csv").render(made)["forgetting.csv"])))
-    assert [(x["method"], x["task"]) for x in lines[:3]] == [(lines[0]["method"], t) for t in (*TASKS, "mean")]
-    by_row = {(x["method"], x["task"]): x for x in lines}
+    assert [(x["label"], x["task"]) for x in lines[:3]] == [(lines[0]["label"], t) for t in (*TASKS, "mean")]
+    by_row = {(x["label"], x["task"]): x for x in lines}
     assert by_row["lora", "suite/b"]["forgetting"] == "-5.0" and by_row["lora", "suite/a"]["seeds"] == "3"
     assert by_row["routed", "mean"]["reason"] == WHY and by_row["routed", "mean"]["before"] == "60.0"
     assert "+7.0 [−2.0, +16.0]" in load_report("markdown").render(made)["report.md"]

@@ -79,7 +79,7 @@ def test_every_report_shows_the_sweep():
     assert markdown.index("Sweep of train_rows") < markdown.index("\n## ")
     assert "| peml   |" in markdown
     lines = list(csv.DictReader(io.StringIO(load_report("csv").render(made)["sweeps.csv"])))
-    assert [(x["method"], x["value"], x["average"]) for x in lines] == [
+    assert [(x["label"], x["value"], x["average"]) for x in lines] == [
         ("lora", "100", "51.5"),
         ("lora", "300", "53.5"),
         ("peml", "100", "51.5"),
