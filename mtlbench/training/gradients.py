@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing, RowSums
+from mtlbench.backbones.heap import LowHeap
 from mtlbench.errors import RequestError
 from mtlbench.nn.row_sums import collecting
 from mtlbench.training.batches import Batch, token_rows
@@ -45,6 +46,7 @@ class Gradients:
         """What is minimised; by default the mean over rows, or what the method computes itself."""
         self.linear: bool | None = None if self.loss.own else True
         """Whether the loss is linear in the losses of rows; ``None`` until :meth:`is_linear` has tried it."""
+        self._heap = LowHeap()
 
     def forward(self, batch: Batch) -> Tensor:
         """Row losses ``[rows]``."""
@@ -98,6 +100,7 @@ class Gradients:
             collecting(rows) as reports,
         ):
             yield reports
+        self._heap.after_pass()
 
     @torch.no_grad()
     def reports(self, batches: Sequence[Batch], draws: Draws | None = None) -> Reports:
