@@ -69,10 +69,11 @@ def forecast_memory(
     saved = size.activations_checkpointed if protocol.checkpointing else size.activations
     if not counts.training:
         saved = 0
+    most = pass_tokens(size, device, bytes_each=bytes_each)
     return MemoryForecast(
         weights=counts.weight_bytes(bytes_each) // (devices if shard else 1),
         training=counts.training * TRAINING_BYTES,
-        activations=min(rows * tokens.longest, max(pass_tokens(size, device), tokens.longest)) * saved * bytes_each,
+        activations=min(rows * tokens.longest, max(most, tokens.longest)) * saved * bytes_each,
         rest=rest,
     )
 

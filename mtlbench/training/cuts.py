@@ -31,20 +31,21 @@ def pass_slots(model: nn.Module, device: torch.device) -> float:
     return layers * LAYER_FLOP.get(device.type, ACCELERATOR_LAYER_FLOP) / (4 * weights)
 
 
-PASS_NUMBERS = {"cpu": 0.2e9}
-"""Numbers that a pass keeps for backward, at most (0.8 GB in float32): more tokens at once are no faster there."""
-ACCELERATOR_PASS_NUMBERS = 8e9
-"""The same on an accelerator (16 GB in bfloat16)."""
+PASS_BYTES = {"cpu": 0.4e9}
+"""Bytes that a pass keeps for backward, at most: more tokens at once are hardly faster there."""
+ACCELERATOR_PASS_BYTES = 16e9
+"""The same on an accelerator."""
 
 
-def pass_tokens(size: BackboneSize, device: str) -> int:
+def pass_tokens(size: BackboneSize, device: str, *, bytes_each: int) -> int:
     """How many tokens a pass over a backbone computes at most, where rows are not longer.
 
     Args:
         device: Type of the device: ``cpu`` or ``cuda``.
+        bytes_each: Of a number in the precision of the computation.
     """
-    kept = size.activations
-    return int(PASS_NUMBERS.get(device, ACCELERATOR_PASS_NUMBERS) // kept) if kept else 2**62
+    kept = size.activations * bytes_each
+    return int(PASS_BYTES.get(device, ACCELERATOR_PASS_BYTES) // kept) if kept else 2**62
 
 
 def end_to_end(lengths: Sequence[int], *, most: float) -> list[slice]:

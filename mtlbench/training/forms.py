@@ -70,10 +70,10 @@ def form_of(gradients: Gradients, collator: Collator, rows: Sequence[TokenRow], 
         longest: Tokens of the longest row there may be.
     """
     model, method = gradients.model, gradients.method
-    most = pass_tokens(backbone_size(model), collator.device.type)
+    most = pass_tokens(backbone_size(model), collator.device.type, bytes_each=_dtype(gradients).itemsize)
     reason = _unsuited(model, method, longest=longest)
     if reason is None:
-        form = RowForm(_packs(model, method, collator), partial(end_to_end, most=most), None)
+        form = RowForm(_packs(model, method, collator), _passes(model, most=most), None)
         tried: list[Batch] = []
         reason = _differs(gradients, collator, _kept(_packs(model, method, collator, awkward=True), tried), rows)
         if reason is None:
@@ -101,6 +101,10 @@ def _kept(collate: Collate, made: list[Batch]) -> Collate:
     return run
 
 
+def _dtype(gradients: Gradients) -> torch.dtype:
+    return gradients.autocast or next(gradients.model.parameters()).dtype
+
+
 def _packs(model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False) -> Collate:
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
@@ -115,6 +119,16 @@ def _pads(model: nn.Module, method: Method, collator: Collator, *, unread: bool)
     if not method.has_auxiliary_loss:
         return partial(collator.padded, unread=unread)
     return lambda rows: collator.padded(rows, apart=_slots(model), unread=unread)
+
+
+def _passes(model: nn.Module, *, most: int) -> Callable[[Sequence[int]], list[slice]]:
+    """Where rows laid end to end are cut; the soft prompt before each is computed too."""
+
+    def cut(lengths: Sequence[int]) -> list[slice]:
+        slots = _slots(model)
+        return end_to_end([length + slots for length in lengths], most=most)
+
+    return cut
 
 
 def _slots(model: nn.Module) -> int:
@@ -159,7 +173,7 @@ def _differs(gradients: Gradients, collator: Collator, collate: Collate, rows: S
                 return f"this backbone cannot: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
             tried = tried[: fewer(len(tried), error)]
             continue
-        dtype = gradients.autocast or next(gradients.model.parameters()).dtype
+        dtype = _dtype(gradients)
         apart = float(((padded - laid).abs() / padded.abs().clamp(min=1e-3)).max())
         if apart > TOLERANCE.get(dtype, COARSE):
             return f"losses of rows laid end to end differ by {apart:.2g}: a layer mixes tokens outside attention"

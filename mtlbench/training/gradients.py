@@ -12,6 +12,7 @@ from torch.amp import GradScaler
 
 from mtlbench.api.method import Method
 from mtlbench.api.routing import Routing, RowSums
+from mtlbench.backbones.heap import LowHeap
 from mtlbench.errors import RequestError
 from mtlbench.nn.low_rank.siblings import forgotten_on_failure
 from mtlbench.nn.row_sums import collecting
@@ -50,6 +51,7 @@ class Gradients:
         not the dtype."""
         self.linear: bool | None = None if self.loss.own else True
         """Whether the loss is linear in the losses of rows; ``None`` until :meth:`is_linear` has tried it."""
+        self._heap = LowHeap()
 
     def forward(self, batch: Batch) -> Tensor:
         """Row losses ``[rows]``."""
@@ -105,6 +107,7 @@ class Gradients:
             collecting(rows) as reports,
         ):
             yield reports
+        self._heap.after_pass()
 
     @torch.no_grad()
     def reports(self, batches: Sequence[Batch], draws: Draws | None = None) -> Reports:

