@@ -106,7 +106,9 @@ def score(model: Any, backbone: Any, prepared: Any, cell: Cell) -> dict[str, flo
         )["results"]
     found = {}
     for name, task in prepared.tasks.items():
-        values = [results[name][key] for metric in task.metrics for key in results[name] if key.startswith(f"{metric},")]
+        values = [
+            results[name][key] for metric in task.metrics for key in results[name] if key.startswith(f"{metric},")
+        ]
         found[name] = 100 * sum(values) / len(values)
     return found
 
@@ -133,7 +135,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="scores found before are read from here, new ones are added")
     given = parser.parse_args()
-    records = [r for r in RunFolder(given.folder).records().values() if r.status == "ok" and r.cell.variant == given.method]
+    records = [
+        r for r in RunFolder(given.folder).records().values() if r.status == "ok" and r.cell.variant == given.method
+    ]
     if not records:
         parser.error(f"{given.folder} has no finished cell of {given.method!r}")
     bench = Bench(
@@ -142,7 +146,9 @@ def main() -> int:
         data=given.data or "demo",
         places=lambda cell: [given.model or cell.model],
     )
-    found: dict[str, dict[str, float]] = json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    found: dict[str, dict[str, float]] = (
+        json.loads(given.json.read_text()) if given.json and given.json.exists() else {}
+    )
     ours: list[Mapping[str, float]] = []
     for record in sorted(records, key=lambda record: record.cell.seed):
         ours.append({name: task.score for name, task in record.scores.items()})
