@@ -21,7 +21,6 @@ import torch
 from loops import as_examples, padded
 
 from mtlbench.api.cell import Cell
-from mtlbench.api.record import Record
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.cells.bench import Bench
 from mtlbench.data.lm_task import choose_rows, quiet_lm_eval

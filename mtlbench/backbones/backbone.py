@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtlbench.backbones.heap import give_back
 from mtlbench.backbones.checksum import Checksum
 from mtlbench.backbones.generating import why_not_generating
 from mtlbench.backbones.gguf import load_gguf
+from mtlbench.backbones.heap import give_back
 from mtlbench.backbones.layers import linears_for_conv1d
 from mtlbench.backbones.loaded import check_finite, check_read, check_vocabulary
 from mtlbench.backbones.machine import is_out_of_memory
