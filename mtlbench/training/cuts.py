@@ -31,7 +31,7 @@ def pass_slots(model: nn.Module, device: torch.device) -> float:
     return layers * LAYER_FLOP.get(device.type, ACCELERATOR_LAYER_FLOP) / (4 * weights)
 
 
-PASS_BYTES = {"cpu": 0.4e9}
+PASS_BYTES = {"cpu": 0.3e9}
 """Bytes that a pass keeps for backward, at most: more tokens at once are hardly faster there."""
 ACCELERATOR_PASS_BYTES = 16e9
 """The same on an accelerator."""
