@@ -83,6 +83,8 @@ def run_cell(
             except Unusable as error:
                 run.forget(str(error))
                 record = run.record()
+    except Stopped:
+        raise
     except (Exception, SystemExit) as error:
         logger.exception("cell %s (%s) failed", cell.key, cell.variant)
         if (unseen := lost_unseen(bench.device)) is None:
