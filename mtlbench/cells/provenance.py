@@ -22,6 +22,7 @@ from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.layers import expert_weights
 from mtlbench.cells.bench import Bench
 from mtlbench.compat import attention_of
+from mtlbench.nn.attachments import states_of
 from mtlbench.nn.blocks.sublayers import AfterBlock
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
@@ -40,8 +41,8 @@ def notes_of(
 ) -> Notes:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
-    ``checks`` are what was counted of the rows of each task, ``stop`` is the early-stopping split. Modules with a
-    method ``notes`` add their own.
+    ``checks`` are what was counted of the rows of each task, ``stop`` is the early-stopping split. Modules and
+    attached states with a method ``notes`` add their own.
     """
     notes: Notes = {
         "parameters_attached": attached,
@@ -72,7 +73,7 @@ def notes_of(
             }
             for stage in done.stages
         ]
-    for module in model.modules():
+    for module in (*model.modules(), *states_of(model)):
         reported = getattr(module, "notes", None)
         if callable(reported):
             notes = cast(Notes, {**notes, **reported()})
