@@ -206,7 +206,12 @@ class CellAttempt:
     def _base(self) -> Record | None:
         if self.method.built_on is None:
             return None
-        done = {record.cell.key: record for record in self._around.folder.records().values() if record.status == "ok"}
+        folder = self._around.folder
+        done = {
+            key: record
+            for key, record in folder.records().items()
+            if record.status == "ok" and folder.adapter(key).is_dir()
+        }
         base = base_of(self.cell, [record.cell for record in done.values()])
         return None if base is None else done[base.key]
 

@@ -21,7 +21,7 @@ from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
 from mtlbench.cells.cost import Peak, folder_bytes, pruned_count, trainable_count, training_costs
 from mtlbench.cells.failure import GuardError, check_others, failure_of, lost_unseen, refusal
-from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
+from mtlbench.cells.provenance import backbone_notes, inherited, notes_of, provenance_of
 from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.files.failpoints import reach
@@ -211,6 +211,7 @@ class _Run:
                     checks=attempt.prepared.checks,
                     stop=attempt.splits.stop,
                 ),
+                **(inherited(base) if base is not None else {}),
                 **limits,
                 **_chat_note(attempt.prepared.chat),
                 **scored.notes,

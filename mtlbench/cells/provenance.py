@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
-from mtlbench.api.record import Notes, Provenance
+from mtlbench.api.record import Notes, Provenance, Record
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.layers import expert_weights
@@ -28,6 +28,23 @@ from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
 
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+
+
+_OF_TRAINING = [
+    "parameters_at_once",
+    "best_step",
+    "stopped_early",
+    "stop_losses",
+    "stop_scores",
+    "validation_examples",
+    "row_layout",
+    "task_weighting",
+    "tasks_per_step",
+    "largest_share_of_step",
+    "rows_per_task",
+    "tokens_per_task",
+    "stages",
+]
 
 
 def notes_of(
@@ -78,6 +95,11 @@ def notes_of(
         if callable(reported):
             notes = cast(Notes, {**notes, **reported()})
     return notes
+
+
+def inherited(base: Record) -> Notes:
+    """The notes of ``base`` on its training, for a cell that took it over."""
+    return cast(Notes, {name: value for name, value in base.notes.items() if name in _OF_TRAINING})
 
 
 def backbone_notes(model: nn.Module, backbone: Backbone, *, requested: str) -> Notes:

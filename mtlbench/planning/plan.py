@@ -162,8 +162,8 @@ def _check_search_rows(methods: Sequence[MethodChoice], protocol: Protocol) -> N
     if without:
         raise RequestError(
             f"{', '.join(without)} searches on held-out training rows, and held_out=0 keeps none. Give --held-out a "
-            "share such as 0.1, or for peml and prefixnas write [arch_update=joint], which searches on training rows, and for "
-            "merge a scale and a density."
+            "share such as 0.1, or for peml and prefixnas write [arch_update=joint], which searches on training rows, "
+            "and for merge a scale and a density."
         )
 
 
