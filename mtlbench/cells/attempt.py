@@ -216,7 +216,7 @@ class CellAttempt:
         return None if base is None else done[base.key]
 
     def _inherit(self) -> bool:
-        """Read the adapter of :attr:`base` into the model.
+        """Read the adapter of ``base`` into the model.
 
         Raises:
             StoreError: it is not the one that was recorded, or does not fit.

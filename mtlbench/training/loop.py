@@ -75,7 +75,7 @@ class TrainingJob:
     """The mean of the tasks' metrics in percent on some rows of the training split; where it is given, states are kept
     by it and not by the loss."""
     inherit: Callable[[], bool] = lambda: False
-    """What :meth:`Loop.inherit` does."""
+    """What ``inherit`` of the loop does: see :meth:`~mtlbench.api.method.Trainer.inherit`."""
 
 
 class Loop:
