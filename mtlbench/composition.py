@@ -285,6 +285,12 @@ class _NestedTrainer:
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)
 
+    def validation_score(self) -> float:
+        return self._trainer.validation_score()
+
+    def inherit(self) -> bool:
+        return False
+
 
 class _HookedTrainer:
     """A trainer that adds the arguments of an outer call to every run."""
@@ -311,6 +317,12 @@ class _HookedTrainer:
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)
 
+    def validation_score(self) -> float:
+        return self._trainer.validation_score()
+
+    def inherit(self) -> bool:
+        return False
+
 
 class _ShareTrainer:
     """A trainer with a fraction of the budget."""
@@ -330,6 +342,12 @@ class _ShareTrainer:
 
     def search_loss(self, *, share: float = 1.0) -> Tensor:
         return self._trainer.search_loss(share=share)
+
+    def validation_score(self) -> float:
+        return self._trainer.validation_score()
+
+    def inherit(self) -> bool:
+        return False
 
 
 def _all_of(hooks: Sequence[Callable[[int], None]]) -> Callable[[int], None]:

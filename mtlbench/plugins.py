@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -126,7 +127,8 @@ def load_packaged(name: str) -> PackagedBackbone:
 def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[str, Any] | None, set[str]]:
     """The preset or protocol ``name`` of an installed suite or method, and all names that were searched.
 
-    The plugin that the first part of the name names is searched first, then every suite.
+    The plugin that the first part of the name names is searched first, then every suite, and where the first part
+    names no plugin (``mtl/merge``) every method.
     """
     first = name.partition("/")[0]
     suites, methods = offers("tasks"), offers("methods")
@@ -138,6 +140,9 @@ def carried(kind: Literal["presets", "protocols"], name: str) -> tuple[Mapping[s
     for suite in [] if name in known else suites:
         for key, value in getattr(load_suite(suite), kind).items():
             known.setdefault(key, value)
+    for method in [] if name in known or first in suites or first in methods else methods:
+        with contextlib.suppress(MtlbenchError):  # a broken method of somebody else has nothing to do with this name
+            known.update({key: value for key, value in getattr(load_method(method), kind).items() if key == name})
     return known.get(name), set(known)
 
 

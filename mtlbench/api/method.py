@@ -142,6 +142,24 @@ class Trainer(Protocol):
         method trains weights on it, and it is disjoint from the validation split for early stopping.
         """
 
+    def validation_score(self) -> float:
+        """How good the model is now on the validation split, lower is better, as early stopping scores it: the mean
+        over the tasks of their mean losses, or minus the mean of their metrics. Not finite where the loss is not.
+
+        For choices between models that are already trained, such as a scale of merging. Random states stay as they are.
+
+        Raises:
+            RequestError: nothing was held out.
+        """
+
+    def inherit(self) -> bool:
+        """Take the parameters that a cell of :attr:`Method.built_on` ended with, where the run folder has one with the
+        same tasks, protocol, backbone and seed; whether it did.
+
+        They are read by name into the parameters that require gradients. Where there is none, train as it does: the
+        numbers are the same.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
@@ -186,6 +204,13 @@ class Method(ABC):
         """Whether :meth:`fit` reads the search split (:meth:`Trainer.search_loss`): such a method cannot run under a
         protocol that holds no rows out. A class attribute, or a property where it depends on settings."""
         return False
+
+    @property
+    def built_on(self) -> Method | None:
+        """The method, with its settings, whose training this one starts from (:meth:`Trainer.inherit`): it must attach
+        parameters of the same names and shapes. Its cells run first, and are trained once for all that are built on
+        them. The default is none."""
+        return None
 
     @property
     def supports_quantized(self) -> bool:

@@ -138,6 +138,9 @@ class Notes(TypedDict, total=False):
     merging: str
     """How a method that merges was scored where memory ran out for a second copy of the weights."""
     stages: list[StageNote]
+    merge: dict[str, Any]
+    """Of a method that merges updates: how, the scale and the density taken, the share ``kept`` of the squared norm,
+    and what was ``tried`` as triples of scale, density and score on the validation split, lower is better."""
     chat_template: str
     """What the chat template does not allow, where one is applied and it does not render every turn."""
     row_checks: dict[str, dict[str, Any]]
@@ -192,6 +195,9 @@ class Provenance(Disturbances, total=False):
     backbone_fingerprint: str
     dtype: str
     protocol_hash: str
+    trained_in: str
+    """Key of the cell whose training this one took over, where its method is built on another's; its costs of training
+    are that cell's."""
     plugin_commits: dict[str, str]
     """Distribution of a plugin that is installed editable to the git commit of its folder; ``-dirty`` follows where
     files there differ from the commit."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.method import Method, Setup
-from mtlbench.api.record import Disturbances
+from mtlbench.api.record import Disturbances, Record
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.machine import axis_seed, free_memory
@@ -24,11 +24,13 @@ from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import RequestError
 from mtlbench.files.failpoints import reach
 from mtlbench.files.stop_request import StopRequest
+from mtlbench.planning.built_on import base_of
 from mtlbench.planning.settings import build
 from mtlbench.store import RunFolder
 from mtlbench.training.batches import collator_of
 from mtlbench.training.checkpoints.checkpoint import CheckpointStore
 from mtlbench.training.checkpoints.recovery import EVERY_S, CheckpointPolicy
+from mtlbench.training.checkpoints.state import load_adapter
 from mtlbench.training.loop import Loop, Metric, OnStep, TrainingJob
 from mtlbench.training.splits import Splits, budget_steps, carve, phases
 
@@ -82,6 +84,8 @@ class CellAttempt:
         self.routing = Routing()
         self.model: nn.Module = self.backbone.fresh()
         self.recovery = self._recovery()
+        self.base = self._base()
+        """The record of the cell whose training this one takes over, where its method is built on another's."""
         self._first, *self._later = phases(self.splits, cell.protocol)
         self.loop = self._loop(on_step, metric)
 
@@ -136,8 +140,8 @@ class CellAttempt:
         return f"{self.method.name!r} cannot be sharded: {reason}. Leave --shard out of the command that runs it."
 
     def planned_steps(self) -> int:
-        """Steps of the budgets."""
-        return sum(budget_steps(*phase) for phase in (self._first, *self._later))
+        """Steps of the budgets; none where another cell's training is taken over."""
+        return 0 if self.base is not None else sum(budget_steps(*phase) for phase in (self._first, *self._later))
 
     def fit(self, *, trains: bool) -> None:
         """Train through all phases; later ones only where the method ``trains`` anything."""
@@ -199,6 +203,29 @@ class CellAttempt:
     def _seed(self, axis: str) -> int:
         return axis_seed(self.cell.seed, axis)
 
+    def _base(self) -> Record | None:
+        if self.method.built_on is None:
+            return None
+        folder = self._around.folder
+        done = {
+            key: record
+            for key, record in folder.records().items()
+            if record.status == "ok" and folder.adapter(key).is_dir()
+        }
+        base = base_of(self.cell, [record.cell for record in done.values()])
+        return None if base is None else done[base.key]
+
+    def _inherit(self) -> bool:
+        """Read the adapter of ``base`` into the model.
+
+        Raises:
+            StoreError: it is not the one that was recorded, or does not fit.
+        """
+        if self.base is None:
+            return False
+        load_adapter(self.model, self._around.folder.checked_adapter(self.base))
+        return True
+
     def _recovery(self) -> CheckpointPolicy:
         around, ranks = self._around, self._around.ranks
         identity = training_identity(
@@ -236,5 +263,6 @@ class CellAttempt:
             seed=self.cell.seed,
             autocast=around.bench.dtypes(self.cell)[1],
             metric=metric if self.cell.protocol.select_by == "metric" else None,
+            inherit=self._inherit,
         )
         return Loop(job, on_step=on_step, recovery=self.recovery, ranks=around.ranks)

@@ -19,9 +19,9 @@ from mtlbench.backbones.machine import free_memory, tf32_products
 from mtlbench.cells import guards
 from mtlbench.cells.attempt import CellAttempt, TrainingContext
 from mtlbench.cells.bench import Bench, token_budget
-from mtlbench.cells.cost import Peak, folder_bytes, pruned_count, trainable_count
+from mtlbench.cells.cost import Peak, folder_bytes, pruned_count, trainable_count, training_costs
 from mtlbench.cells.failure import GuardError, check_others, failure_of, lost_unseen, refusal
-from mtlbench.cells.provenance import backbone_notes, notes_of, provenance_of
+from mtlbench.cells.provenance import backbone_notes, inherited, notes_of, provenance_of
 from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.files.failpoints import reach
@@ -185,7 +185,10 @@ class _Run:
             # With the key, the files of many cells can be read as one table.
             samples = [*scored.tasks.samples, *scored.probe.samples]
             self.folder.put_samples(cell.key, [{"key": cell.key, **sample} for sample in samples])
-        done = attempt.loop.progress
+        done, base = attempt.loop.progress, attempt.base
+        provenance = self._provenance(backbone)
+        if base is not None:
+            provenance["trained_in"] = base.key
         return Record(
             cell=cell,
             status="ok",
@@ -195,14 +198,8 @@ class _Run:
                 trainable_parameters=trainable,
                 backbone_parameters=backbone.parameters,
                 inference_parameters=scored.parameters,
-                train_seconds=done.seconds,
                 eval_seconds=scored.seconds,
-                total_seconds=attempt.seconds(),
-                steps=done.steps,
-                train_rows=done.rows,
-                train_tokens=done.real_tokens,
-                padded_tokens=done.padded_tokens,
-                tokens_per_second=done.real_tokens / done.seconds if done.seconds else 0.0,
+                **training_costs(done, None if base is None else base.costs, seconds=attempt.seconds()),
                 adapter_bytes=folder_bytes(self.folder.adapter(cell.key)),
                 **_peak_fields(peak),
             ),
@@ -216,11 +213,12 @@ class _Run:
                     checks=attempt.prepared.checks,
                     stop=attempt.splits.stop,
                 ),
+                **(inherited(base) if base is not None else {}),
                 **limits,
                 **_chat_note(attempt.prepared.chat),
                 **scored.notes,
             },
-            provenance={**self._provenance(backbone), "cached_rows": attempt.prepared.cached},
+            provenance={**provenance, "cached_rows": attempt.prepared.cached},
         )
 
     def _provenance(self, backbone: Backbone) -> Provenance:

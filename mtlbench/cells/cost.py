@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from mtlbench.api.record import Costs
+from mtlbench.training.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -63,3 +67,20 @@ def pruned_count(model: nn.Module) -> int:
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else 0
+
+
+def training_costs(done: TrainingProgress, base: Costs | None, *, seconds: float) -> dict[str, Any]:
+    """The costs of training by field, and the whole time: what the cell itself did, in ``seconds``, or that of ``base``
+    where it took over another cell's training. Whole times then count that training, as if it had been its own."""
+    if base is not None:
+        names = ("train_seconds", "steps", "train_rows", "train_tokens", "padded_tokens", "tokens_per_second")
+        return {**{name: getattr(base, name) for name in names}, "total_seconds": base.train_seconds + seconds}
+    return {
+        "train_seconds": done.seconds,
+        "steps": done.steps,
+        "train_rows": done.rows,
+        "train_tokens": done.real_tokens,
+        "padded_tokens": done.padded_tokens,
+        "tokens_per_second": done.real_tokens / done.seconds if done.seconds else 0.0,
+        "total_seconds": seconds,
+    }

@@ -16,17 +16,35 @@ import torch
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
-from mtlbench.api.record import Notes, Provenance
+from mtlbench.api.record import Notes, Provenance, Record
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.layers import expert_weights
 from mtlbench.cells.bench import Bench
 from mtlbench.compat import attention_of
+from mtlbench.nn.attachments import states_of
 from mtlbench.nn.blocks.sublayers import AfterBlock
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.progress import TrainingProgress
 
 _PACKAGES = ("mtlbench", "torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+
+
+_OF_TRAINING = [
+    "parameters_at_once",
+    "best_step",
+    "stopped_early",
+    "stop_losses",
+    "stop_scores",
+    "validation_examples",
+    "row_layout",
+    "task_weighting",
+    "tasks_per_step",
+    "largest_share_of_step",
+    "rows_per_task",
+    "tokens_per_task",
+    "stages",
+]
 
 
 def notes_of(
@@ -40,8 +58,8 @@ def notes_of(
 ) -> Notes:
     """The notes of a cell that trained the full names ``tasks`` and ``attached`` so many parameters.
 
-    ``checks`` are what was counted of the rows of each task, ``stop`` is the early-stopping split. Modules with a
-    method ``notes`` add their own.
+    ``checks`` are what was counted of the rows of each task, ``stop`` is the early-stopping split. Modules and
+    attached states with a method ``notes`` add their own.
     """
     notes: Notes = {
         "parameters_attached": attached,
@@ -72,11 +90,16 @@ def notes_of(
             }
             for stage in done.stages
         ]
-    for module in model.modules():
+    for module in (*model.modules(), *states_of(model)):
         reported = getattr(module, "notes", None)
         if callable(reported):
             notes = cast(Notes, {**notes, **reported()})
     return notes
+
+
+def inherited(base: Record) -> Notes:
+    """The notes of ``base`` on its training, for a cell that took it over."""
+    return cast(Notes, {name: value for name, value in base.notes.items() if name in _OF_TRAINING})
 
 
 def backbone_notes(model: nn.Module, backbone: Backbone, *, requested: str) -> Notes:

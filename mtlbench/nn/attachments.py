@@ -34,6 +34,11 @@ def find_state(model: nn.Module, kind: type[Value]) -> Value | None:
     return found
 
 
+def states_of(model: nn.Module) -> list[object]:
+    """Every value that is kept with ``model``."""
+    return list(vars(model).get(_STATES, {}).values())
+
+
 def get_state(model: nn.Module, kind: type[Value]) -> Value:
     """The value of class ``kind`` that is kept with ``model``.
 

@@ -27,6 +27,7 @@ from mtlbench.data.choose import open_source
 from mtlbench.data.lm_task import prompt_identity
 from mtlbench.data.source import Source
 from mtlbench.errors import MtlbenchError, RequestError, did_you_mean
+from mtlbench.planning.built_on import with_bases
 from mtlbench.planning.protocols import choose_protocol
 from mtlbench.planning.request import Request, Requests, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
@@ -106,7 +107,7 @@ def make_plan(request: Request) -> Plan:
     Raises:
         RequestError: a name is unknown, a setting is wrong, data lacks a file, a split or a column.
     """
-    methods = read_methods(request.methods)
+    methods, on_bases = with_bases(read_methods(request.methods))
     targets = resolve_tasks(request.tasks)
     choice = choose_protocol(request.protocol)
     sources = resolve_tasks(choice.sources, option="--sources") if choice.sources else ({}, {})
@@ -134,7 +135,7 @@ def make_plan(request: Request) -> Plan:
     check_positions(request.model, max_length=protocol.max_length)
     cells = _cells(request, methods, protocol, tasks=tasks, probe=probe, suites=tuple(suites))
     limits = limits_of(request.model, attention=protocol.attention)
-    notes = (*model_notes(request.model), *limits, *_alike(cells, methods))
+    notes = (*model_notes(request.model), *limits, *on_bases, *_alike(cells, methods))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
 
 
@@ -161,7 +162,8 @@ def _check_search_rows(methods: Sequence[MethodChoice], protocol: Protocol) -> N
     if without:
         raise RequestError(
             f"{', '.join(without)} searches on held-out training rows, and held_out=0 keeps none. Give --held-out a "
-            "share such as 0.1, or for peml and prefixnas write [arch_update=joint], which searches on training rows."
+            "share such as 0.1, or for peml and prefixnas write [arch_update=joint], which searches on training rows, "
+            "and for merge a scale and a density."
         )
 
 

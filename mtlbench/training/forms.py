@@ -108,8 +108,11 @@ def _dtype(gradients: Gradients) -> torch.dtype:
 def _packs(model: nn.Module, method: Method, collator: Collator, *, awkward: bool = False) -> Collate:
     """Rows end to end, with room for a soft prompt before each while the model has one."""
 
+    # Trained as what it is built on, to the bit.
+    by_task = method.task_routed or (method.built_on is not None and method.built_on.task_routed)
+
     def collate(rows: Sequence[TokenRow]) -> Batch:
-        return collator.packed(rows, by_task=method.task_routed, slots=_slots(model), awkward=awkward)
+        return collator.packed(rows, by_task=by_task, slots=_slots(model), awkward=awkward)
 
     return collate
 

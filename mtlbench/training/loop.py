@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from mtlbench.api.routing import Routing
 from mtlbench.backbones.heap import give_back
 from mtlbench.backbones.machine import axis_seed
 from mtlbench.distributed.ranks import ALONE, Ranks
-from mtlbench.errors import MtlbenchError, PluginError
+from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.nn.losses import task_means
 from mtlbench.tokens.encode import TokenRow, by_task
 from mtlbench.training.batches import Collator, plan_batches
@@ -73,6 +74,8 @@ class TrainingJob:
     metric: Metric | None = None
     """The mean of the tasks' metrics in percent on some rows of the training split; where it is given, states are kept
     by it and not by the loss."""
+    inherit: Callable[[], bool] = lambda: False
+    """What ``inherit`` of the loop does: see :meth:`~mtlbench.api.method.Trainer.inherit`."""
 
 
 class Loop:
@@ -96,7 +99,7 @@ class Loop:
     ) -> None:
         self.model, self.method, self.splits, self.protocol = job.model, job.method, job.splits, job.protocol
         self.tasks, self.seed, self.on_step, self._ranks = job.tasks, job.seed, on_step, ranks
-        self._metric = job.metric
+        self._metric, self.inherit = job.metric, job.inherit
         self._device = job.collator.device
         self._gradients = Gradients(
             model=job.model,
@@ -222,6 +225,23 @@ class Loop:
         tasks = tasks_of(rows, self._device)
         with self._without_dropout():
             return self._gradients.loss(torch.cat(found), tasks, self.model)
+
+    def validation_score(self) -> float:
+        """As :meth:`~mtlbench.api.method.Trainer.validation_score` has it.
+
+        Raises:
+            RequestError: when nothing was held out.
+        """
+        if not self.splits.stop:
+            raise RequestError(
+                "The validation split is empty: raise held_out or train_rows, or give the tasks more rows."
+            )
+        training = self.model.training
+        while (found := self._validate(self.splits.stop)) is None:
+            self._savepoints.end_if_asked()
+        self.model.train(training)
+        loss, metric = found
+        return loss if metric is None else -metric
 
     def _search_losses(self, rows: Sequence[TokenRow]) -> Tensor:
         """Row losses without dropout ``[rows]``."""
@@ -377,19 +397,28 @@ class Loop:
     def _score_stop(self, stop: Sequence[TokenRow]) -> float | None:
         """Mean over tasks of each task's mean loss on the rows ``stop``, or minus the mean of their metrics: lower is
         better. ``None`` when the worker is asked to end."""
-        self.model.eval()
-        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.stop_requested)
+        found = self._validate(stop)
         self.model.train()
         if found is None:
             return None
-        score = self._finite(self._ranks.broadcast_value(task_means(*found, self.tasks).item()))
+        score = self._finite(found[0])
         self.progress.stop_losses.append((self.progress.steps, score))
         log.debug("step %d: loss on the stop split %.4f", self.progress.steps, score)
-        if self._metric is None:
+        if found[1] is None:
             return score
-        mean = self._ranks.broadcast_value(self._metric(stop))
-        self.progress.stop_scores.append((self.progress.steps, mean))
-        return -mean
+        self.progress.stop_scores.append((self.progress.steps, found[1]))
+        return -found[1]
+
+    def _validate(self, stop: Sequence[TokenRow]) -> tuple[float, float | None] | None:
+        """The loss on the rows ``stop`` and, where states are kept by it, their metric. Leaves evaluation mode on."""
+        self.model.eval()
+        found = self._parts.losses(stop, asked=self._rows_at_once, give_up=self._savepoints.stop_requested)
+        if found is None:
+            return None
+        loss = self._ranks.broadcast_value(task_means(*found, self.tasks).item())
+        if self._metric is None or not math.isfinite(loss):
+            return loss, None
+        return loss, self._ranks.broadcast_value(self._metric(stop))
 
     def _finite(self, loss: float) -> float:
         if loss - loss == 0:

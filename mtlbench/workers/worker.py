@@ -19,6 +19,7 @@ from mtlbench.files.failpoints import reach
 from mtlbench.files.redact import log_to_stderr
 from mtlbench.files.stop_request import StopRequest
 from mtlbench.observers.events import Events, StepLog
+from mtlbench.planning.built_on import ready
 from mtlbench.store import Claim, RunFolder
 from mtlbench.workers.arguments import WorkerArguments
 from mtlbench.workers.elsewhere import Elsewhere
@@ -63,8 +64,8 @@ def work(
     Cells of later requests in ``series`` are taken too, until it is closed or none came for :data:`IDLE_S`.
 
     ``run`` returns the record of a cell and raises only to end the worker. The worker waits for cells that others have
-    claimed, and takes them over if their worker dies. ``index`` makes siblings start with different cells; the cell
-    with the key ``last`` is tried after all others.
+    claimed, and takes them over if their worker dies. Cells built on the training of others come after those.
+    ``index`` makes siblings start with different cells; the cell with the key ``last`` is tried after all others.
 
     Raises:
         StoreError: the request or a record cannot be read.
@@ -86,7 +87,7 @@ def work(
         pending += sorted(taken[shift:] + taken[:shift], key=lambda cell: cell.key == last)
         with stop.held():
             pending = folder.missing(pending)
-            mine = elsewhere.leave(pending)
+            mine = ready(elsewhere.leave(pending), pending)
             claim = next((c for cell in mine if (c := folder.claim(cell.key)) is not None), None)
         if claim is None:
             stop.check()
