@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
-from mtlbench.api.record import Notes, Provenance
+from mtlbench.api.record import BalanceNote, Notes, Provenance
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.layers import expert_weights
@@ -57,6 +57,8 @@ def notes_of(
         "row_checks": {task: check.to_json() for task, check in checks.items()},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }
+    if done.balance is not None:
+        notes["balance"] = _balance_note(done.balance, tasks)
     if done.stop_scores:
         notes["stop_scores"] = done.stop_scores
     if done.steps:
@@ -77,6 +79,18 @@ def notes_of(
         if callable(reported):
             notes = cast(Notes, {**notes, **reported()})
     return notes
+
+
+def _balance_note(summary: Mapping[str, Any], tasks: Sequence[str]) -> BalanceNote:
+    note: BalanceNote = {
+        "balancer": summary["balancer"],
+        "weights": dict(zip(tasks, summary["weights"], strict=True)),
+    }
+    if "cosines" in summary:
+        note["cosines"] = {
+            task: dict(zip(tasks, line, strict=True)) for task, line in zip(tasks, summary["cosines"], strict=True)
+        }
+    return note
 
 
 def backbone_notes(model: nn.Module, backbone: Backbone, *, requested: str) -> Notes:
