@@ -96,7 +96,9 @@ def test_what_belongs_to_one_task_is_left_alone() -> None:
     at_work = balancing("gradvac", tasks=2)
     at_work.combine([shared, stacked, single], {0: of_first, 1: of_second})
     halves = (stacked.grad, single.grad)
-    assert torch.equal(halves[0], torch.tensor([[0.5, 1, 1.5], [2, 2.5, 3]])) and torch.equal(halves[1], torch.full((5,), 0.5))
+    assert torch.equal(halves[0], torch.tensor([[0.5, 1, 1.5], [2, 2.5, 3]])) and torch.equal(
+        halves[1], torch.full((5,), 0.5)
+    )
     assert shared.grad is not None and shared.grad[2] == 1.0, "the second task alone reaches this number"
     # Of the shared numbers (1, 2, 1) and (-3, 1, 1) the inner product is 0: nothing to mend, so the mean.
     assert torch.allclose(shared.grad[[0, 1, 3]], torch.tensor([-1.0, 1.5, 1.0]))

@@ -63,9 +63,7 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
-@pytest.mark.parametrize(
-    "method", [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby()], ids=lambda method: method.name
-)
+@pytest.mark.parametrize("method", [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby()], ids=lambda method: method.name)
 @pytest.mark.parametrize("micro_batch", [None, 3])
 def test_gradients_of_tasks_sum_to_the_plain_one(method: Method, micro_batch: int | None) -> None:
     _, plain = trained(method, task_weighting="tasks")
@@ -96,7 +94,9 @@ def test_parameters_of_one_task_keep_their_gradient() -> None:
 
 
 def test_micro_batches_give_the_same_balanced_training() -> None:
-    one, other = (trained(Lora(dropout=0.0), balance="gradvac[beta=1]", steps=3, micro_batch=size)[1] for size in (None, 2))
+    one, other = (
+        trained(Lora(dropout=0.0), balance="gradvac[beta=1]", steps=3, micro_batch=size)[1] for size in (None, 2)
+    )
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5)
 
