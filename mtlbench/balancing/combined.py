@@ -100,7 +100,7 @@ class Balancing:
         if not isinstance(self._weights, LossWeights):
             return
         rows, ids = losses.double().cpu(), tasks.cpu()
-        present = ids.unique()
+        present = torch.tensor(sorted(set(ids.tolist())))
         means = torch.stack([rows[ids == task].mean() for task in present])
         self._steps += 1
         self._sums[present] += self._weights.weights()[present]

@@ -68,6 +68,8 @@ class _Ruled(GradientWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class PCGrad(OfTorchjd):
+    """Gradients are projected off those that they conflict with, in random order."""
+
     name = "pcgrad"
     source = "Yu et al. 2020, arXiv:2001.06782, algorithm 1; torchjd PCGradWeighting"
     sums = True
@@ -80,6 +82,8 @@ class PCGrad(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class MGDA(OfTorchjd):
+    """The shortest convex combination of the gradients (Frank-Wolfe)."""
+
     name = "mgda"
     source = "Sener and Koltun 2018, arXiv:1810.04650, algorithm 2; torchjd MGDAWeighting"
 
@@ -99,6 +103,8 @@ class MGDA(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class IMTLG(OfTorchjd):
+    """The combination with equal projections on all gradients."""
+
     name = "imtl_g"
     source = "Liu et al. 2021, Towards Impartial Multi-task Learning, ICLR; torchjd IMTLGWeighting"
 
@@ -110,6 +116,8 @@ class IMTLG(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedMTL(OfTorchjd):
+    """Principal components of the gradients are scaled alike."""
+
     name = "aligned_mtl"
     source = "Senushkin et al. 2023, arXiv:2305.19000; torchjd AlignedMTLWeighting"
 
@@ -124,6 +132,8 @@ class AlignedMTL(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class UPGrad(OfTorchjd):
+    """Each gradient is projected onto the cone that conflicts with none; their mean."""
+
     name = "upgrad"
     source = "Quinton and Rey 2024, arXiv:2406.16232; torchjd UPGradWeighting"
     needs = ("qpsolvers", "quadprog")
@@ -136,6 +146,8 @@ class UPGrad(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class CAGrad(OfTorchjd):
+    """Near the mean gradient, the direction with the best worst decrease of a task's loss."""
+
     name = "cagrad"
     source = "Liu et al. 2021, arXiv:2110.14048, algorithm 1; torchjd CAGradWeighting"
     needs = ("cvxpy", "clarabel")
@@ -155,6 +167,8 @@ class CAGrad(OfTorchjd):
 
 @dataclass(frozen=True, kw_only=True)
 class NashMTL(OfTorchjd):
+    """The Nash bargaining solution: each task's gain counts by its logarithm."""
+
     name = "nash_mtl"
     source = "Navon et al. 2022, arXiv:2202.01017, algorithm 1; torchjd NashMTL"
     needs = ("cvxpy", "ecos")
@@ -204,6 +218,8 @@ class _Nash(GradientWeights):
 
 @dataclass(frozen=True, kw_only=True)
 class GradVac(Balancer):
+    """Cosines between gradients are raised to their moving means, in random order."""
+
     name = "gradvac"
     source = "Wang et al. 2021, arXiv:2010.05874; as torchjd GradVacWeighting where every step has all tasks"
 

@@ -101,7 +101,9 @@ class Loop:
         self._metric = job.metric
         self._device = job.collator.device
         balancer = read_balance(job.protocol.balance)
-        self._balancing = balancer and Balancing(balancer, tasks=job.tasks, seed=axis_seed(job.seed, "balance"))
+        self._balancing = (
+            None if balancer is None else Balancing(balancer, tasks=job.tasks, seed=axis_seed(job.seed, "balance"))
+        )
         self._gradients = Gradients(
             model=job.model,
             method=job.method,
@@ -201,7 +203,8 @@ class Loop:
         recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
         with self._savepoints.held(), recomputed:
             self._train(run, before_step)
-            self.progress.balance = self._balancing and self._balancing.summary()
+            if self._balancing is not None:
+                self.progress.balance = self._balancing.summary()
             self._restore(run.best)
             self.model.eval()
             self._save(run, ended=True)

@@ -69,4 +69,4 @@ def balances(table: Table) -> dict[str, Balance]:
 
 
 def _text(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}".replace("-", "−")
+    return NONE if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
