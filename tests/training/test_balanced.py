@@ -19,6 +19,7 @@ from mtlbench.testing import setup_for, tiny_causal, toy_loop
 from mtlbench.training.checkpoints.state import trainable_state
 from mtlbench.training.loop import Loop
 from mtlbench_methods.adapters import Houlsby
+from mtlbench_methods.full import Full
 from mtlbench_methods.lora import Lora
 from mtlbench_methods.mtl_lora import MtlLora
 
@@ -63,7 +64,9 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-6 * largest, msg=name)
 
 
-@pytest.mark.parametrize("method", [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby()], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby(), Full()], ids=lambda method: method.name
+)
 @pytest.mark.parametrize("micro_batch", [None, 3])
 def test_gradients_of_tasks_sum_to_the_plain_one(method: Method, micro_batch: int | None) -> None:
     _, plain = trained(method, task_weighting="tasks")

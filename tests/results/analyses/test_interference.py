@@ -48,7 +48,7 @@ def test_means_are_over_the_seeds_that_have_a_value() -> None:
 def test_reports_show_the_balance_and_only_where_there_is_one() -> None:
     study = made()
     text = load_report("markdown").render(study)["report.md"]
-    assert "Balance of lora: mean over seeds" in text and "| rte  | 1.00 | −0.20 |   0.60 |" in text
+    assert "Balance of lora: mean over seeds" in text and "| rte  |  1.00 | −0.20 |   0.60 |" in text
     assert "tasks balanced by gradvac" in text
     assert "Balance of tasks" in str(load_report("html").render(study)["report.html"])
     lines = list(csv.DictReader(io.StringIO(str(load_report("csv").render(study)["balance.csv"]))))
