@@ -65,7 +65,9 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby(), Full()], ids=lambda method: method.name
+    "method",
+    [Lora(dropout=0.0), MtlLora(dropout=0.0), Houlsby(), Full(learning_rate=1.0)],
+    ids=lambda method: method.name,
 )
 @pytest.mark.parametrize("micro_batch", [None, 3])
 def test_gradients_of_tasks_sum_to_the_plain_one(method: Method, micro_batch: int | None) -> None:
