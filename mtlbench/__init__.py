@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtlbench import nn
     from mtlbench.api.backbone import PackagedBackbone
+    from mtlbench.api.balancer import Balancer, GradientWeights, LossWeights
     from mtlbench.api.executor import Executor, Launch, Workers
     from mtlbench.api.hooks import hookimpl
     from mtlbench.api.method import Answers, Method, ReadOut, Setup, SetupTask, Stateful, Trainer, Value
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Answers",
+    "Balancer",
     "Composite",
     "Executor",
+    "GradientWeights",
     "Launch",
     "Ledger",
+    "LossWeights",
     "Method",
     "MtlbenchError",
     "PackagedBackbone",
@@ -60,6 +64,9 @@ __all__ = [
 
 _HOMES = {
     "Answers": "api.method",
+    "Balancer": "api.balancer",
+    "GradientWeights": "api.balancer",
+    "LossWeights": "api.balancer",
     "Composite": "composition",
     "Executor": "api.executor",
     "Launch": "api.executor",

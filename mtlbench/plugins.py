@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import pluggy
 
 from mtlbench.api.backbone import PackagedBackbone
+from mtlbench.api.balancer import Balancer
 from mtlbench.api.executor import Executor
 from mtlbench.api.hooks import GROUPS, NOUN_HOOKS, PROJECT, EventHooks, NounHooks
 from mtlbench.api.method import Method
@@ -27,6 +28,7 @@ from mtlbench.errors import MtlbenchError, PluginError, RequestError, did_you_me
 _SINGULAR = {
     "methods": "method",
     "tasks": "suite",
+    "balancers": "balancer",
     "backbones": "backbone",
     "reports": "report",
     "published": "ledger",
@@ -108,6 +110,27 @@ def load_method(name: str) -> type[Method]:
     if not isinstance(getattr(method, "source", None), str):
         raise PluginError(f"Method {name!r} of {offer.origin} must state its `source` (paper, reference code).")
     return method
+
+
+def load_balancer(name: str) -> type[Balancer]:
+    """The balancer class behind ``name``."""
+    offer = offer_of("balancers", name)
+    balancer = _noun("balancers", offer)
+    if not (inspect.isclass(balancer) and issubclass(balancer, Balancer)):
+        raise _wrong_type(offer, "a subclass of mtlbench.Balancer", balancer)
+    params = vars(balancer).get("__dataclass_params__")
+    if inspect.isabstract(balancer) or params is None or not params.frozen:
+        raise PluginError(
+            f"Balancer {name!r} of {offer.origin} must be decorated with @dataclass(frozen=True, kw_only=True) and "
+            "implement start."
+        )
+    without = [f.name for f in dataclasses.fields(balancer) if f.init and not _has_default(f)]
+    if without or not isinstance(getattr(balancer, "source", None), str):
+        lacks = f"a default of {', '.join(without)}" if without else "its `source` (paper, reference code)"
+        raise PluginError(f"Balancer {name!r} of {offer.origin} lacks {lacks}.")
+    if balancer.reads not in ("gradients", "losses"):
+        raise PluginError(f"Balancer {name!r} of {offer.origin} reads {balancer.reads!r}: gradients or losses.")
+    return balancer
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

@@ -192,7 +192,7 @@ def test_the_demo_backbones_come_in_by_the_same_road():
 def test_every_hook_is_documented_with_its_exact_signature():
     text = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
     hooks = [f for spec in (NounHooks, EventHooks) for n, f in vars(spec).items() if n.startswith("mtlbench_")]
-    assert len(hooks) == 13
+    assert len(hooks) == 14
     for hook in hooks:
         names = ", ".join(p for p in inspect.signature(hook).parameters if p != "self")
         assert f"`{hook.__name__}({names})`" in text, f"docs/plugins.md lacks {hook.__name__}({names})"

@@ -108,6 +108,9 @@ class Protocol:
     task_weighting: str = _added("method", before="method")
     """``rows``, ``tasks`` or ``weights:TASK=W,...``: how much each task's loss counts in a step, for every method;
     ``method``: as each declares. See :func:`mtlbench.planning.weighting.read_weighting`."""
+    balance: str = _added("none", before="none")
+    """A balancer with its settings, such as ``pcgrad`` or ``cagrad[c=0.2]``, which weighs the tasks of each step for
+    every method; ``none``: as ``task_weighting`` says. See :class:`mtlbench.api.balancer.Balancer`."""
     evals_per_run: int = 4
     """How often the validation loss is computed during training; 0 never stops early."""
     patience: int = 2

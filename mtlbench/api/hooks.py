@@ -1,8 +1,8 @@
 """The pluggy hooks of mtlbench: the objects a plugin may provide, the events an observer may receive.
 
 A plugin module marks its functions with :data:`hookimpl`. An entry point of the matching group
-(``mtlbench.methods``, ``.tasks``, ``.backbones``, ``.reports``, ``.published``, ``.executors``, ``.observers``) names
-the module.
+(``mtlbench.methods``, ``.tasks``, ``.balancers``, ``.backbones``, ``.reports``, ``.published``, ``.executors``,
+``.observers``) names the module.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtlbench.api.backbone import PackagedBackbone
+    from mtlbench.api.balancer import Balancer
     from mtlbench.api.cell import Cell
     from mtlbench.api.executor import Executor
     from mtlbench.api.method import Method
@@ -38,6 +39,10 @@ class NounHooks:
     @hookspec
     def mtlbench_tasks(self) -> Iterable[TaskSuite]:  # type: ignore[empty-body]
         """The module's suites. No data is read here."""
+
+    @hookspec
+    def mtlbench_balancers(self) -> Iterable[type[Balancer]]:  # type: ignore[empty-body]
+        """The module's balancers of tasks."""
 
     @hookspec
     def mtlbench_backbones(self) -> Iterable[PackagedBackbone]:  # type: ignore[empty-body]
@@ -100,6 +105,7 @@ class EventHooks:
 NOUN_HOOKS: dict[str, str] = {
     "methods": "mtlbench_methods",
     "tasks": "mtlbench_tasks",
+    "balancers": "mtlbench_balancers",
     "backbones": "mtlbench_backbones",
     "reports": "mtlbench_reports",
     "published": "mtlbench_published",

@@ -105,6 +105,18 @@ class StageNote(TypedDict):
     stopped_early: bool
 
 
+class BalanceNote(TypedDict, total=False):
+    """What a balancer did in training."""
+
+    balancer: str
+    """Its name and settings."""
+    weights: dict[str, float | None]
+    """Full task name to its mean weight over the steps with rows of it; ``None`` where there were none."""
+    cosines: dict[str, dict[str, float | None]]
+    """Task interference, where gradients are weighed: full names of two tasks to the mean cosine of their gradients,
+    over the parameters that both train and the steps with rows of both."""
+
+
 class Notes(TypedDict, total=False):
     """What is remembered of a training. Modules of a method may add keys of their own, which JSON can hold."""
 
@@ -134,7 +146,10 @@ class Notes(TypedDict, total=False):
     largest_share_of_step: float
     """Mean share of a step's rows that the task with most rows had."""
     task_weighting: str
-    """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, or ``own`` of the method."""
+    """How the losses of a step weighed: ``rows``, ``tasks``, the protocol's weights, ``own`` of the method, or
+    ``balanced by NAME``."""
+    balance: BalanceNote
+    """Only where the protocol has a balancer."""
     merging: str
     """How a method that merges was scored where memory ran out for a second copy of the weights."""
     stages: list[StageNote]

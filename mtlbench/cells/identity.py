@@ -19,7 +19,8 @@ from mtlbench.composition import Composite
 
 _VERSIONS = ("torch", "transformers", "peft", "numpy", "safetensors")
 _OWN = tuple(
-    f"mtlbench.{room}" for room in ("api", "compat", "data", "nn", "tokens", "backbones", "training", "distributed")
+    f"mtlbench.{room}"
+    for room in ("api", "balancing", "compat", "data", "nn", "tokens", "backbones", "training", "distributed")
 )
 
 

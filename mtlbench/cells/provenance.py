@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mtlbench.api.executor import FOREIGN_BYTES
-from mtlbench.api.record import Notes, Provenance, Record
+from mtlbench.api.record import BalanceNote, Notes, Provenance, Record
 from mtlbench.api.row_checks import RowCheck
 from mtlbench.backbones.backbone import Backbone
 from mtlbench.backbones.layers import expert_weights
@@ -75,6 +75,8 @@ def notes_of(
         "row_checks": {task: check.to_json() for task, check in checks.items()},
         "tokens_per_task": {tasks[i]: n for i, n in sorted(done.tokens_per_task.items())},
     }
+    if done.balance is not None:
+        notes["balance"] = _balance_note(done.balance, tasks)
     if done.stop_scores:
         notes["stop_scores"] = done.stop_scores
     if done.steps:
@@ -100,6 +102,18 @@ def notes_of(
 def inherited(base: Record) -> Notes:
     """The notes of ``base`` on its training, for a cell that took it over."""
     return cast(Notes, {name: value for name, value in base.notes.items() if name in _OF_TRAINING})
+
+
+def _balance_note(summary: Mapping[str, Any], tasks: Sequence[str]) -> BalanceNote:
+    note: BalanceNote = {
+        "balancer": summary["balancer"],
+        "weights": dict(zip(tasks, summary["weights"], strict=True)),
+    }
+    if "cosines" in summary:
+        note["cosines"] = {
+            task: dict(zip(tasks, line, strict=True)) for task, line in zip(tasks, summary["cosines"], strict=True)
+        }
+    return note
 
 
 def backbone_notes(model: nn.Module, backbone: Backbone, *, requested: str) -> Notes:

@@ -89,6 +89,11 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
         metavar="WEIGHTS",
         help="Loss over a step: rows, tasks, weights:TASK=W,...  [default: as each method declares]",
     ),
+    click.option(
+        "--balance",
+        metavar="NAME[...]",
+        help="Balance tasks: pcgrad, cagrad, uncertainty, ... (mtlbench list balancers).  [default: none]",
+    ),
     click.option("--train-rows", **_INTEGERS, help="At most this many training rows per task; 100,300 is a sweep."),
     click.option("--k-shot", metavar="K", help="K training rows of each task, or K:class of each label, by seed."),
     click.option(

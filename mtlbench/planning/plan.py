@@ -33,6 +33,7 @@ from mtlbench.planning.request import Request, Requests, read_requests
 from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.planning.sources import sources_of
 from mtlbench.planning.sweeps import Sweeps
+from mtlbench.planning.weighting import check_balance, read_balance
 from mtlbench.plugins import load_suite, offer_of, offers
 from mtlbench.tokens.chat import check_chat_template
 
@@ -131,11 +132,12 @@ def make_plan(request: Request) -> Plan:
     )
     _check_quantization(request.model, methods, protocol)
     _check_losses(methods, protocol)
+    check_balance(protocol.balance, [(chosen.name, chosen.method) for chosen in methods])
     _check_search_rows(methods, protocol)
     check_positions(request.model, max_length=protocol.max_length)
     cells = _cells(request, methods, protocol, tasks=tasks, probe=probe, suites=tuple(suites))
     limits = limits_of(request.model, attention=protocol.attention)
-    notes = (*model_notes(request.model), *limits, *on_bases, *_alike(cells, methods))
+    notes = (*model_notes(request.model), *limits, *on_bases, *_balance_cost(protocol, tasks), *_alike(cells, methods))
     return Plan(request=request, cells=cells, suites=suites, source=source, notes=notes)
 
 
@@ -154,6 +156,15 @@ def _check_losses(methods: Sequence[MethodChoice], protocol: Protocol) -> None:
         raise RequestError(
             f"task_weighting={protocol.task_weighting!r}: {', '.join(own)} computes its loss itself, so the tasks "
             "cannot be weighted from outside. Leave it out of --methods, or the option."
+        )
+
+
+def _balance_cost(protocol: Protocol, tasks: Mapping[str, Task]) -> Iterator[str]:
+    balancer = read_balance(protocol.balance)
+    if balancer is not None and balancer.reads == "gradients":
+        yield (
+            f"--balance {protocol.balance} computes the rows of each task in a step apart: up to {len(tasks)} forward "
+            "and backward passes where one would do, and as many copies of the gradients of what is trained."
         )
 
 
@@ -253,7 +264,7 @@ def _cells(
     """The cells of all methods for each seed, in turn."""
     model, weights = model_name(request.model), weights_digest(request.model)
     suite_owners = [offer_of("tasks", name) for name in suites]
-    sources = {chosen.name: sources_of(chosen.name, {**tasks, **probe}) for chosen in methods}
+    sources = {chosen.name: sources_of(chosen.name, {**tasks, **probe}, balance=protocol.balance) for chosen in methods}
     cells: dict[str, Cell] = {}
     for seed in request.seeds:
         for chosen in methods:

@@ -16,6 +16,7 @@ from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.presets import Preset, open_preset
 from mtlbench.planning.settings import split_methods
 from mtlbench.planning.sweeps import Sweeps, requests_of, sweeps_of
+from mtlbench.planning.weighting import read_balance, unbalanced
 from mtlbench.plugins import offers
 
 UNTRAINED = "base"
@@ -164,7 +165,8 @@ def read_devices(text: str, *, shard: bool = False, workers: int = 1) -> Devices
 
 
 def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
-    """Refuse a number for a method that no cell has, and sharding where no cell has several devices.
+    """Refuse a number for a method that no cell has, sharding where no cell has several devices, and several devices
+    for a cell whose gradients are balanced.
 
     Raises:
         RequestError: saying what is wrong.
@@ -187,6 +189,10 @@ def check_devices(devices: DevicesPerCell, cells: Iterable[Cell]) -> None:
                 f"--shard cuts weights in full precision, and those of {cell.model!r} are quantised ({label}). Leave "
                 "one of both out."
             )
+    for cell in cells:
+        balancer = read_balance(cell.protocol.balance)
+        if balancer is not None and balancer.reads == "gradients" and devices(cell) > 1:
+            raise RequestError(unbalanced(cell.protocol.balance))
     for name in devices.of:
         if name not in methods:
             raise RequestError(f"--devices-per-cell names {name!r}, no method here. {did_you_mean(name, methods)}")

@@ -32,7 +32,7 @@ _TOLD = {"source", "presets", "protocols", "example_settings"}
 """Attributes of a method's class that no number follows from; what a preset or a protocol sets is in the cell."""
 
 
-def sources_of(method: str, tasks: Mapping[str, Task]) -> dict[str, str]:
+def sources_of(method: str, tasks: Mapping[str, Task], *, balance: str = "none") -> dict[str, str]:
     """Group and name of each plugin, joined by a slash, to a digest of what it adds to a cell.
 
     Of a method that is its source: the entry point's module, the modules of its distribution that this imports, and so
@@ -42,22 +42,27 @@ def sources_of(method: str, tasks: Mapping[str, Task]) -> dict[str, str]:
     Args:
         method: One name, or several joined by ``+``.
         tasks: Full task name to task.
+        balance: A balancer with its settings. One that comes with mtlbench adds nothing, as the harness does not.
     """
-    of_methods = {f"methods/{name}": _of_method(offer_of("methods", name)) for name in method.split("+")}
+    of_methods = {f"methods/{name}": _of_plugin(offer_of("methods", name)) for name in method.split("+")}
     suites: dict[str, dict[str, list[Any]]] = {}
     for full, task in tasks.items():
         said = [task.dataset, task.config, task.train_split, task.eval_split, list(task.metrics)]
         suites.setdefault(full.partition("/")[0], {})[full] = said
+    if balance != "none":
+        balancer = offer_of("balancers", balance.partition("[")[0])
+        if balancer.module.partition(".")[0] != PROJECT:
+            of_methods[f"balancers/{balancer.name}"] = _of_plugin(balancer)
     return of_methods | {f"tasks/{name}": digest(said) for name, said in suites.items()}
 
 
 def check_sources(cell: Cell) -> None:
-    """Refuse to run a cell with other code of its method than it was planned with.
+    """Refuse to run a cell with other code of its method or balancer than it was planned with.
 
     Raises:
-        RequestError: naming the methods whose source changed.
+        RequestError: naming the plugins whose source changed.
     """
-    planned = {name: said for name, said in cell.sources.items() if name.startswith("methods/")}
+    planned = {name: said for name, said in cell.sources.items() if name.startswith(("methods/", "balancers/"))}
     if not planned:
         return
     changed = [name.partition("/")[2] for name, said in planned.items() if _at_first(name) != said]
@@ -71,10 +76,10 @@ def check_sources(cell: Cell) -> None:
 @cache
 def _at_first(name: str) -> str:
     """What the source was when this process first asked: about when it loaded it, which it does once."""
-    return _of_method(offer_of("methods", name.partition("/")[2]))
+    return _of_plugin(offer_of(*name.split("/", 1)))
 
 
-def _of_method(offer: Offer) -> str:
+def _of_plugin(offer: Offer) -> str:
     # Without a readable file, only the version can tell one code from another.
     return source_digest(offer.module, offer.distribution) or offer.origin
 

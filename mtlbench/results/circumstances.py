@@ -145,6 +145,7 @@ def equal_for_all_rows(table: Table) -> str:
         f"{_budget(p)} of batch {p.batch_size}",
         f"{p.mixing} mixing",
         f"loss weighted by {p.task_weighting}" if p.task_weighting != "method" else "",
+        f"tasks balanced by {p.balance}" if p.balance != "none" else "",
         "batches drawn from the mixture" if p.batching == "drawn" else "batches of rows of similar length",
         f"{p.optimizer}, learning rate {p.learning_rate:g} ({p.schedule}) where a method sets none",
         f"early stopping{' by the metrics of the tasks' if p.select_by == 'metric' else ''} "

@@ -98,7 +98,10 @@ def cell_now(cell: Cell) -> Cell:
     names += [("tasks", name) for name in dict.fromkeys(task.partition("/")[0] for task in tasks)]
     owners = [offer_of(group, name) for group, name in names]
     now = replace(cell, plugins={owner.distribution: owner.version for owner in owners})
-    return replace(now, sources=sources_of(cell.method, resolve_tasks(",".join(tasks))[0])) if cell.sources else now
+    if not cell.sources:
+        return now
+    by_name = resolve_tasks(",".join(tasks))[0]
+    return replace(now, sources=sources_of(cell.method, by_name, balance=cell.protocol.balance))
 
 
 def differences(

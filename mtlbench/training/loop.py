@@ -21,9 +21,11 @@ from mtlbench.api.method import Method, Stateful
 from mtlbench.api.routing import Routing
 from mtlbench.backbones.heap import give_back
 from mtlbench.backbones.machine import axis_seed
+from mtlbench.balancing.combined import Balancing
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.errors import MtlbenchError, PluginError, RequestError
 from mtlbench.nn.losses import task_means
+from mtlbench.planning.weighting import read_balance
 from mtlbench.tokens.encode import TokenRow, by_task
 from mtlbench.training.batches import Collator, plan_batches
 from mtlbench.training.checkpoints.checkpoint import TrainingPosition
@@ -101,12 +103,18 @@ class Loop:
         self.tasks, self.seed, self.on_step, self._ranks = job.tasks, job.seed, on_step, ranks
         self._metric, self.inherit = job.metric, job.inherit
         self._device = job.collator.device
+        balancer = read_balance(job.protocol.balance)
+        self._balancing = (
+            None if balancer is None else Balancing(balancer, tasks=job.tasks, seed=axis_seed(job.seed, "balance"))
+        )
         self._gradients = Gradients(
             model=job.model,
             method=job.method,
             routing=job.routing,
             autocast=job.autocast,
-            objective=objective_of(job.method, job.tasks, weighting=job.protocol.task_weighting),
+            objective=objective_of(
+                job.method, job.tasks, weighting=job.protocol.task_weighting, balancing=self._balancing
+            ),
         )
         self._collator = job.collator
         self._savepoints = TrainerState(self.model, recovery, self._device, ranks)
@@ -198,6 +206,8 @@ class Loop:
         recomputed = checkpointing(self.model) if self.protocol.checkpointing else nullcontext()
         with self._savepoints.held(), recomputed:
             self._train(run, before_step)
+            if self._balancing is not None:
+                self.progress.balance = self._balancing.summary()
             self._restore(run.best)
             self.model.eval()
             self._save(run, ended=True)
@@ -311,6 +321,7 @@ class Loop:
             lambda: {
                 "progress": self.progress.to_json(),
                 "search": self._searches.state(),
+                "balance": None if self._balancing is None else self._balancing.state(),
                 "most": [self._parts.most, self._parts.most_scored],
                 "run": None if ended else run.state(),
             },
@@ -319,6 +330,8 @@ class Loop:
     def _load(self, state: Mapping[str, Any]) -> None:
         self.progress = TrainingProgress.from_json(state["progress"])
         self._searches.load(state["search"])
+        if self._balancing is not None:
+            self._balancing.load(state["balance"])
         self._parts.most, self._parts.most_scored = state["most"]
 
     def _skip(self, number: int) -> bool:
@@ -374,6 +387,8 @@ class Loop:
     def _step(self, step: int, rows: Sequence[TokenRow], optimizer: Optimizer, *, total: int) -> None:
         params = parameters_of(optimizer)
         loss, losses, tasks = self._parts.step(rows, params, asked=self._rows_at_once, progress=self.progress)
+        if self._balancing is not None:
+            self._balancing.observe(losses, tasks)
         scaler = self._gradients.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)

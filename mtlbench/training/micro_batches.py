@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtlbench.backbones.machine import NoRoom, free_memory, is_out_of_memory
+from mtlbench.balancing.combined import Balancing
 from mtlbench.errors import RequestError
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
@@ -144,6 +147,43 @@ class MicroBatcher:
     def _is_linear(self, rows: Sequence[TokenRow]) -> bool:
         known = self.gradients.linear
         return known if known is not None else self.gradients.is_linear(tasks_of(rows, self._device))
+
+
+class TaskMicroBatcher(MicroBatcher):
+    """Computes the rows of each task of a step apart, for a balancer that weighs their gradients."""
+
+    def __init__(self, gradients: Gradients, *, balancing: Balancing, **rest: Any) -> None:
+        super().__init__(gradients, **rest)
+        self._balancing = balancing
+
+    def _plan(self, rows: Sequence[TokenRow], size: int) -> list[list[Sequence[TokenRow]]]:
+        tasks = sorted({row.task for row in rows})
+        apart = [[row for row in rows if row.task == task] for task in tasks]
+        return [[part for of_task in apart for part in super(TaskMicroBatcher, self)._plan(of_task, size)[0]]]
+
+    def _compute(
+        self,
+        rows: Sequence[TokenRow],
+        plan: list[list[Sequence[TokenRow]]],
+        params: Sequence[Tensor],
+        progress: TrainingProgress,
+    ) -> Step:
+        losses: list[Tensor] = []
+        batches: list[Batch] = []
+        gradients: dict[int, list[Tensor | None]] = {}
+        for task, parts in groupby(plan[0], key=lambda part: part[0].task):
+            passes = list(parts)
+            of_task = [row for part in passes for row in part]
+            own = [self.collate(part) for part in passes]
+            weights = torch.full((len(of_task),), 1 / len(of_task), device=self._device)
+            losses.append(self.gradients.differentiate(own, weights, self._draws(of_task, own)))
+            gradients[task] = [p.grad for p in params]
+            clear(params)
+            batches += own
+        scaler = self.gradients.scaler
+        self._balancing.combine(params, gradients, scale=1.0 if scaler is None else scaler.get_scale())
+        progress.count(rows, real=sum(b.real_tokens for b in batches), padded=sum(b.padded_tokens for b in batches))
+        return self.gradients.finish(torch.cat(losses), torch.cat([batch.tasks for batch in batches]))
 
 
 def tasks_of(rows: Sequence[TokenRow], device: torch.device) -> Tensor:

@@ -13,11 +13,12 @@ from mtlbench.api.routing import RowSums
 from mtlbench.backbones.machine import axis_seed, free_memory, is_out_of_memory
 from mtlbench.distributed.ranks import FAILED, FINE, NO_MEMORY, OtherFailed, Ranks
 from mtlbench.errors import RequestError
+from mtlbench.planning.weighting import unbalanced
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.training.batches import Batch
 from mtlbench.training.checkpoints.model_state import draw_states, set_draw_states
 from mtlbench.training.gradients import Auxiliary, Gradients, Step
-from mtlbench.training.micro_batches import MicroBatcher, fewer, tasks_of
+from mtlbench.training.micro_batches import MicroBatcher, TaskMicroBatcher, fewer, tasks_of
 from mtlbench.training.progress import TrainingProgress
 
 
@@ -163,7 +164,16 @@ class RanksMicroBatcher(MicroBatcher):
 
 
 def micro_batcher_for(ranks: Ranks, *, gradients: Gradients, seed: int, **rest: Any) -> MicroBatcher:
-    """What splits the steps of a process: alone, or one of several."""
+    """What splits the steps of a process: alone, or one of several.
+
+    Raises:
+        RequestError: several processes, and a balancer that weighs gradients.
+    """
+    balancing = gradients.loss.balancing
+    if balancing is not None and balancing.by_gradients:
+        if ranks.size > 1:
+            raise RequestError(unbalanced(balancing.text))
+        return TaskMicroBatcher(gradients, balancing=balancing, **rest)
     if ranks.size == 1:
         return MicroBatcher(gradients, **rest)
     if ranks.sharded:

@@ -36,6 +36,8 @@ class TrainingProgress:
     """Token slots computed, padding included."""
     task_weighting: str = ""
     """How the losses of a step weigh: :class:`~mtlbench.training.objective.Objective` as text."""
+    balance: dict[str, Any] | None = None
+    """What :meth:`mtlbench.balancing.combined.Balancing.summary` says, where there is a balancer."""
     parameters: int = 0
     """The largest number that required gradients in one run."""
     row_layout: str = ""

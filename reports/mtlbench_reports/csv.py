@@ -1,5 +1,6 @@
 """``scores.csv``, ``metrics.csv``, ``costs.csv`` and ``differences.csv``, one line for each observation, and
-``summary.csv``, one line for each row of a table. Where there are any, ``forgetting.csv``, per row and probe task,
+``summary.csv``, one line for each row of a table. Where there are any, ``balance.csv``, per row and pair of tasks,
+``forgetting.csv``, per row and probe task,
 ``sweeps.csv``, per row and value of a swept field, and ``foreign.csv``. docs/schemas.md describes their columns."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, RowCosts, Study, Table
+from mtlbench.results.analyses.interference import balances
 from mtlbench.results.analyses.probing import forgetting, probed, refusal, untrained
 from mtlbench.results.analyses.sweeps import sweeps_in
 from mtlbench.results.data.tidy import MAKERS, OF_A_STUDY, TidyRow, Value
@@ -28,6 +30,7 @@ _OVER_TASKS = (
 _FORGETTING = (
     "table", "title", "label", "task", "seeds", "before", "after", "forgetting", "sd", "low", "high", "reason",
 )  # fmt: skip
+_BALANCE = ("table", "title", "label", "task", "other", "seeds", "weight", "cosine")
 _SWEEPS = ("sweep", "field", "value", "position", "table", "label", "seeds", "average", "sd", "low", "high")
 PARTS = ("", "_sd", "_low", "_high", "_mark")
 """Of the columns of a task in the summary: mean, standard deviation over seeds, ends of the 95 % interval, mark."""
@@ -50,6 +53,7 @@ class Csv(Report):
             **tidy,
             "summary.csv": _text((*_SUMMARY, *columns, *_OVER_TASKS, *_MOVED, *_COSTS), _wide(study.tables)),
             **({"sweeps.csv": _text(_SWEEPS, _sweeps(study.tables))} if sweeps_in(study.tables) else {}),
+            **({"balance.csv": _text(_BALANCE, _balance(study.tables))} if any(map(balances, study.tables)) else {}),
             **({"forgetting.csv": _text(_FORGETTING, _forgetting(study.tables))} if _any_probed(study) else {}),
         }
 
@@ -131,6 +135,16 @@ def _forgetting(tables: Sequence[Table]) -> Iterator[TidyRow]:
                     line |= {"forgetting": one.points.mean, "sd": one.points.sd}
                     line |= {"low": one.interval.low, "high": one.interval.high} if one.interval else {}
                 yield where | line
+
+
+def _balance(tables: Sequence[Table]) -> Iterator[TidyRow]:
+    for number, table in enumerate(tables, start=1):
+        for label, balance in balances(table).items():
+            where: TidyRow = {"table": number, "title": table.title, "label": label, "seeds": len(balance.seeds)}
+            for at, task in enumerate(balance.tasks):
+                yield where | {"task": task, "weight": balance.weights[at]}
+                for other, cosine in zip(balance.tasks, balance.cosines[at] if balance.cosines else (), strict=False):
+                    yield where | {"task": task, "other": other, "cosine": cosine}
 
 
 def _costs(costs: RowCosts) -> TidyRow:

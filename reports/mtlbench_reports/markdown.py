@@ -9,6 +9,7 @@ from unicodedata import combining, east_asian_width
 from mtlbench import Report, hookimpl
 from mtlbench.api.study import Entry, Row, Study, Table
 from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.interference import BALANCE_LEGEND, balances
 from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.analyses.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.circumstances import equal_for_all_rows
@@ -87,6 +88,10 @@ def _sections(table: Table, *, calibration: bool) -> Iterator[str]:
         over = over_tasks_columns(table)
         yield from _columns(over, [row for row in table.rows if row.rank is not None], over_tasks_legend(over))
         yield from _columns(forgetting_columns(table), probed(table), _escape(forgetting_legend(table)))
+        for label, balance in balances(table).items():
+            header, lines = balance.cells()
+            yield _escape(f"Balance of {label}: {BALANCE_LEGEND}.")
+            yield _grid(list(map(_escape, header)), [list(map(_escape, line)) for line in lines])
         if calibration:
             yield from _columns(calibration_columns(table), calibrated_rows(table), _escape(LEGEND))
         costs = [row for row in table.rows if row.costs]

@@ -72,6 +72,7 @@ EQUAL = {
     "adalora[init_rank=4,target_rank=2,dropout=0]": {},
     f"peml[{SMALL},rank=4,dropout=0]": {},
     "weighing": {"batch_size": 3},
+    "rslora[dropout=0]": {"balance": "dwa[every=2]"},
     "molora[balance=0.5]": {"batch_size": 3},
     "loramoe[dropout=0,balance=0.5,knowledge=toy/1]": {"micro_batch": 3},
 }

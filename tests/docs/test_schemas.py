@@ -184,9 +184,10 @@ def test_csv_files(folder: Path, name: str) -> None:
 
 
 def test_columns_of_what_only_some_studies_have() -> None:
-    from mtlbench_reports.csv import _FORGETTING, _SWEEPS
+    from mtlbench_reports.csv import _BALANCE, _FORGETTING, _SWEEPS
 
     assert tuple(fields("forgetting.csv")) == _FORGETTING and tuple(fields("sweeps.csv")) == _SWEEPS
+    assert tuple(fields("balance.csv")) == _BALANCE
 
 
 def read(text: str, field: Field | None) -> Any:

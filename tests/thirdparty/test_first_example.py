@@ -7,17 +7,21 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtlbench.api.executor import Launch
 from mtlbench.api.study import Comparison, Entry, Flag, Interval, Problem, Row, RowCosts, Spread, Study, Table
 from mtlbench.backbones.names import check_model
 from mtlbench.conformance.kit import CHECKS
-from mtlbench.errors import PluginError
+from mtlbench.errors import PluginError, RequestError
 from mtlbench.executors.options import executor_of
+from mtlbench.planning.plan import plan_of
+from mtlbench.planning.sources import check_sources
+from mtlbench.planning.weighting import read_balance
 from mtlbench.testing import check_executor, check_observer, check_report
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
@@ -70,7 +74,13 @@ def test_it_is_listed_checked_and_trained(project, tmp_path, installed):
 
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
-KINDS = {"reports": "json_board", "observers": "line_log", "executors": "plain", "backbones": "labmodel"}
+KINDS = {
+    "reports": "json_board",
+    "observers": "line_log",
+    "executors": "plain",
+    "backbones": "labmodel",
+    "balancers": "even_norms",
+}
 
 
 def test_every_example_of_the_page_is_tried_here():
@@ -82,6 +92,7 @@ def test_every_example_of_the_page_is_tried_here():
         ["mtlbench_backbones"],
         ["mtlbench_reports"],
         ["mtlbench_run_started", "mtlbench_step_logged"],
+        ["mtlbench_balancers"],
         ["mtlbench_executors"],
     ]
 
@@ -110,6 +121,21 @@ def test_the_report_and_the_observer_of_the_page_pass_their_checks(page_package,
     page_package("observers", "mtlbench_run_started")
     check_observer("line_log")
     assert "2 cells" in capsys.readouterr().err
+
+
+def test_the_balancer_of_the_page_weighs_and_is_part_of_keys(page_package):
+    page_package("balancers", "mtlbench_balancers")
+    balancer = read_balance("even_norms[power=0.5]")
+    weights = balancer.start(2).weights(torch.tensor([[1.0, 0.0], [0.0, 9.0]]), [0, 1])
+    assert weights.tolist() == pytest.approx([2**0.5 / 2, (2 / 3) ** 0.5 / 2])
+    plain, balanced = (
+        plan_of({"tasks": "glue/rte", "model": "demo", "methods": "lora", "balance": text}).cells[0]
+        for text in ("gradvac", "even_norms")
+    )
+    assert "balancers/even_norms" in balanced.sources and not any("balancers" in name for name in plain.sources)
+    check_sources(balanced)
+    with pytest.raises(RequestError, match="The source of even_norms is not the one"):
+        check_sources(replace(balanced, sources={**balanced.sources, "balancers/even_norms": "0"}))
 
 
 def test_the_backbone_and_the_executor_of_the_page_load(page_package):

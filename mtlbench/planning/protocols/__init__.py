@@ -22,7 +22,7 @@ from mtlbench.backbones.quantization import KINDS
 from mtlbench.data.k_shot import read_k_shot
 from mtlbench.errors import RequestError, did_you_mean
 from mtlbench.planning.mixing import ordered, read_mixing
-from mtlbench.planning.weighting import ordered_weighting, read_weighting
+from mtlbench.planning.weighting import ordered_weighting, read_balance, read_weighting
 from mtlbench.plugins import carried
 from mtlbench.text import one_line
 
@@ -215,6 +215,8 @@ def choose_protocol(options: Mapping[str, Any]) -> ProtocolChoice:
     base = fields_of(name)
     named = _built(name, base)
     changed = _built(name, overlaid(base, given))
+    if (balancer := read_balance(changed.balance)) is not None:
+        changed = replace(changed, balance=balancer.text())
     _check(changed)
     return ProtocolChoice(name=name, named=named, changed=changed)
 
@@ -259,6 +261,7 @@ def _check(protocol: Protocol) -> None:
         raise RequestError(f"micro_batch {protocol.micro_batch} must divide batch_size {protocol.batch_size}.")
     read_mixing(protocol.mixing)
     read_weighting(protocol.task_weighting)
+    read_balance(protocol.balance)
     if protocol.tuning not in ("none", "trial") and not _STUDY.fullmatch(protocol.tuning):
         raise RequestError(
             f"tuning must be none or the id of a study, got {protocol.tuning!r}: run --tune searches by itself, and "
@@ -271,6 +274,11 @@ def _check_together(protocol: Protocol) -> None:
     if protocol.held_out == 0 and protocol.evals_per_run:
         raise RequestError(
             "held_out=0 leaves no rows to stop early on: set evals_per_run=0 with it, or give held_out a share."
+        )
+    if protocol.balance != "none" and protocol.task_weighting != "method":
+        raise RequestError(
+            f"task_weighting={protocol.task_weighting!r} and balance={protocol.balance!r} both weigh the tasks: leave "
+            "one of them out."
         )
     if protocol.select_by != "loss" and not protocol.evals_per_run:
         raise RequestError(

@@ -18,6 +18,7 @@ from mtlbench_reports.html.figures import figure, figures
 from mtlbench_reports.html.markup import Markup, el, join
 from mtlbench_reports.html.records import details
 from mtlbench_reports.html.tables import (
+    balancing,
     calibration,
     comparisons,
     costs,
@@ -69,6 +70,7 @@ def _around_charts(study: Study, table: Table, number: int) -> tuple[Markup, Mar
         tuning(table, links=row_links),
         comparisons(table, links=row_links),
         probing(table, links=row_links),
+        balancing(table, links=row_links),
         calibration(table, links=row_links),
         costs(table, links=row_links),
         _bullets(table.notes),

@@ -8,6 +8,7 @@ from functools import partial
 
 from mtlbench.api.study import Entry, Row, Study, Table
 from mtlbench.results.analyses.calibration import LEGEND, calibrated_rows, calibration_columns
+from mtlbench.results.analyses.interference import BALANCE_LEGEND, balances
 from mtlbench.results.analyses.probing import forgetting_columns, forgetting_legend, probed
 from mtlbench.results.analyses.sweeps import sweep_columns, sweep_legend, sweeps_in
 from mtlbench.results.columns import (
@@ -105,6 +106,27 @@ def probing(table: Table, *, links: Links) -> Markup | None:
     note = forgetting_legend(table)
     section = _columns("Forgetting", forgetting_columns(table), probed(table), links, note=note)
     return join(el("h3", "Forgetting"), section) if section else None
+
+
+def balancing(table: Table, *, links: Links) -> Markup | None:
+    """Weights and interference of tasks in training, or nothing where no balancer was at work."""
+    sections = []
+    for label, balance in balances(table).items():
+        header, lines = balance.cells()
+        numbers = zip(lines, balance.cosines or [()] * len(lines), balance.weights, strict=True)
+        rows = [
+            el(
+                "tr",
+                el("th", line[0], scope="row"),
+                [number(text, value) for text, value in zip(line[1:], [*cosines, weight], strict=True)],
+            )
+            for line, cosines, weight in numbers
+        ]
+        heads = [head(header[0], number=False), *map(head, header[1:])]
+        name = f"Balance of {label}"
+        sections.append(join(el("h4", el("a", label, href=links[label])), grid(heads, rows, name=name)))
+    note = el("p", f"{BALANCE_LEGEND[0].upper()}{BALANCE_LEGEND[1:]}.", class_="note")
+    return join(el("h3", "Balance of tasks"), sections, note) if sections else None
 
 
 def calibration(table: Table, *, links: Links) -> Markup | None:
