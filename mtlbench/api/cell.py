@@ -159,8 +159,9 @@ class Protocol:
     def identity(self) -> dict[str, Any]:
         """All fields except the name: what two comparable cells share.
 
-        A new dictionary each time. A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it has it, and so is a later
-        field with the value that cells had before it existed, so that a new field changes no key of earlier cells.
+        A new dictionary each time. A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it
+        has it, and so is a later field with the value that cells had before it existed, so that a new field changes no
+        key of earlier cells.
         """
         return dict(self._identity)
 

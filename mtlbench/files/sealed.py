@@ -39,7 +39,8 @@ def unseal(data: bytes) -> dict[str, Any]:
     """
     try:
         value = json.loads(data)
-        body, checksum = value["body"], value["sha256"]
+        body: dict[str, Any] = value["body"]
+        checksum = value["sha256"]
         sealed = seal(body) if isinstance(body, dict) else b""
         if set(value) != {"body", "sha256"} or not sealed.endswith(f'"{checksum}"}}'.encode()):
             raise Damaged("the checksum does not match")

@@ -113,7 +113,8 @@ class RunFolder:
     def expected(self) -> list[Cell]:
         """The cells of all requests, each once: without forgotten ones, and without those that were never run and
         that a later request asks of other code."""
-        cells = outdated.latest([cells_of(request) for request in self.requests()], self._records.has)
+        there = self.finished()
+        cells = outdated.latest(self._requests.cells(), there.__contains__)
         forgotten = outdated.forgotten(self.path)
         return [cell for cell in cells if cell.key not in forgotten]
 
