@@ -7,7 +7,9 @@ import dataclasses
 import importlib
 import inspect
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -54,10 +56,39 @@ class Offer:
         return f"{self.distribution} {self.version}"
 
 
+_FOUND: ContextVar[dict[str, dict[str, tuple[Offer, ...]]] | None] = ContextVar("offers", default=None)
+"""Groups that were read inside :func:`offers_read_once`."""
+
+
+@contextmanager
+def offers_read_once() -> Iterator[None]:
+    """Read each group once in here, as reading it opens files of every installed distribution.
+
+    Nothing is remembered afterwards: what is installed later is found.
+    """
+    if _FOUND.get() is not None:
+        yield
+        return
+    token = _FOUND.set({})
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
+
+
 def offers(group: str) -> dict[str, tuple[Offer, ...]]:
     """Every offered name of a group (``methods``, ``tasks``, ...), sorted, read from metadata only."""
     if group not in GROUPS:
         raise PluginError(f"There is no plugin group {group!r}. {did_you_mean(group, GROUPS)}")
+    found = _FOUND.get()
+    if found is None:
+        return _offers(group)
+    if group not in found:
+        found[group] = _offers(group)
+    return dict(found[group])
+
+
+def _offers(group: str) -> dict[str, tuple[Offer, ...]]:
     by_name: dict[str, dict[tuple[str, str], Offer]] = {}
     owners: dict[int, tuple[str, str]] = {}  # cached: reading a distribution's name parses all its metadata
     for entry in metadata.entry_points(group=f"{PROJECT}.{group}"):

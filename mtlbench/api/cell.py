@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from mtlbench.api.method import Value
@@ -162,9 +162,15 @@ class Protocol:
     def identity(self) -> dict[str, Any]:
         """All fields except the name: what two comparable cells share.
 
-        A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it has it, and so is a later
-        field with the value that cells had before it existed, so that a new field changes no key of earlier cells.
+        A new dictionary each time. A field with an empty default (``None``, 0, ``False``, ``""``) is omitted while it
+        has it, and so is a later field with the value that cells had before it existed, so that a new field changes no
+        key of earlier cells.
         """
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Once, as thousands of cells of a study share one protocol."""
         values = self.compared()
         silent = {f.name: f.metadata.get("before", f.default) for f in fields(self)}
         optional = {f.name for f in fields(self) if not f.default or "before" in f.metadata}
@@ -173,6 +179,17 @@ class Protocol:
     def hash(self) -> str:
         """Short digest of :meth:`identity`."""
         return digest(self.identity(), length=12)
+
+
+_PROTOCOL_FIELDS = tuple(f.name for f in fields(Protocol))
+_BEFORE = {f.name: f.metadata["before"] for f in fields(Protocol) if "before" in f.metadata}
+
+
+@lru_cache(maxsize=64)
+def _protocol(text: str) -> Protocol:
+    """The protocol of this canonical JSON, one object for all cells that have it: equal text, and not only equal
+    values, as ``3`` and ``3.0`` make different keys."""
+    return Protocol(**json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +269,7 @@ class Cell:
             "settings": dict(self.settings),
             "tasks": list(self.tasks),
             "model": self.model,
-            "protocol": dict(vars(self.protocol)),
+            "protocol": {name: getattr(self.protocol, name) for name in _PROTOCOL_FIELDS},
             "seed": self.seed,
             "weights": self.weights,
             "plugins": dict(self.plugins),
@@ -262,12 +279,8 @@ class Cell:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Cell:
         """The cell that wrote ``value``; fields of a newer protocol are an error."""
-        known = {f.name for f in fields(Protocol)}
-        protocol = {
-            **{f.name: f.metadata["before"] for f in fields(Protocol) if "before" in f.metadata},
-            **value["protocol"],
-        }
-        unknown = sorted(set(protocol) - known)
+        protocol = {**_BEFORE, **value["protocol"]}
+        unknown = sorted(set(protocol) - set(_PROTOCOL_FIELDS))
         if unknown:
             raise ValueError(f"protocol fields {unknown} are unknown to this version")
         return cls(
@@ -275,7 +288,7 @@ class Cell:
             settings=dict(value["settings"]),
             tasks=tuple(value["tasks"]),
             model=value["model"],
-            protocol=Protocol(**protocol),
+            protocol=_protocol(canonical(protocol)),
             seed=value["seed"],
             weights=value.get("weights", ""),
             plugins=dict(value["plugins"]),

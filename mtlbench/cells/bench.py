@@ -43,6 +43,7 @@ from mtlbench.tokens.cache import Tokenised
 from mtlbench.tokens.chat import ChatPrompts
 from mtlbench.tokens.encode import TokenRow
 from mtlbench.tokens.facts import RowFacts, counts_of
+from mtlbench.tokens.requests import RequestTokens
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
@@ -68,6 +69,8 @@ class Prepared:
     """The tasks that are scored before and after training; no row of them is trained on."""
     metrics: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Full name of each task, probe tasks included, to the metrics of its score."""
+    requests: RequestTokens = field(default_factory=RequestTokens)
+    """Tokens of the requests of the evaluation examples."""
     chat: str = ""
     """What the chat template does not allow, where one is applied."""
 
@@ -224,6 +227,7 @@ class Bench:
                 rows=rows,
                 checks=checks,
                 cached=tokenised.cached,
+                requests=tokenised.requests,
                 probe=probed,
                 metrics={name: task.metrics for name, task in every_task.items()},
                 chat="" if chat is None or chat.takes_system else "no system turn, which the template refuses",

@@ -39,6 +39,7 @@ _OF_TRAINING = [
     "validation_examples",
     "row_layout",
     "task_weighting",
+    "balance",
     "tasks_per_step",
     "largest_share_of_step",
     "rows_per_task",

@@ -189,4 +189,5 @@ class Scorer:
             token_budget=self.token_budget,
             eval_rows=eval_rows,
             chat_template=protocol.chat_template,
+            known=attempt.prepared.requests,
         )

@@ -84,7 +84,8 @@ def plan(parameters: bool, forecast: bool, device: str, as_json: bool, **options
         click.echo(line)
     for line in (*matched, *(tuned.lines() if tuned else sweep_lines(made.sweeps, cells=len(cells)))):
         click.echo(line)
-    local = [cell for cell in made.cells if not is_embedded(cell.model) and Path(cell.model).is_dir()]
+    in_folders = {model for model in made.models if not is_embedded(model) and Path(model).is_dir()}
+    local = [cell for cell in made.cells if cell.model in in_folders]
     if local and not (parameters or forecast):
         from mtlbench.forecasting.memory import refusal_lines
 

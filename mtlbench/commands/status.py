@@ -26,11 +26,11 @@ def status(folder: Path | None, keys: bool, as_json: bool) -> None:
 
         states = cell_states(cells, records, store.running())
         content = {"folder": str(store.path), "counts": states_counted(states), "cells": states}
-        click.echo(json_text("status", {**content, "problems": store.problems()}))
+        click.echo(json_text("status", {**content, "problems": store.problems(records)}))
         return
     for line in [*status_lines(cells, records, store.running()), *earlier_lines(cells, records)]:
         click.echo(line)
     for cell in cells if keys else ():
         click.echo(f"{cell.key}  {one_line(cell.variant)} seed {cell.seed}")
-    for problem in store.problems():
+    for problem in store.problems(records):
         click.echo(f"note: {one_line(problem)}")

@@ -60,7 +60,7 @@ def cached_sha256(path: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
     if entry is not None and settled and _stamp(path) == before:
-        write_cached(entry, digest.encode())
+        write_cached(entry, lambda made: made.write_bytes(digest.encode()))
     return digest
 
 
@@ -69,15 +69,15 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
-def write_cached(path: Path, content: bytes) -> None:
-    """Write an entry atomically; concurrent writers of one entry write the same content.
+def write_cached(path: Path, write: Callable[[Path], object]) -> None:
+    """Write an entry atomically with ``write``; concurrent writers of one entry write the same content.
 
     If the folder is not writable, a warning is logged and nothing is cached.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as made:
-            made.write_bytes(content)
+            write(made)
     except OSError as error:
         logger.warning("nothing is cached for the next study: %s", error)
 
@@ -104,5 +104,5 @@ def cached_table(key: str, make: Callable[[], Rows]) -> pyarrow.Table:
     table = pyarrow.Table.from_pylist(make())
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink, write_page_checksum=True)
-    write_cached(path, sink.getvalue().to_pybytes())
+    write_cached(path, lambda made: made.write_bytes(sink.getvalue()))
     return table

@@ -26,7 +26,11 @@ class Pair:
 
 
 def training_pairs(
-    lm_task: ConfigurableTask, rows: Sequence[int] | None = None, *, chat: Callable[..., str] | None = None
+    lm_task: ConfigurableTask,
+    rows: Sequence[int] | None = None,
+    *,
+    chat: Callable[..., str] | None = None,
+    docs: Any = None,
 ) -> list[Pair]:
     """Context and gold answer of the training examples with the indices ``rows``, or of all, as lm-eval scores them.
 
@@ -34,12 +38,13 @@ def training_pairs(
 
     Args:
         chat: Renders messages as a prompt, with ``add_generation_prompt``; ``None`` joins them as plain text.
+        docs: All training examples, where the caller has them.
 
     Raises:
         DataError: naming the row with an invalid label or text.
     """
     with quiet_lm_eval():
-        docs = lm_task.training_docs()
+        docs = lm_task.training_docs() if docs is None else docs
     return _each(lm_task, lm_task.config.training_split, docs, rows, partial(gold_pair, chat=chat))
 
 

@@ -17,6 +17,7 @@ from mtlbench.data.examples import evaluation_golds, gold_indices, gold_text
 from mtlbench.data.lm_task import choose_rows, quiet_lm_eval
 from mtlbench.errors import PluginError, did_you_mean
 from mtlbench.evaluation.lm import RoutedLM
+from mtlbench.tokens.requests import RequestTokens
 
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
@@ -49,11 +50,12 @@ def evaluate(
     token_budget: int,
     eval_rows: int | None,
     chat_template: bool = False,
+    known: RequestTokens | None = None,
 ) -> Evaluation:
     """Score ``model`` on at most ``eval_rows`` documents of the evaluation split of each task, without dropout.
 
     ``token_budget`` limits rows x padded length of a batch; ``chat_template`` renders prompts as turns, few-shot
-    examples as earlier ones.
+    examples as earlier ones; ``known`` are requests that were tokenised before.
 
     Raises:
         DataError: a label is not one of the choices, or an answer does not fit into ``max_length``.
@@ -71,6 +73,7 @@ def evaluate(
         task_ids=task_ids,
         max_length=max_length,
         token_budget=token_budget,
+        known=known,
     )
     training = model.training
     model.eval()

@@ -17,8 +17,9 @@ from mtlbench.errors import DataError
 from mtlbench.evaluation.packed_rows import SHARED_PREFIX_COST, common_length
 from mtlbench.evaluation.shared_prefixes import SharedPrefixes
 from mtlbench.files.heartbeat import beat
-from mtlbench.tokens.encode import Tokens, encode_prompts
+from mtlbench.tokens.encode import Tokens
 from mtlbench.tokens.facts import MAX_NEW_TOKENS, prompt_room
+from mtlbench.tokens.requests import RequestTokens
 
 CACHED_TOKENS = 2**13
 """Least limit on cached tokens per batch, also if the token budget is smaller: more rows per step cost little."""
@@ -47,12 +48,14 @@ def generate(
     max_length: int,
     token_budget: int,
     share: bool = False,
+    known: RequestTokens | None = None,
 ) -> list[str]:
     """Continuations of ``(prompt, generation arguments of lm-eval, task id)``, up to the first stop string.
 
     Args:
         share: Whether common prefixes of prompts may be computed once and cached; needs a decoder-only ``model`` that
             supports a cache before its rows.
+        known: Prompts that were tokenised before.
 
     Raises:
         DataError: a task requires sampling, or more tokens than ``max_length``.
@@ -60,7 +63,8 @@ def generate(
     groups: dict[str, list[int]] = {}
     for number, (_, arguments, _) in enumerate(prompts):
         groups.setdefault(json.dumps(arguments, sort_keys=True), []).append(number)
-    encoded = encode_prompts(tokenizer, [text for text, _, _ in prompts], architecture=architecture)
+    texts = [text for text, _, _ in prompts]
+    encoded = (known or RequestTokens()).prompts(tokenizer, texts, architecture=architecture)
     generated: dict[int, str] = {}
     for members in groups.values():
         stops, new_tokens = _stops_and_length(tokenizer, prompts[members[0]][1])

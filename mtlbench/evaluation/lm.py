@@ -22,7 +22,8 @@ from mtlbench.files.heartbeat import beat
 from mtlbench.nn.low_rank.layer import known_factors
 from mtlbench.nn.soft_prompts.prompt import soft_prompt_of
 from mtlbench.tokens.chat import ChatPrompts
-from mtlbench.tokens.encode import Tokens, encode_pairs, fit
+from mtlbench.tokens.encode import Tokens, fit
+from mtlbench.tokens.requests import RequestTokens
 
 LOGITS_PER_BATCH = 2**26
 """Limit on logits per batch: 256 MiB in float32."""
@@ -37,7 +38,8 @@ class RoutedLM(LM):  # type: ignore[misc]
     Requests with a common prefix share a row (:mod:`mtlbench.evaluation.packed_rows`), an encoder-decoder's context is
     encoded once for all its answers, and logits are computed only at read-out positions.
 
-    ``token_budget`` limits rows x padded length of a batch. The model must be in evaluation mode.
+    ``token_budget`` limits rows x padded length of a batch. The model must be in evaluation mode. Requests that are not
+    ``known`` are tokenised.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class RoutedLM(LM):  # type: ignore[misc]
         task_ids: Mapping[str, int],
         max_length: int,
         token_budget: int,
+        known: RequestTokens | None = None,
     ) -> None:
         super().__init__()
+        self._known = known or RequestTokens()
         self.model, self.tokenizer, self.architecture = model, tokenizer, architecture
         self.routing, self.task_ids = routing, task_ids
         self.max_length, self.token_budget = max_length, token_budget
@@ -98,6 +102,7 @@ class RoutedLM(LM):  # type: ignore[misc]
                 routing=self.routing,
                 max_length=self.max_length,
                 token_budget=self.token_budget,
+                known=self._known,
                 # generate() counts cache positions as tokens, which the virtual tokens of a soft prompt are not
                 share=self.architecture == "causal" and soft_prompt_of(self.model) is None and self._packable,
             )
@@ -124,7 +129,7 @@ class RoutedLM(LM):  # type: ignore[misc]
         return self._chat(chat_history, add_generation_prompt)
 
     def _score_requests(self, instances: Sequence[Instance]) -> list[ScoreRequest]:
-        encoded = encode_pairs(self.tokenizer, [i.args for i in instances], architecture=self.architecture)
+        encoded = self._known.pairs(self.tokenizer, [i.args for i in instances], architecture=self.architecture)
         requests: list[ScoreRequest] = []
         for number, (instance, (whole, answer)) in enumerate(zip(instances, encoded, strict=True)):
             context, answer = fit(whole, answer, architecture=self.architecture, max_length=self.max_length)

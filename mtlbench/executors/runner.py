@@ -11,6 +11,7 @@ from typing import Any
 
 from mtlbench.api.cell import Cell
 from mtlbench.api.executor import SILENCE_S, DevicesPerCell, Executor, Launch, Workers
+from mtlbench.api.record import Record
 from mtlbench.errors import MtlbenchError
 from mtlbench.executors.interrupts import Interrupts
 from mtlbench.observers.events import Events
@@ -100,7 +101,8 @@ class Session:
             _log.info("retrying %d failed cells", len(retired))
         folder.forget_deaths(keys)
         running = folder.claims()
-        forget_stacks(folder.path, (cell.key for cell in folder.missing(cells) if cell.key not in running))
+        there = folder.finished()
+        forget_stacks(folder.path, (key for key in keys if key not in there and key not in running))
         self._events.run_started(cells)
         interrupted = False
         try:
@@ -118,7 +120,7 @@ class Session:
                 len(cells),
             )
             return INTERRUPTED
-        return _exit_code(folder, cells, missing=len(watch.missing))
+        return _exit_code(folder, watch, cells=len(cells))
 
     def _supervise(self, request: str, watch: _Watch) -> bool:
         """Keep workers running until no cell is missing or no worker is left; returns whether it was interrupted."""
@@ -197,45 +199,55 @@ class _Watch:
 
     def __init__(self, folder: RunFolder, cells: Sequence[Cell], events: Events) -> None:
         self.missing: dict[str, Cell] = {}
+        self.statuses: Counter[str] = Counter()
+        """Of the records that were reported."""
         self._folder = folder
         self._events = events
+        self._order = {cell.key: number for number, cell in enumerate(cells)}
         self._tokens: dict[str, str] = {}
         self._offsets: dict[str, int] = {}
+        there, logged = folder.finished(), folder.logged()
         for cell in cells:
-            record = folder.record(cell.key)
+            record = folder.record(cell.key) if cell.key in there else None
             if record is not None:
-                events.cell_finished(record)
+                self._finished(record)
                 continue
             self.missing[cell.key] = cell
             # Lines logged by earlier runs are not reported again.
-            self._offsets[cell.key] = folder.steps_since(cell.key, 0)[1]
+            self._offsets[cell.key] = folder.steps_since(cell.key, 0)[1] if cell.key in logged else 0
 
     def poll(self) -> None:
-        """Report what changed since the last call."""
-        running = self._folder.claims()
-        for key, cell in list(self.missing.items()):
-            claim = running.get(key)
+        """Report what changed since the last call.
+
+        Folders are listed once, and only files of cells that run, ended or logged are opened: thousands may be missing.
+        """
+        running, there, logged = self._folder.claims(), self._folder.finished(), self._folder.logged()
+        for key in sorted(self.missing.keys() & (running.keys() | there | logged), key=self._order.__getitem__):
+            cell, claim = self.missing[key], running.get(key)
             if claim is not None and self._tokens.get(key) != claim.token:
                 self._tokens[key] = claim.token
                 self._events.cell_started(cell)
-            record = self._folder.record(key)
+            record = self._folder.record(key) if key in there else None
             if record is not None and key not in self._tokens:
                 self._events.cell_started(cell)
-            lines, self._offsets[key] = self._folder.steps_since(key, self._offsets[key])
-            for line in lines:
-                self._events.step_logged(cell, line)
+            if self._folder.steps_grew(key, self._offsets[key]):
+                lines, self._offsets[key] = self._folder.steps_since(key, self._offsets[key])
+                for line in lines:
+                    self._events.step_logged(cell, line)
             if record is not None:
                 del self.missing[key]
-                self._events.cell_finished(record)
+                self._finished(record)
+
+    def _finished(self, record: Record) -> None:
+        self.statuses[record.status] += 1
+        self._events.cell_finished(record)
 
 
-def _exit_code(folder: RunFolder, cells: Sequence[Cell], *, missing: int) -> int:
-    records = folder.records()
-    counts = Counter(records[cell.key].status for cell in cells if cell.key in records)
-    if missing:
+def _exit_code(folder: RunFolder, watch: _Watch, *, cells: int) -> int:
+    if watch.missing:
         why = _unusable(folder) or _log_tail(folder)
-        _log.error("No worker is left, but %d of %d cells have no record.%s", missing, len(cells), why)
-    return FAILED if missing or counts["failed"] else OK
+        _log.error("No worker is left, but %d of %d cells have no record.%s", len(watch.missing), cells, why)
+    return FAILED if watch.missing or watch.statuses["failed"] else OK
 
 
 def _unusable(folder: RunFolder) -> str:

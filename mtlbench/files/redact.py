@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -29,7 +29,11 @@ _SHAPES = (
 
 def redact(text: str) -> str:
     """``text`` without the values of secret environment variables and without anything shaped like a credential."""
-    for secret in _secrets(os.environ):
+    return _redact(text, _secrets(os.environ))
+
+
+def _redact(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
         text = text.replace(secret, BLANK)
     for shape in _SHAPES:
         text = shape.sub(rf"\g<keep>{BLANK}", text)
@@ -37,14 +41,28 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A JSON value with :func:`redact` applied to every string in it, keys included."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact(name) if isinstance(name, str) else name: redacted(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(item) for item in value]
-    return value
+    """A JSON value with :func:`redact` applied to every string in it, keys included.
+
+    Each distinct string is looked at once: the cells of a study are thousands of copies of the same few.
+    """
+    secrets = _secrets(os.environ)
+    seen: dict[str, str] = {}
+
+    def text(value: str) -> str:
+        if value not in seen:
+            seen[value] = _redact(value, secrets)
+        return seen[value]
+
+    def of(value: Any) -> Any:
+        if isinstance(value, str):
+            return text(value)
+        if isinstance(value, Mapping):
+            return {text(name) if isinstance(name, str) else name: of(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [of(item) for item in value]
+        return value
+
+    return of(value)
 
 
 class RedactingFormatter(logging.Formatter):

@@ -34,7 +34,7 @@ from mtlbench.planning.settings import MethodChoice, read_methods
 from mtlbench.planning.sources import sources_of
 from mtlbench.planning.sweeps import Sweeps
 from mtlbench.planning.weighting import check_balance, read_balance
-from mtlbench.plugins import load_suite, offer_of, offers
+from mtlbench.plugins import load_suite, offer_of, offers, offers_read_once
 from mtlbench.tokens.chat import check_chat_template
 
 
@@ -87,8 +87,9 @@ def plan_requests(requests: Requests) -> Plan:
     Raises:
         RequestError: as :func:`make_plan` raises it.
     """
-    plan = join_plans([make_plan(request) for request in requests.parts], notes=requests.notes)
-    notes = tuple(_unmoved(requests)) if "learning_rate" in requests.sweeps else ()
+    with offers_read_once():
+        plan = join_plans([make_plan(request) for request in requests.parts], notes=requests.notes)
+        notes = tuple(_unmoved(requests)) if "learning_rate" in requests.sweeps else ()
     return replace(plan, sweeps=requests.sweeps, notes=(*plan.notes, *notes))
 
 
@@ -108,6 +109,11 @@ def make_plan(request: Request) -> Plan:
     Raises:
         RequestError: a name is unknown, a setting is wrong, data lacks a file, a split or a column.
     """
+    with offers_read_once():
+        return _make_plan(request)
+
+
+def _make_plan(request: Request) -> Plan:
     methods, on_bases = with_bases(read_methods(request.methods))
     targets = resolve_tasks(request.tasks)
     choice = choose_protocol(request.protocol)
@@ -264,20 +270,28 @@ def _cells(
     """The cells of all methods for each seed, in turn."""
     model, weights = model_name(request.model), weights_digest(request.model)
     suite_owners = [offer_of("tasks", name) for name in suites]
-    sources = {chosen.name: sources_of(chosen.name, {**tasks, **probe}, balance=protocol.balance) for chosen in methods}
+    names = dict.fromkeys(chosen.name for chosen in methods)
+    sources = {name: sources_of(name, {**tasks, **probe}, balance=protocol.balance) for name in names}
+    owners = {
+        name: {
+            owner.distribution: owner.version
+            for owner in (*(offer_of("methods", member) for member in name.split("+")), *suite_owners)
+        }
+        for name in names
+    }
+    names_of_tasks = tuple(tasks)
     cells: dict[str, Cell] = {}
     for seed in request.seeds:
         for chosen in methods:
-            owners = [*(offer_of("methods", member) for member in chosen.name.split("+")), *suite_owners]
             cell = Cell(
                 method=chosen.name,
                 settings=chosen.settings,
-                tasks=tuple(tasks),
+                tasks=names_of_tasks,
                 model=model,
                 protocol=protocol,
                 seed=seed,
                 weights=weights,
-                plugins={owner.distribution: owner.version for owner in owners},
+                plugins=owners[chosen.name],
                 sources=sources[chosen.name],
             )
             if cell.key in cells:

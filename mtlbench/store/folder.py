@@ -19,7 +19,7 @@ from mtlbench.files.sealed import Damaged, file_sha256, folder_sha256, write_new
 from mtlbench.files.temporary import DiskError, sweep, temporary_path
 from mtlbench.store import outdated
 from mtlbench.store.claims import BEAT_S, LEASE_S, Claim, Claims
-from mtlbench.store.outputs import latest_attempt, lines_since, read_samples, write_samples
+from mtlbench.store.outputs import latest_attempt, lines_since, listed, read_samples, write_samples
 from mtlbench.store.problems import Problems
 from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.records import Records
@@ -71,8 +71,10 @@ class RunFolder:
 
     def put_request(self, options: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         """Store the options of a request and its cells; returns the request's id. Equal requests have equal ids."""
+        forgotten = outdated.forgotten(self.path)
         for cell in cells:
-            outdated.remember(self.path, cell.key)
+            if cell.key in forgotten:
+                outdated.remember(self.path, cell.key)
         return self._requests.put(options, cells)
 
     def requests(self) -> list[dict[str, Any]]:
@@ -111,7 +113,8 @@ class RunFolder:
     def expected(self) -> list[Cell]:
         """The cells of all requests, each once: without forgotten ones, and without those that were never run and
         that a later request asks of other code."""
-        cells = outdated.latest([cells_of(request) for request in self.requests()], self._records.has)
+        there = self.finished()
+        cells = outdated.latest(self._requests.cells(), there.__contains__)
         forgotten = outdated.forgotten(self.path)
         return [cell for cell in cells if cell.key not in forgotten]
 
@@ -173,7 +176,12 @@ class RunFolder:
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """The cells without a record, in order."""
-        return [cell for cell in cells if self.record(cell.key) is None]
+        there = self.finished()
+        return [cell for cell in cells if cell.key not in there or self.record(cell.key) is None]
+
+    def finished(self) -> frozenset[str]:
+        """Keys of the cells with a record file, from one listing; none is opened."""
+        return self._records.listed()
 
     def publish(self, record: Record, claim: Claim) -> bool:
         """Write a record if ``claim`` is still valid and its cell has none; returns whether it was written.
@@ -205,8 +213,9 @@ class RunFolder:
         Returns their keys. Each is renamed under the cell's claim, as another run may do the same.
         """
         retired = []
+        there = self.finished()
         for key in keys:
-            record = self.record(key)
+            record = self.record(key) if key in there else None
             claim = self._claims.take(key) if record is not None and record.status == "failed" else None
             if claim is None:
                 continue
@@ -364,6 +373,17 @@ class RunFolder:
     def steps_since(self, key: str, offset: int) -> tuple[list[dict[str, Any]], int]:
         """The complete lines of a step log from byte ``offset`` on, and the offset for the next call."""
         return lines_since(self.steps_file(key), offset)
+
+    def logged(self) -> frozenset[str]:
+        """Keys of the cells with a step log, from one listing; none is opened."""
+        return frozenset(name.removesuffix(".jsonl") for name in listed(self.path / "steps"))
+
+    def steps_grew(self, key: str, offset: int) -> bool:
+        """Whether a step log holds more than ``offset`` bytes; it is not opened."""
+        try:
+            return self.steps_file(key).stat().st_size > offset
+        except OSError:
+            return False
 
     def checkpoints(self, key: str) -> Path:
         """The folder of a cell's checkpoints; exists only while the cell is unfinished."""

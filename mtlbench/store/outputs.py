@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,14 @@ def lines_since(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         return [], offset
     end = data.rfind(b"\n") + 1
     return _parsed(data[:end]), offset + end
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of the files of a folder, unsorted and without temporary ones; nothing where there is no folder."""
+    try:
+        return [name for name in os.listdir(folder) if name[0] != "."]  # noqa: PTH208 - no path for each of thousands
+    except FileNotFoundError:
+        return []
 
 
 def latest_attempt(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

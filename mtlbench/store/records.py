@@ -16,6 +16,7 @@ from mtlbench.api.record import SCHEMA, Record
 from mtlbench.errors import StoreError
 from mtlbench.files.redact import redacted
 from mtlbench.files.sealed import Damaged, overwrite, read_sealed, seal, write_new
+from mtlbench.store.outputs import listed
 from mtlbench.store.quarantine import Quarantine
 from mtlbench.store.requests import printable
 
@@ -105,6 +106,10 @@ class Records:
     def settle(self) -> None:
         """Finish moves to quarantine that a process began before it died."""
         self.quarantine.settle(self.path, check=lambda path, original: read_record(path, original.stem))
+
+    def listed(self) -> frozenset[str]:
+        """Names of the record files, as :meth:`names`, from one listing."""
+        return frozenset(name[:-5] for name in listed(self.path) if name.endswith(".json"))
 
     def names(self) -> Iterator[str]:
         """Keys of the cells with a record file."""

@@ -16,6 +16,8 @@ from mtlbench.store.quarantine import Quarantine
 
 SCHEMA = 1
 """Version of the request layout."""
+SETTLED_NS = 2 * 10**9
+"""A file written less than this long ago may be written again without another time stamp."""
 _log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,8 @@ class Requests:
     def __init__(self, path: Path, *, quarantine: Quarantine) -> None:
         self.path = path
         self._quarantine = quarantine
+        self._read: dict[Path, tuple[tuple[int, ...], dict[str, Any], list[Cell]]] = {}
+        """Requests that were read and checked before, known again by time stamps, size and inode."""
 
     def put(self, options: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         """Store a request unless it exists; returns its id, a digest of options and cells.
@@ -72,6 +76,13 @@ class Requests:
 
     def all(self) -> list[dict[str, Any]]:
         """Every readable request, oldest first; unreadable ones are logged, and listed by :meth:`problems`."""
+        return [request for request, _ in self._readable()]
+
+    def cells(self) -> list[list[Cell]]:
+        """The cells of each request of :meth:`all`."""
+        return [cells for _, cells in self._readable()]
+
+    def _readable(self) -> list[tuple[dict[str, Any], list[Cell]]]:
         requests, problems = self._read_all()
         for problem in problems:
             _log.warning("%s", problem)
@@ -81,20 +92,39 @@ class Requests:
         """One sentence per unreadable request."""
         return self._read_all()[1]
 
-    def _read_all(self) -> tuple[list[dict[str, Any]], list[str]]:
+    def _read_all(self) -> tuple[list[tuple[dict[str, Any], list[Cell]]], list[str]]:
         requests, problems = [], []
         for path in sorted(self.path.glob("[!.]*.json")):
             try:
-                request = self.get(path.stem)
-                cells_of(request)
+                request, cells = self._get_once(path)
                 # Of one second, the file that was written first.
-                requests.append(((str(request["created"]), path.stat().st_mtime_ns, str(request["id"])), request))
+                when = (str(request["created"]), path.stat().st_mtime_ns, str(request["id"]))
+                requests.append((when, (request, cells)))
             except StoreError as error:
                 problems.append(f"Left out: {error}")
         return [request for _, request in sorted(requests, key=lambda one: one[0])], problems
 
+    def _get_once(self, path: Path) -> tuple[dict[str, Any], list[Cell]]:
+        """A request and its cells, which one command asks for several times."""
+        before = _stamp(path)
+        known = self._read.get(path)
+        if known is None or known[0] != before:
+            request = self.get(path.stem)
+            known = (before, request, cells_of(request))
+            if before and time.time_ns() - max(before[:2]) > SETTLED_NS:
+                self._read[path] = known
+        return known[1], list(known[2])
+
     def _file(self, request: str) -> Path:
         return self.path / f"{request}.json"
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def cells_of(request: Mapping[str, Any]) -> list[Cell]:

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 Chat = Callable[..., str] | None
 """Renders turns as a prompt, where a chat template is applied."""
+Keep = Callable[[Sequence[str], Tokens, Tokens], None]
 MAX_NEW_TOKENS = 256
 """lm-eval's default limit of generated tokens."""
+
+
+def _drop(texts: Sequence[str], context: Tokens, answer: Tokens) -> None: ...
 
 
 class RowFacts(NamedTuple):
@@ -52,10 +56,12 @@ def training_facts(
     cut: Sequence[int],
     kept: Sequence[int],
     chat: Chat = None,
+    docs: Any = None,
 ) -> list[RowFacts]:
-    """Facts of training rows, of which ``cut`` prompt tokens are lost and ``kept`` are left."""
+    """Facts of training rows, of which ``cut`` prompt tokens are lost and ``kept`` are left; ``docs`` are all examples,
+    where the caller has them."""
     with quiet_lm_eval():
-        docs = lm_task.training_docs().select(numbers)
+        docs = (lm_task.training_docs() if docs is None else docs).select(numbers)
         asked = [question_digest(lm_task, doc) for doc in docs]
         lengths = _question_lengths(tokenizer, lm_task, {at: docs[at] for at, lost in enumerate(cut) if lost}, chat)
     return [
@@ -72,8 +78,14 @@ def evaluation_facts(
     architecture: str,
     max_length: int,
     chat: Chat = None,
+    docs: Any = None,
+    keep: Keep = _drop,
 ) -> list[RowFacts]:
     """Facts of evaluation rows, whose requests are made as lm-eval will make them.
+
+    Args:
+        docs: All evaluation examples, where the caller has them.
+        keep: Gets the texts of each request, and the tokens of its context and answer before anything is cut.
 
     Raises:
         DataError: an answer does not fit into ``max_length``, or leaves no room for a prompt.
@@ -81,16 +93,20 @@ def evaluation_facts(
     rows: list[int] = []
     requests: list[Any] = []
     with quiet_lm_eval():
-        docs = list(lm_task.validation_docs().select(numbers))
+        docs = list((lm_task.validation_docs() if docs is None else docs).select(numbers))
         for at, doc in enumerate(docs):
             for request in _requests(lm_task, doc, chat):
                 rows.append(at)
                 requests.append(request)
         if lm_task.OUTPUT_TYPE == "generate_until":
-            sizes = list(_prompt_sizes(tokenizer, requests, architecture=architecture, max_length=max_length))
+            sizes = list(
+                _prompt_sizes(tokenizer, requests, architecture=architecture, max_length=max_length, keep=keep)
+            )
         else:
             sizes = list(
-                _pair_sizes(tokenizer, requests, rows, numbers, architecture=architecture, max_length=max_length)
+                _pair_sizes(
+                    tokenizer, requests, rows, numbers, architecture=architecture, max_length=max_length, keep=keep
+                )
             )
         lost = [0] * len(docs)
         left = [2**31] * len(docs)
@@ -135,11 +151,12 @@ def _requests(lm_task: ConfigurableTask, doc: dict[str, Any], chat: Chat) -> lis
 
 
 def _prompt_sizes(
-    tokenizer: Any, requests: Sequence[Any], *, architecture: str, max_length: int
+    tokenizer: Any, requests: Sequence[Any], *, architecture: str, max_length: int, keep: Keep
 ) -> Iterator[tuple[int, int]]:
     """Tokens lost and kept of each prompt of a generated answer."""
     encoded = encode_prompts(tokenizer, [prompt for prompt, _ in requests], architecture=architecture)
     for prompt, arguments in requests:
+        keep((prompt,), encoded[prompt], ())
         length = len(encoded[prompt])
         kept = min(length, prompt_room(arguments, architecture=architecture, max_length=max_length))
         yield length - kept, kept
@@ -153,10 +170,12 @@ def _pair_sizes(
     *,
     architecture: str,
     max_length: int,
+    keep: Keep,
 ) -> Iterator[tuple[int, int]]:
     """The same for the prompt of each scored answer."""
     encoded = encode_pairs(tokenizer, requests, architecture=architecture)
-    for (context, answer), at in zip(encoded, rows, strict=True):
+    for texts, (context, answer), at in zip(requests, encoded, rows, strict=True):
+        keep(texts, context, answer)
         try:
             kept: Tokens = fit(context, answer, architecture=architecture, max_length=max_length)[0]
         except DataError as error:

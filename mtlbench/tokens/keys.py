@@ -20,7 +20,7 @@ from mtlbench.data.lm_task import quiet_lm_eval, yaml_path
 if TYPE_CHECKING:
     from mtlbench.compat import ConfigurableTask
 
-FORMAT = 2
+FORMAT = 3
 """Format of an entry; changing it invalidates all earlier entries."""
 VERSIONS = ("mtlbench", "lm_eval", "jinja2", "tokenizers", "transformers")
 _PACKAGE = Path(__file__).parents[1]
