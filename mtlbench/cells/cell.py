@@ -25,7 +25,7 @@ from mtlbench.cells.provenance import backbone_notes, inherited, notes_of, prove
 from mtlbench.cells.scoring import Scorer
 from mtlbench.distributed.ranks import ALONE, Ranks
 from mtlbench.files.failpoints import reach
-from mtlbench.files.stop_request import StopRequest
+from mtlbench.files.stop_request import Stopped, StopRequest
 from mtlbench.observers.events import Events
 from mtlbench.planning.sources import check_sources, commits_of
 from mtlbench.store import RunFolder
