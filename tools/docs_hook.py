@@ -1,4 +1,4 @@
-"""What MkDocs is told beside the files of ``docs/``: reference pages, the tutorial notebook, links out of the folder."""
+"""What MkDocs gets beside the files of ``docs/``: reference pages, the tutorial notebook, links out of the folder."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def methods() -> Iterator[str]:
     from mtlbench.plugins import load_method, offers
 
     yield "# Methods and their settings\n"
-    yield "`mtlbench show NAME` prints the same. A setting is given in brackets: `'lora[rank=4]'`. How the methods differ: [methods](../methods.md).\n"
+    yield "`mtlbench show NAME` prints the same. A setting is given in brackets: `'lora[rank=4]'`.\n"
+    yield "How the methods differ: [methods](../methods.md).\n"
     own = {name: found[0] for name, found in offers("methods").items() if found[0].distribution == "mtlbench"}
     tuners = "mtlbench_methods.peft_tuners"
     for name, offer in own.items():
@@ -103,7 +104,9 @@ def _settings(lines: list[str]) -> Iterator[str]:
         if line.startswith(("  presets:", "  protocols:")):
             break
         rows.append([line[start:end].strip() for start, end in pairwise([*at, None])])
-    yield from _table(("setting", "default", "type", "meaning"), [(f"`{r[0]}`", *r[1:3], prose(r[-1])) for r in rows])
+    yield from _table(
+        ("setting", "default", "type", "meaning"), [(f"`{r[0]}`", r[1], f"`{r[2]}`", prose(r[-1])) for r in rows]
+    )
 
 
 def protocol() -> Iterator[str]:
@@ -112,7 +115,8 @@ def protocol() -> Iterator[str]:
     from mtlbench.planning.protocols import about, basis_of, fields_of, names
 
     yield "# Fields of a protocol\n"
-    yield "A protocol is everything that must be equal for two rows to be compared. A TOML file sets fields by these names; [protocols](../protocols.md) says how.\n"
+    yield "A protocol is everything that must be equal for two rows to be compared.\n"
+    yield "A TOML file sets fields by these names; [protocols](../protocols.md) says how.\n"
     yield from _fields(Protocol)
     yield "# Named protocols\n"
     for name in names():
@@ -124,15 +128,16 @@ def protocol() -> Iterator[str]:
 
 def presets() -> Iterator[str]:
     """Every preset as ``mtlbench show`` prints it."""
-    from mtlbench.planning.presets import preset
     from mtlbench.planning.showing import shown
-    from mtlbench.plugins import carried
+    from mtlbench.plugins import load_method, load_suite, offers
 
     yield "# Presets\n"
-    yield "A preset is a named request: `mtlbench run --preset glue/quick --methods lora`. Options that are given win.\n"
-    for name in sorted(carried("presets", "")[1]):
-        if preset(name):
-            yield f"## {name}\n\n```\n" + "\n".join(list(shown(name))[1:]) + "\n```\n"
+    yield "A preset is a named request, such as `mtlbench run --preset glue/quick --methods lora`.\n"
+    yield "Options that are given win.\n"
+    found = {name for suite in offers("tasks") for name in load_suite(suite).presets}
+    found |= {name for method in offers("methods") for name in load_method(method).presets}
+    for name in sorted(found):
+        yield f"## {name}\n\n```\n" + "\n".join(list(shown(name))[1:]) + "\n```\n"
 
 
 def contracts() -> Iterator[str]:
@@ -251,7 +256,22 @@ def prose(text: str | None) -> str:
     """A docstring as Markdown: roles and double backquotes become code, sections become bold."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text or "")
     text = re.sub(r"``(.+?)``", r"`\1`", text, flags=re.DOTALL)
-    return re.sub(r"^(Raises|Args|Returns|Yields):$", r"**\1**\n", text, flags=re.MULTILINE)
+    parts = re.split(r"^(Raises|Args|Returns|Yields|Attributes):\n", text, flags=re.MULTILINE)
+    for number in range(2, len(parts), 2):
+        parts[number] = _entries(parts[number])
+        parts[number - 1] = f"**{parts[number - 1]}**\n\n"
+    return "".join(parts)
+
+
+def _entries(text: str) -> str:
+    """The indented lines of a section as a list; what follows them stays."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("    ") and not line.startswith("     "):
+            lines.append(f"- {line.strip()}")
+        else:
+            lines.append(line[2:] if line.startswith("     ") else line)
+    return "\n".join(lines) + "\n"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -261,5 +281,7 @@ def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> Iterator[str
 
 
 def _cell(text: str) -> str:
-    """Bars end a cell, also in code, so they are escaped."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;" if "`" not in text else "<")
+    """Outside of code, bars end a cell and angle brackets begin a tag, so they are escaped."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [part.replace("|", "\\|").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)

@@ -123,7 +123,9 @@ class Shell:
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_a_page_shows_what_its_commands_print(page: Path, tmp_path: Path, installed: Callable[[Path, Path], str]) -> None:
+def test_a_page_shows_what_its_commands_print(
+    page: Path, tmp_path: Path, installed: Callable[[Path, Path], str]
+) -> None:
     shell = Shell(tmp_path, installed)
     for block in blocks(page):
         if block.title:
