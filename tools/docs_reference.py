@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from textwrap import dedent
@@ -20,6 +21,7 @@ import click
 MADE = "<!-- Made by tools/docs_reference.py. -->\n"
 
 
+@cache
 def pages() -> dict[str, str]:
     """Path below ``docs/`` to Markdown."""
     makers: dict[str, Callable[[], Iterable[str]]] = {

@@ -153,26 +153,34 @@ def test_a_line_that_is_not_printed_is_found() -> None:
     assert list(sessions("$ a \\\n    b\nout\n$ c\n")) == [("a b", ["out"]), ("c", [])]
 
 
-def commands(path: Path) -> list[str]:
+def commands(path: Path) -> Iterator[str]:
     """Every `mtlbench` line in a block of a document, without what stands for something else."""
-    found = []
     for block in blocks(path):
-        text = block.text.replace("\\\n", " ")
-        for line in text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             line = line.removeprefix("$ ").strip()
             if line.startswith("mtlbench ") and "..." not in line:
-                found.append(line)
-    return found
+                yield line
+
+
+def mentions(path: Path) -> Iterator[str]:
+    """The same in sentences, which may leave out what a command needs."""
+    text = _BLOCK.sub("", path.read_text(encoding="utf-8"))
+    for line in re.findall(r"`(mtlbench -?\w[^`]+)`", text):
+        if "..." not in line and "|" not in line:
+            yield line
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_command_line_of_a_document_is_understood(page: Path) -> None:
-    for line in commands(page):
+    complete = list(commands(page))
+    for line in [*complete, *mentions(page)]:
         words = shlex.split(re.split(r" (?:\||>|&&|;) ", line)[0], comments=True)[1:]
         try:
             understood(cli, "mtlbench", words)
         except click.exceptions.Exit:
             pass
+        except click.MissingParameter as error:
+            assert line not in complete, f"{page.name}: {line}: {error.format_message()}"
         except click.ClickException as error:
             raise AssertionError(f"{page.name}: {line}: {error.format_message()}") from None
 
