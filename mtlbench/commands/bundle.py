@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mtlbench.commands.authors.complete import names
+from mtlbench.planning.complete import names
 
 
 @click.group()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlbench.commands.authors.complete import names as complete
+from mtlbench.planning.complete import names as complete
 
 if TYPE_CHECKING:
     from mtlbench.api.method import Method

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mtlbench.commands.authors.complete import names
+from mtlbench.planning.complete import names
 
 
 @click.command()

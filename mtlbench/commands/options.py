@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mtlbench.commands.authors.complete import names
+from mtlbench.planning.complete import names
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlbench.commands.authors.complete import names
 from mtlbench.commands.options import JSON, with_options
 from mtlbench.commands.shared import DRAWS, names_in, reports_named, run_folder, show_written
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from mtlbench.results.documents import Written

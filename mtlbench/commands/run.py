@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtlbench.commands.authors.complete import names
 from mtlbench.commands.options import LIMITS, PROTOCOL, REQUEST, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import (
     DRAWS,
@@ -21,6 +20,7 @@ from mtlbench.commands.shared import (
     reports_named,
     show_written,
 )
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

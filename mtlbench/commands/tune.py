@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from mtlbench.commands.authors.complete import names
 from mtlbench.commands.options import LIMITS, PROTOCOL, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import limits_from
+from mtlbench.planning.complete import names
 
 
 @click.command()

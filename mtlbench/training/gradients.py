@@ -63,7 +63,7 @@ class Gradients:
 
     def step(self, batches: Sequence[Batch], draws: Draws | None = None) -> Step:
         """Leave the gradient of the method's loss on all rows of ``batches`` in the parameters, scaled by
-        :attr:`scaler`.
+        ``scaler``.
 
         One batch is differentiated as it is. Of several, each is weighted by the derivative of the loss by its rows'
         losses, and what does not pass through the row losses (a penalty, learned task weights) is added at the end. An

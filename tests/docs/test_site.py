@@ -15,7 +15,7 @@ from mtlbench import nn
 from mtlbench.api.cell import Protocol
 from mtlbench.api.hooks import EventHooks, NounHooks
 from mtlbench.cli import cli
-from mtlbench.commands.authors.complete import names
+from mtlbench.planning.complete import names
 from mtlbench.plugins import offers
 
 ROOT = Path(__file__).parents[2]

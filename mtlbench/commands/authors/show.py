@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mtlbench.commands.authors.complete import names
 from mtlbench.commands.shared import run_folder
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record

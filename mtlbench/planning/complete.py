@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import click
-
-Complete = Callable[[click.Context, click.Parameter, str], list[str]]
+Complete = Callable[[Any, Any, str], list[str]]
+"""As click calls it: context, parameter, and what is typed."""
 
 
 def names(*kinds: str) -> Complete:
@@ -20,7 +20,7 @@ def names(*kinds: str) -> Complete:
     offered again.
     """
 
-    def complete(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+    def complete(_: Any, __: Any, typed: str) -> list[str]:
         before, comma, last = typed.rpartition(",")
         taken = set(before.split(","))
         found = sorted({name for kind in kinds for name in _known(kind, last) if name.startswith(last)} - taken)
