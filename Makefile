@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.mtlbench-installed
 
-.PHONY: demo real test test-quick test-slow devices matrix reliability soak check format install clean
+.PHONY: demo real test test-quick test-slow docs devices matrix reliability soak check format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -33,6 +33,10 @@ test-quick: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The documentation as a site in build/site (open index.html). Links that lead nowhere are errors.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Every method on both backbones and in both dtypes on a device that is not the processor, without hardware (half an hour).
 devices: $(STAMP)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from mtlbench.planning.complete import names
+
 
 @click.group()
 def bundle() -> None:
@@ -15,7 +17,12 @@ def bundle() -> None:
 
 @bundle.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2.")
+@click.option(
+    "--tasks",
+    metavar="NAMES",
+    shell_complete=names("tasks"),
+    help="Suites or single tasks: glue, or glue/rte,glue/sst2.",
+)
 @click.option(
     "--model", "models", multiple=True, metavar="NAME", help="A hub id, a model folder or demo; several times."
 )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mtlbench.planning.complete import names as complete
+
 if TYPE_CHECKING:
     from mtlbench.api.method import Method
     from mtlbench.api.task import TaskSuite
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("names", metavar="NAMES")
+@click.argument(
+    "names", metavar="NAMES", shell_complete=complete("methods", "tasks", "reports", "observers", "executors")
+)
 @click.option("--data", metavar="WHERE", help="Rows of a suite: demo, hub, or a folder.  [default: demo]")
 def check(names: str, data: str | None) -> None:
     """Check that methods keep their promises, on a tiny Llama and a tiny T5: lora, or 'lora[rank=4]',peml.

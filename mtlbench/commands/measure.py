@@ -8,9 +8,16 @@ from typing import Any
 
 import click
 
+from mtlbench.planning.complete import names
+
 
 @click.command()
-@click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'.")
+@click.option(
+    "--methods",
+    metavar="NAMES",
+    shell_complete=names("methods"),
+    help="Methods, with settings in brackets: peml,'lora[rank=16]'.",
+)
 @click.option("--model", metavar="NAME", help="demo (default), a folder, a hub id, random:llama-7b or random:t5-large.")
 @click.option("--preset", metavar="NAME", help="A named measurement, such as peml/figure-4; options given here win.")
 @click.option("--tasks", type=int, help="Tasks in the training mixture.  [default: 4]")

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mtlbench.planning.complete import names
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,15 +32,34 @@ def _several(kind: type[int] | type[float]) -> dict[str, Any]:
 _INTEGERS, _FLOATS = _several(int), _several(float)
 
 REQUEST: tuple[Callable[[Any], Any], ...] = (
-    click.option("--methods", metavar="NAMES", help="Methods, with settings in brackets: peml,'lora[rank=16]'."),
-    click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2."),
     click.option(
-        "--probe", metavar="NAMES", help="Tasks scored before and after training and never trained on: forgetting."
+        "--methods",
+        metavar="NAMES",
+        shell_complete=names("methods"),
+        help="Methods, with settings in brackets: peml,'lora[rank=16]'.",
     ),
-    click.option("--preset", metavar="NAME", help="A named request, such as glue/quick; options given here win."),
+    click.option(
+        "--tasks",
+        metavar="NAMES",
+        shell_complete=names("tasks"),
+        help="Suites or single tasks: glue, or glue/rte,glue/sst2.",
+    ),
+    click.option(
+        "--probe",
+        metavar="NAMES",
+        shell_complete=names("tasks"),
+        help="Tasks scored before and after training and never trained on: forgetting.",
+    ),
+    click.option(
+        "--preset",
+        metavar="NAME",
+        shell_complete=names("presets"),
+        help="A named request, such as glue/quick; options given here win.",
+    ),
     click.option(
         "--model",
         metavar="NAME",
+        shell_complete=names("backbones"),
         help="demo (default), demo-t5, smollm2, a folder, a GGUF file or a hub id; a,b is a sweep.",
     ),
     click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids."),
@@ -58,7 +79,11 @@ REQUEST: tuple[Callable[[Any], Any], ...] = (
 )
 PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--protocol", "name", metavar="NAME", help="A named protocol or a TOML file; options win.  [default: standard]"
+        "--protocol",
+        "name",
+        metavar="NAME",
+        shell_complete=names("protocols"),
+        help="A named protocol or a TOML file; options win.  [default: standard]",
     ),
     click.option("--epochs", **_FLOATS, help="Passes over the joint training rows; 1,3 is a sweep.  [default: 3]"),
     click.option("--steps", **_INTEGERS, help="Optimizer steps, instead of epochs; 50,100 is a sweep."),
@@ -99,7 +124,12 @@ PROTOCOL: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--holdout", type=float, metavar="SHARE", help="Evaluate on this share of the training split instead."
     ),
-    click.option("--sources", metavar="NAMES", help="Tasks to train first; --tasks are trained from there and scored."),
+    click.option(
+        "--sources",
+        metavar="NAMES",
+        shell_complete=names("tasks"),
+        help="Tasks to train first; --tasks are trained from there and scored.",
+    ),
     click.option("--adapt-epochs", type=float, help="Passes over the rows of --tasks after --sources."),
     click.option("--adapt-steps", type=int, help="Steps on --tasks after --sources, instead of epochs."),
     click.option(

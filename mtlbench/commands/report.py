@@ -9,6 +9,7 @@ import click
 
 from mtlbench.commands.options import JSON, with_options
 from mtlbench.commands.shared import DRAWS, names_in, reports_named, run_folder, show_written
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from mtlbench.results.documents import Written
@@ -18,12 +19,25 @@ FORMATS = "markdown,csv"
 
 @click.command()
 @click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--as", "formats", metavar="NAMES", help=f"Reports to render.  [default: {FORMATS}, none with --json]")
+@click.option(
+    "--as",
+    "formats",
+    metavar="NAMES",
+    shell_complete=names("reports"),
+    help=f"Reports to render.  [default: {FORMATS}, none with --json]",
+)
 @click.option(
     "--to", type=click.Path(path_type=Path), help="Where documents go.  [default: report/ in the first FOLDER]"
 )
-@click.option("--methods", metavar="NAMES", help="Show only these methods, variants or cells (starts of their keys).")
-@click.option("--tasks", metavar="NAMES", help="Show only tables of these suites or tasks.")
+@click.option(
+    "--methods",
+    metavar="NAMES",
+    shell_complete=names("methods"),
+    help="Show only these methods, variants or cells (starts of their keys).",
+)
+@click.option(
+    "--tasks", metavar="NAMES", shell_complete=names("tasks"), help="Show only tables of these suites or tasks."
+)
 @click.option("--exclude", metavar="NAMES", help="Leave out these methods, variants or cells.")
 @click.option("--vs", metavar="TABLE", help="Also print a published table beside ours, such as peml/table-2.")
 @click.option("--foreign", metavar="FILES", help="Also show result files of lm-eval or peft, apart from our rows.")

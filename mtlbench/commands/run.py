@@ -20,6 +20,7 @@ from mtlbench.commands.shared import (
     reports_named,
     show_written,
 )
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +47,19 @@ class Ran:
 @with_options(WORKERS)
 @with_options(LIMITS)
 @with_options(PROTOCOL)
-@click.option("--as", "formats", metavar="NAMES", help="Reports to render at the end, such as markdown,charts.")
-@click.option("--again", metavar="NAMES", help="Run these methods (or cell keys) again, though they have records.")
+@click.option(
+    "--as",
+    "formats",
+    metavar="NAMES",
+    shell_complete=names("reports"),
+    help="Reports to render at the end, such as markdown,charts.",
+)
+@click.option(
+    "--again",
+    metavar="NAMES",
+    shell_complete=names("methods"),
+    help="Run these methods (or cell keys) again, though they have records.",
+)
 @with_options(TRACK)
 def run(**options: Any) -> None:
     """Train and evaluate every method; the same command again does only what is missing. Ends in the table.

@@ -10,11 +10,22 @@ import click
 
 from mtlbench.commands.options import LIMITS, PROTOCOL, TRACK, WORKERS, with_options
 from mtlbench.commands.shared import limits_from
+from mtlbench.planning.complete import names
 
 
 @click.command()
-@click.option("--method", metavar="NAME", help="One method; settings in brackets stay fixed: peml, 'peml[layers=4]'.")
-@click.option("--tasks", metavar="NAMES", help="Suites or single tasks: glue, or glue/rte,glue/sst2.")
+@click.option(
+    "--method",
+    metavar="NAME",
+    shell_complete=names("methods"),
+    help="One method; settings in brackets stay fixed: peml, 'peml[layers=4]'.",
+)
+@click.option(
+    "--tasks",
+    metavar="NAMES",
+    shell_complete=names("tasks"),
+    help="Suites or single tasks: glue, or glue/rte,glue/sst2.",
+)
 @click.option("--model", metavar="NAME", help="demo (default), demo-t5, a local model folder or a hub id.")
 @click.option("--data", metavar="WHERE", help="demo, hub, or a folder that mirrors hub ids.")
 @click.option("--search", "searches", multiple=True, metavar="FIELD=VALUES", help="rank=4:64:log or dropout=0.0,0.1.")

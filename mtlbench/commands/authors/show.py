@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mtlbench.commands.shared import run_folder
+from mtlbench.planning.complete import names
 
 if TYPE_CHECKING:
     from mtlbench.api.record import Record
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names("methods", "tasks", "presets", "protocols"))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def show(name: str, folder: Path | None) -> None:
     """Show a method (settings with default and meaning), a suite, a preset, a protocol, or the cells of a run folder.
