@@ -94,8 +94,11 @@ def run_cell(
     provenance: Provenance = {**provenance_of(bench), **record.provenance, **run.disturbances()}
     run.attempt = run.scorer = None
     if record.failure is None or record.failure.kind != "device":
-        if record.status != "ok":
-            bench.drop_if_changed()
+        if record.status == "failed":
+            if ranks.sharded:  # sums over shards need all processes, and after a failure the others may be elsewhere
+                bench.drop_backbones()
+            else:
+                bench.drop_if_changed()
         free_memory(bench.device)
     if commits := commits_of(cell.plugins):
         provenance["plugin_commits"] = commits

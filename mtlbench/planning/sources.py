@@ -205,7 +205,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.level, ".".join(filter(None, [node.module, alias.name]))) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+            if called.strip("_") in ("import_module", "import") and isinstance(node.args[0].value, str):
                 yield 0, node.args[0].value
 
 
