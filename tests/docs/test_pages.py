@@ -122,6 +122,7 @@ class Shell:
         return 0, ""
 
 
+@pytest.mark.slow  # commands that train: a minute of one core
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_shows_what_its_commands_print(
     page: Path, tmp_path: Path, installed: Callable[[Path, Path], str]
